@@ -1,0 +1,209 @@
+//! The command line, and the man pages made from it.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use clap::builder::Styles;
+use clap::builder::styling::AnsiColor;
+use clap::{Args, CommandFactory, Parser, Subcommand};
+
+const ABOUT: &str = "Runs virtual machines whose devices are sandboxed processes";
+
+const LONG_ABOUT: &str = "\
+Bulkhead runs Linux virtual machines on KVM. Every device of a VM is a process of its own, with a user, namespaces and a \
+system-call filter of its own, and holds nothing but what it serves: one disk, one channel. The guest sees Hyper-V's \
+VMBus and uses the drivers that every Linux distribution ships; it is not modified.";
+
+const AFTER_HELP: &str = "\
+Examples:
+  bulkhead check vm.toml      What is wrong in the spec, or what would run
+  bulkhead run vm.toml        Boot it; the guest's console is this terminal (Ctrl-] q ends it)
+
+More: bulkhead run --help, bulkhead check --help";
+
+const RUN_ABOUT: &str = "Boots a VM and stays with it until it ends";
+
+const RUN_LONG_ABOUT: &str = "\
+Boots the VM that a spec describes and supervises its processes in the foreground: core-vmm, and one vsp-storage for each \
+[[storage]]. None of them outlives this command, however it ends.
+
+With mode = \"terminal\" under [console] (the default) the guest's serial console is this terminal. Every key goes to the \
+guest, Ctrl-C too, except Ctrl-]:
+  Ctrl-] q        ends the VM at once, like pulling its plug
+  Ctrl-] Ctrl-]   types Ctrl-] to the guest
+When standard input is not a terminal, it is the guest's input as it is.
+
+SIGTERM, SIGINT, SIGHUP and SIGQUIT end the VM and everything it left in the runtime directory.";
+
+const RUN_AFTER_HELP: &str = "\
+Exit codes:
+  0       The guest powered off (or was ended with Ctrl-] q)
+  1       It cannot run: a mistake in the spec, or a host without what it needs
+  2       A mistake on the command line
+  3       The guest's kernel crashed
+  4       core-vmm or a device process failed
+  128+N   Signal N ended it: 143 for SIGTERM, 130 for SIGINT
+
+Examples:
+  bulkhead run vm.toml
+  bulkhead run vm.toml < /dev/null > console.log       Nobody at the console
+  bulkhead --log-format json run vm.toml 2> log.json   Records for a machine to read
+  sudo bulkhead run vm.toml                            As root, each process gets a user of its own
+
+Files:
+  /run/bulkhead/NAME               The VM's runtime directory, for root
+  $XDG_RUNTIME_DIR/bulkhead/NAME   The same for others";
+
+const CHECK_ABOUT: &str = "Says what is wrong in a spec, where, and how to put it right";
+
+const CHECK_LONG_ABOUT: &str = "\
+Reads a spec and the files it names and shows every mistake with its line, its column and its remedy; or, if there is none, what \
+would run. Starts, locks and changes nothing. Exits with 0 if the spec is good and 1 if not; whether this host could run it is \
+said, but decides nothing.";
+
+const CHECK_AFTER_HELP: &str = "\
+A spec:
+  name = \"debian\"               # a-z, 0-9 and -
+
+  [machine]
+  vcpus = 2                     # 1 to 64
+  memory = \"2GiB\"
+  hugepages = false             # back memory with 2 MiB pages
+  prefault = false              # touch all memory before the start
+
+  [boot]
+  kernel = \"vmlinuz\"            # a bzImage, or ELF with a PVH note
+  initrd = \"initrd.img\"         # paths are relative to the spec
+  cmdline = \"root=/dev/sda rw console=ttyS0\"
+
+  [console]
+  mode = \"terminal\"             # or \"socket\", with path = \"console.sock\"
+
+  [on]
+  crash = \"exit\"                # or \"continue\": the guest's kdump runs
+
+  [[storage]]                   # one SCSI controller, one process
+  name = \"disk0\"
+  [[storage.disk]]
+  path = \"root.img\"             # a raw image or a block device
+  readonly = false
+  lun = 0                       # if left out: its position";
+
+const STYLES: Styles = Styles::styled()
+    .header(AnsiColor::Yellow.on_default().bold())
+    .usage(AnsiColor::Yellow.on_default().bold())
+    .literal(AnsiColor::Green.on_default().bold())
+    .placeholder(AnsiColor::Cyan.on_default());
+
+/// The command line.
+#[derive(Debug, Parser)]
+#[command(
+    name = "bulkhead", version, about = ABOUT, long_about = LONG_ABOUT, after_help = AFTER_HELP, styles = STYLES,
+    max_term_width = 100, disable_help_subcommand = true
+)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+
+    /// How log records look on standard error: `human` (under systemd, journald gets them with their fields) or `json`
+    #[arg(long, global = true, value_name = "FORMAT", default_value_t, hide_default_value = true)]
+    pub log_format: logs::Format,
+
+    /// How much is logged: off, error, warn, info, debug or trace [default: info, but warn beside a console]
+    #[arg(long, global = true, value_name = "LEVEL")]
+    pub log_level: Option<logs::Level>,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    #[command(about = RUN_ABOUT, long_about = RUN_LONG_ABOUT, after_help = RUN_AFTER_HELP)]
+    /// Boots a VM and stays with it until it ends.
+    Run(Run),
+    #[command(about = CHECK_ABOUT, long_about = CHECK_LONG_ABOUT, after_help = CHECK_AFTER_HELP)]
+    /// Says what is wrong in a spec.
+    Check(Check),
+    /// Writes the man pages into a directory.
+    #[command(hide = true)]
+    Man {
+        /// The directory.
+        directory: PathBuf,
+    },
+}
+
+/// `bulkhead run`.
+#[derive(Debug, Args)]
+pub struct Run {
+    /// The VM's spec; see `bulkhead check --help` for an example
+    #[arg(value_name = "VM.TOML")]
+    pub spec: PathBuf,
+
+    /// Starts the VM even though the host has less memory than the VM may come to use
+    #[arg(long)]
+    pub overcommit: bool,
+
+    /// Where core-vmm and vsp-storage are [default: beside bulkhead, then in PATH]
+    #[arg(long, value_name = "DIR", env = "BULKHEAD_BIN_DIR", hide_env_values = true)]
+    pub bin_dir: Option<PathBuf>,
+
+    /// Where running VMs have their directories [default: /run/bulkhead, or $XDG_RUNTIME_DIR/bulkhead]
+    #[arg(long, value_name = "DIR", env = "BULKHEAD_RUNTIME_DIR", hide_env_values = true)]
+    pub runtime_dir: Option<PathBuf>,
+
+    /// Starts without asking whether the host can run a VM: for tests of the supervisor.
+    #[arg(long, hide = true)]
+    pub skip_host_checks: bool,
+}
+
+/// `bulkhead check`.
+#[derive(Debug, Args)]
+pub struct Check {
+    /// The VM's spec
+    #[arg(value_name = "VM.TOML")]
+    pub spec: PathBuf,
+
+    /// Allows more memory than this host has
+    #[arg(long)]
+    pub overcommit: bool,
+}
+
+/// Writes `bulkhead.1` and a page for each command into `directory`.
+pub fn write_man_pages(directory: &Path) -> io::Result<()> {
+    std::fs::create_dir_all(directory)?;
+    for (name, page) in man_pages()? {
+        std::fs::write(directory.join(name), page)?;
+    }
+    Ok(())
+}
+
+/// The man pages: file name and text.
+pub fn man_pages() -> io::Result<Vec<(String, Vec<u8>)>> {
+    // What a terminal width would do to the text does not belong in a page.
+    let mut top = Cli::command();
+    top.build();
+    let mut pages = vec![("bulkhead.1".to_owned(), man_page(top.clone(), "bulkhead")?)];
+    for command in top.get_subcommands().filter(|command| !command.is_hide_set()) {
+        let name = format!("bulkhead-{}", command.get_name());
+        pages.push((format!("{name}.1"), man_page(command.clone(), &name)?));
+    }
+    Ok(pages)
+}
+
+fn man_page(command: clap::Command, name: &str) -> io::Result<Vec<u8>> {
+    let mut page = Vec::new();
+    // `Command` wants names that live for ever; there are three of them.
+    let command = command.name(name.to_owned().leak() as &'static str);
+    clap_mangen::Man::new(command).manual("Bulkhead").render(&mut page)?;
+    Ok(page)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+}

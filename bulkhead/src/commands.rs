@@ -1,0 +1,127 @@
+//! What each command does.
+
+use std::io::IsTerminal;
+use std::process::ExitCode;
+
+use anyhow::Context;
+
+use crate::cli::{self, Check, Cli, Command, Run};
+use crate::host;
+use crate::plan::Plan;
+use crate::programs::Programs;
+use crate::runtime_dir::{self, RuntimeDir};
+use crate::spec::diagnostic::Report;
+use crate::spec::size::Bytes;
+use crate::spec::{self, Console, HostLimits, OnCrash, Spec};
+use crate::supervise::{self, Fate, Logging, Signals};
+
+/// Exit code for a spec that is wrong or a host that cannot run it.
+pub const CANNOT_RUN: u8 = 1;
+
+/// Does what the command line says. An error means that nothing was left running, and [`CANNOT_RUN`].
+pub fn execute(cli: &Cli) -> anyhow::Result<ExitCode> {
+    match &cli.command {
+        Command::Run(options) => run(cli, options),
+        Command::Check(options) => Ok(check(options)),
+        Command::Man { directory } => {
+            cli::write_man_pages(directory)
+                .with_context(|| format!("cannot write to {}", directory.display()))?;
+            Ok(ExitCode::SUCCESS)
+        }
+    }
+}
+
+fn run(cli: &Cli, options: &Run) -> anyhow::Result<ExitCode> {
+    let (spec, report) = spec::load(&options.spec, limits(options.overcommit));
+    show(&report);
+    let Some(spec) = spec else { return Ok(ExitCode::from(CANNOT_RUN)) };
+    if !options.skip_host_checks {
+        host::check(&spec.machine, options.overcommit).with_context(|| spec.name.clone())?;
+    }
+    let programs = Programs::find(options.bin_dir.as_deref())?;
+    let logging = Logging { format: cli.log_format, level: log_level(cli, &spec) };
+    logs::init(logging.format, logging.level, "bulkhead");
+    let signals = Signals::take().context("cannot listen for signals")?;
+    let runtime = RuntimeDir::claim(&runtime_dir::base(options.runtime_dir.as_deref()), &spec.name)?;
+    let plan = Plan::new(&spec, &programs, runtime.first_id());
+    let fate = supervise::run(&plan, &runtime, &signals, logging);
+    drop(runtime);
+    announce(&plan.name, &fate, logging.format);
+    Ok(ExitCode::from(fate.exit_code()))
+}
+
+/// One line about what happened, in the form of everything else on standard error.
+fn announce(name: &str, fate: &Fate, format: logs::Format) {
+    match format {
+        logs::Format::Human => eprintln!("bulkhead: {name}: {fate}"),
+        logs::Format::Json if fate.is_failure() => {
+            tracing::error!(vm = name, exit_code = fate.exit_code(), "{fate}");
+        }
+        logs::Format::Json => tracing::info!(vm = name, exit_code = fate.exit_code(), "{fate}"),
+    }
+}
+
+/// Beside a guest's console, only what matters is worth a line.
+fn log_level(cli: &Cli, spec: &Spec) -> logs::Level {
+    let beside_console = spec.console == Console::Terminal && std::io::stderr().is_terminal();
+    cli.log_level.unwrap_or(if beside_console { logs::Level::WARN } else { logs::Level::INFO })
+}
+
+fn check(options: &Check) -> ExitCode {
+    let (spec, report) = spec::load(&options.spec, limits(options.overcommit));
+    show(&report);
+    let Some(spec) = spec else { return ExitCode::from(CANNOT_RUN) };
+    print!("{}", summary(&spec));
+    if let Err(unfit) = host::check(&spec.machine, options.overcommit) {
+        println!("but not here: {unfit}");
+    }
+    ExitCode::SUCCESS
+}
+
+fn limits(overcommit: bool) -> HostLimits {
+    HostLimits { memory: if overcommit { None } else { host::total_memory() } }
+}
+
+fn show(report: &Report) {
+    let colour = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty());
+    eprint!("{}", report.render(colour));
+}
+
+/// What would run, for people.
+fn summary(spec: &Spec) -> String {
+    let machine = &spec.machine;
+    let plural = if machine.vcpus == 1 { "" } else { "s" };
+    let mut out =
+        format!("ok: {}: {} vCPU{plural}, {} of memory", spec.name, machine.vcpus, Bytes(machine.memory));
+    for (set, text) in
+        [(machine.hugepages, " in huge pages"), (machine.prefault, ", touched before the start")]
+    {
+        if set {
+            out.push_str(text);
+        }
+    }
+    out.push_str(&format!("\n  boot      {} ({})\n", spec.boot.kernel.display(), spec.boot.kernel_kind));
+    if let Some(initrd) = &spec.boot.initrd {
+        out.push_str(&format!("            {}\n", initrd.display()));
+    }
+    out.push_str(&format!("            {}\n", spec.boot.cmdline));
+    let console = match &spec.console {
+        Console::Terminal => "this terminal".to_owned(),
+        Console::Socket(path) => path.display().to_string(),
+    };
+    out.push_str(&format!("  console   {console}\n"));
+    let crash = match spec.on_crash {
+        OnCrash::Exit => "the VM ends, exit code 3",
+        OnCrash::Continue => "the VM goes on",
+    };
+    out.push_str(&format!("  on crash  {crash}\n  processes\n    core-vmm\n"));
+    for storage in &spec.storage {
+        out.push_str(&format!("    vsp-storage {}\n", storage.name));
+        for disk in &storage.disks {
+            let access = if disk.readonly { ", read-only" } else { "" };
+            let (path, size) = (disk.path.display(), Bytes(disk.bytes));
+            out.push_str(&format!("      LUN {}  {path}, {size}{access}\n", disk.lun));
+        }
+    }
+    out
+}

@@ -1,0 +1,22 @@
+//! The command that people type. It reads a VM's spec, says what is wrong with it, and supervises the processes that
+//! the VM is made of.
+//!
+//! * [`spec`]: `vm.toml` into typed values, with diagnostics
+//! * [`host`]: can this host run it?
+//! * [`plan`]: from a spec to processes; [`programs`] finds their files
+//! * [`runtime_dir`]: `/run/bulkhead/NAME`, and that a VM runs once
+//! * [`supervise`]: starts the processes, watches them, ends with them; [`console`] is the terminal meanwhile
+//! * [`cli`]: the command line and the man pages made from it; [`commands`] does what it says
+//!
+//! This crate must never touch the guest: it has no part of its memory, of its disks or of its messages.
+#![forbid(unsafe_code)]
+
+pub mod cli;
+pub mod commands;
+pub mod console;
+pub mod host;
+pub mod plan;
+pub mod programs;
+pub mod runtime_dir;
+pub mod spec;
+pub mod supervise;

@@ -1,0 +1,217 @@
+//! From a spec to processes: what is started, as which user, with which arguments. Pure: it starts nothing.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use ipc::config::{Console, CoreConfig, DeviceSlot, OnCrash};
+
+use crate::programs::Programs;
+use crate::spec::{self, Spec, Storage};
+
+/// Numbers of the user and group ids that Bulkhead's processes run as when root starts them: from this one ("BH" in
+/// ASCII, so that it is recognised in `ps`), a block of [`IDS_PER_VM`] for each VM of the host. They belong to
+/// nobody else: far above people and services, and outside the ranges that systemd hands out dynamically.
+pub const FIRST_ID: u32 = 0x4248_0000;
+/// The core has the first id of its VM's block, and the devices the following ones in the order of the spec.
+pub const IDS_PER_VM: u32 = 256;
+/// Blocks, and so the VMs that one host can run as root at a time.
+pub const ID_BLOCKS: u32 = 256;
+
+/// Everything that runs for one VM.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// The VM's name.
+    pub name: String,
+    /// The program of the core.
+    pub core_program: PathBuf,
+    /// What the core is told.
+    pub core: CoreConfig,
+    /// The device processes.
+    pub devices: Vec<Device>,
+}
+
+/// One device process.
+#[derive(Clone, Debug)]
+pub struct Device {
+    /// Its name in the spec.
+    pub name: String,
+    /// Its program.
+    pub program: PathBuf,
+    /// Its arguments, without those that depend on the run (`--core-fd`, logging).
+    pub args: Vec<OsString>,
+    /// The user and group it becomes; `None`: it stays what bulkhead is.
+    pub id: Option<u32>,
+}
+
+impl Plan {
+    /// The processes of `spec`. `first_id` is the first user id of the VM's block, `None` without root's rights.
+    pub fn new(spec: &Spec, programs: &Programs, first_id: Option<u32>) -> Self {
+        let ids = |position: usize| -> Option<u32> {
+            // At most `MOST_DEVICES` positions: they fit in a block.
+            first_id.map(|first| first + u32::try_from(position).unwrap_or(0))
+        };
+        let devices: Vec<Device> = spec
+            .storage
+            .iter()
+            .enumerate()
+            .map(|(position, storage)| storage_device(storage, programs, ids(position + 1)))
+            .collect();
+        let slots = devices.iter().map(|device| DeviceSlot {
+            name: device.name.clone(),
+            instance: instance_guid(&spec.name, &device.name),
+            uid: device.id,
+            guest_ram: true, // Storage requests name guest pages.
+        });
+        let core = CoreConfig {
+            name: spec.name.clone(),
+            vcpus: spec.machine.vcpus,
+            memory: spec.machine.memory,
+            hugepages: spec.machine.hugepages,
+            prefault: spec.machine.prefault,
+            kernel: spec.boot.kernel.clone(),
+            initrd: spec.boot.initrd.clone(),
+            cmdline: spec.boot.cmdline.clone(),
+            console: match &spec.console {
+                spec::Console::Terminal => Console::Stdio,
+                spec::Console::Socket(path) => Console::Socket(path.clone()),
+            },
+            devices: slots.collect(),
+            uid: ids(0),
+            gid: ids(0),
+            on_crash: match spec.on_crash {
+                spec::OnCrash::Exit => OnCrash::Exit,
+                spec::OnCrash::Continue => OnCrash::Continue,
+            },
+            sandbox: true,
+        };
+        Self { name: spec.name.clone(), core_program: programs.core_vmm.clone(), core, devices }
+    }
+}
+
+fn storage_device(storage: &Storage, programs: &Programs, id: Option<u32>) -> Device {
+    let mut args: Vec<OsString> = vec!["--device".into(), storage.name.clone().into()];
+    for disk in &storage.disks {
+        let mut text = OsString::from(format!("lun={},path=", disk.lun));
+        text.push(&disk.path);
+        if disk.readonly {
+            text.push(",ro");
+        }
+        args.extend(["--disk".into(), text]);
+    }
+    if let Some(id) = id {
+        args.extend(["--uid".into(), id.to_string().into(), "--gid".into(), id.to_string().into()]);
+    }
+    Device { name: storage.name.clone(), program: programs.vsp_storage.clone(), args, id }
+}
+
+/// The instance GUID of a device: the same for the same names for ever, or the guest would find its devices
+/// renamed. Version 8 of RFC 9562, that is, bits of our own choosing.
+fn instance_guid(vm: &str, device: &str) -> String {
+    // A slash is in no name, so no two pairs of names make the same text.
+    let text = format!("{vm}/{device}");
+    let (a, b) = (fnv1a(text.as_bytes(), 0), fnv1a(text.as_bytes(), 1));
+    format!(
+        "{:08x}-{:04x}-8{:03x}-{:04x}-{:012x}",
+        a >> 32,
+        a >> 16 & 0xffff,
+        a & 0xfff,
+        0x8000 | (b >> 48 & 0x3fff),
+        b & 0xffff_ffff_ffff
+    )
+}
+
+/// The block that a VM's ids are looked for in first: mostly the same one on every run.
+pub fn preferred_id_block(vm: &str) -> u32 {
+    u32::try_from(fnv1a(vm.as_bytes(), 0) % u64::from(ID_BLOCKS)).unwrap_or(0)
+}
+
+/// FNV-1a, 64 bits, with the salt as the first byte: stable over builds, which the standard hasher is not.
+fn fnv1a(bytes: &[u8], salt: u8) -> u64 {
+    let step = |hash: u64, byte: u8| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
+    let hash = bytes.iter().fold(step(0xcbf2_9ce4_8422_2325, salt), |hash, byte| step(hash, *byte));
+    // FNV mixes the last bytes into the high bits only a little: finish it (MurmurHash3's finalizer).
+    let hash = (hash ^ hash >> 33).wrapping_mul(0xff51_afd7_ed55_8ccd);
+    let hash = (hash ^ hash >> 33).wrapping_mul(0xc4ce_b9fe_1a85_ec53);
+    hash ^ hash >> 33
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::spec::{Boot, Disk, KernelKind, Machine};
+
+    fn spec() -> Spec {
+        let disk = |path: &str, readonly, lun| Disk { path: path.into(), bytes: 512, readonly, lun };
+        Spec {
+            name: "debian".to_owned(),
+            machine: Machine { vcpus: 2, memory: 1 << 30, hugepages: false, prefault: false },
+            boot: Boot {
+                kernel: "/boot/vmlinuz".into(),
+                kernel_kind: KernelKind::BzImage,
+                initrd: None,
+                cmdline: String::new(),
+            },
+            console: spec::Console::Terminal,
+            on_crash: spec::OnCrash::Exit,
+            storage: vec![
+                Storage {
+                    name: "disk0".to_owned(),
+                    disks: vec![disk("/a.img", false, 0), disk("/b.img", true, 5)],
+                },
+                Storage { name: "disk1".to_owned(), disks: vec![disk("/c.img", false, 0)] },
+            ],
+        }
+    }
+
+    fn programs() -> Programs {
+        Programs { core_vmm: "/bin/core-vmm".into(), vsp_storage: "/bin/vsp-storage".into() }
+    }
+
+    #[test]
+    fn every_process_of_a_vm_started_by_root_has_a_user_of_its_own() {
+        let plan = Plan::new(&spec(), &programs(), Some(FIRST_ID + 512));
+        assert_eq!((plan.core.uid, plan.core.gid), (Some(FIRST_ID + 512), Some(FIRST_ID + 512)));
+        assert_eq!(plan.devices[0].id, Some(FIRST_ID + 513));
+        assert_eq!(plan.devices[1].id, Some(FIRST_ID + 514));
+        assert_eq!(plan.core.devices[1].uid, Some(FIRST_ID + 514));
+    }
+
+    #[test]
+    fn a_storage_process_is_told_its_disks_and_its_user() {
+        let plan = Plan::new(&spec(), &programs(), Some(1000));
+        let expected = [
+            "--device",
+            "disk0",
+            "--disk",
+            "lun=0,path=/a.img",
+            "--disk",
+            "lun=5,path=/b.img,ro",
+            "--uid",
+            "1001",
+            "--gid",
+            "1001",
+        ];
+        assert_eq!(plan.devices[0].args, expected);
+        let unprivileged = Plan::new(&spec(), &programs(), None);
+        assert_eq!(unprivileged.devices[0].args, expected[..6]);
+        assert_eq!(unprivileged.core.uid, None);
+    }
+
+    #[test]
+    fn instance_guids_never_change() {
+        // A change of this value renames the devices of every guest.
+        assert_eq!(instance_guid("debian", "disk0"), GUID_OF_DEBIAN_DISK0);
+        assert_ne!(instance_guid("debian", "disk0"), instance_guid("debian", "disk1"));
+        assert_ne!(instance_guid("debian", "disk0"), instance_guid("debia", "n-disk0"));
+    }
+
+    const GUID_OF_DEBIAN_DISK0: &str = "?";
+
+    #[test]
+    fn id_blocks_stay_in_their_range() {
+        for n in 0..1000 {
+            assert!(preferred_id_block(&format!("vm{n}")) < ID_BLOCKS);
+        }
+        assert!(spec::MOST_DEVICES < IDS_PER_VM as usize);
+    }
+}

@@ -1,0 +1,501 @@
+//! `vm.toml`: what a VM is, as a person writes it, into typed values.
+//!
+//! [`load`] reports every mistake at once, each with its place and its remedy. It must never start, lock or change
+//! anything: a spec can be checked while its VM runs elsewhere.
+
+pub mod diagnostic;
+mod files;
+mod kernel;
+mod reader;
+pub mod size;
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+
+use toml::de::DeTable;
+
+pub use self::kernel::KernelKind;
+pub use self::reader::Located;
+
+use self::diagnostic::Report;
+use self::files::FoundDisk;
+use self::reader::{Section, Shape};
+use self::size::{Bytes, MIB};
+
+/// Virtual processors that a VM may have.
+pub const VCPUS: std::ops::RangeInclusive<u64> = 1..=64;
+/// The least memory that a stock kernel, its initrd and a shell fit into.
+pub const LEAST_MEMORY: u64 = 64 * MIB;
+/// Guest memory comes in pieces of this size, so that huge pages can back it.
+pub const MEMORY_STEP: u64 = 2 * MIB;
+/// LUNs of one controller: what Hyper-V's synthetic SCSI controller offers.
+pub const LUNS: std::ops::RangeInclusive<u64> = 0..=63;
+/// Devices of one VM: with the core they share a block of 256 user ids.
+pub const MOST_DEVICES: usize = 255;
+/// Longest kernel command line of x86 (`COMMAND_LINE_SIZE` less the final zero).
+pub const LONGEST_CMDLINE: usize = 2047;
+/// Longest name of a VM or a device: it becomes part of host names, paths and unit names.
+const LONGEST_NAME: usize = 63;
+/// Longest path of a unix socket, without the final zero (`sockaddr_un`).
+const LONGEST_SOCKET_PATH: usize = 107;
+
+const TOP: Shape =
+    Shape { title: "the top of the file", keys: &["name", "machine", "boot", "console", "on", "storage"] };
+const MACHINE: Shape = Shape { title: "[machine]", keys: &["vcpus", "memory", "hugepages", "prefault"] };
+const BOOT: Shape = Shape { title: "[boot]", keys: &["kernel", "initrd", "cmdline"] };
+const CONSOLE: Shape = Shape { title: "[console]", keys: &["mode", "path"] };
+const ON: Shape = Shape { title: "[on]", keys: &["crash"] };
+const STORAGE: Shape = Shape { title: "[[storage]]", keys: &["name", "disk"] };
+const DISK: Shape = Shape { title: "[[storage.disk]]", keys: &["path", "readonly", "lun"] };
+/// Where a key that is out of place may belong.
+const HOMES: [&Shape; 5] = [&MACHINE, &BOOT, &CONSOLE, &ON, &DISK];
+
+/// A VM, checked.
+#[derive(Clone, Debug)]
+pub struct Spec {
+    /// Its name, `[a-z0-9-]`.
+    pub name: String,
+    /// Processors and memory.
+    pub machine: Machine,
+    /// What it boots.
+    pub boot: Boot,
+    /// Where its serial console goes.
+    pub console: Console,
+    /// What becomes of it when its kernel crashes.
+    pub on_crash: OnCrash,
+    /// Its SCSI controllers, each a process.
+    pub storage: Vec<Storage>,
+}
+
+/// Processors and memory.
+#[derive(Clone, Debug)]
+pub struct Machine {
+    /// Virtual processors.
+    pub vcpus: u32,
+    /// Memory in bytes.
+    pub memory: u64,
+    /// Back the memory with 2 MiB pages.
+    pub hugepages: bool,
+    /// Touch all memory before the guest starts.
+    pub prefault: bool,
+}
+
+/// What a VM boots.
+#[derive(Clone, Debug)]
+pub struct Boot {
+    /// The kernel; absolute.
+    pub kernel: PathBuf,
+    /// What the kernel's file is.
+    pub kernel_kind: KernelKind,
+    /// The initial RAM disk; absolute.
+    pub initrd: Option<PathBuf>,
+    /// The kernel's command line.
+    pub cmdline: String,
+}
+
+/// Where the serial console goes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Console {
+    /// The terminal (or whatever standard input and output are) of `bulkhead run`.
+    Terminal,
+    /// A unix stream socket at this absolute path.
+    Socket(PathBuf),
+}
+
+/// What becomes of a VM whose kernel has crashed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OnCrash {
+    /// It ends, with exit code 3.
+    Exit,
+    /// It goes on, so that its own kdump can run.
+    Continue,
+}
+
+/// One SCSI controller.
+#[derive(Clone, Debug)]
+pub struct Storage {
+    /// Its name, `[a-z0-9-]`.
+    pub name: String,
+    /// Its disks.
+    pub disks: Vec<Disk>,
+}
+
+/// One disk.
+#[derive(Clone, Debug)]
+pub struct Disk {
+    /// The image or block device; absolute.
+    pub path: PathBuf,
+    /// Its size in bytes.
+    pub bytes: u64,
+    /// The guest cannot write to it.
+    pub readonly: bool,
+    /// Its logical unit number.
+    pub lun: u8,
+}
+
+/// What the host has, as far as a spec depends on it.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct HostLimits {
+    /// Memory in bytes, if a VM may not have more than that.
+    pub memory: Option<u64>,
+}
+
+/// Reads and checks the spec at `path`, the files it names included. The report holds every mistake; there is a spec
+/// if none of them is an error.
+pub fn load(path: &Path, host: HostLimits) -> (Option<Spec>, Report) {
+    let source = match std::fs::read(path).map(String::from_utf8) {
+        Ok(Ok(source)) => source,
+        Ok(Err(_)) => {
+            let mut report = Report::new(path, "");
+            report.error(None, "this file is not text", "save it as UTF-8");
+            return (None, report);
+        }
+        Err(error) => {
+            let mut report = Report::new(path, "");
+            let fix = match error.kind() {
+                std::io::ErrorKind::NotFound => {
+                    "check the path; `bulkhead check --help` shows an example spec"
+                }
+                std::io::ErrorKind::PermissionDenied => "give yourself the right to read it",
+                _ => "name a readable TOML file",
+            };
+            report.error(None, format!("cannot read this file: {}", reason(&error)), fix);
+            return (None, report);
+        }
+    };
+    let directory = match path.parent() {
+        Some(parent) if parent != Path::new("") => parent,
+        _ => Path::new("."),
+    };
+    let directory = std::path::absolute(directory).unwrap_or_else(|_| directory.to_owned());
+    parse(path, &source, &directory, host)
+}
+
+/// Checks the text of a spec; paths in it are relative to `directory`.
+pub fn parse(path: &Path, source: &str, directory: &Path, host: HostLimits) -> (Option<Spec>, Report) {
+    let mut report = Report::new(path, source);
+    let (document, mistakes) = DeTable::parse_recoverable(source);
+    for mistake in &mistakes {
+        let message = format!("this is not TOML: {}", mistake.message().replace('\n', ", "));
+        report.error(mistake.span(), message, "see https://toml.io for how to write it");
+    }
+    if !mistakes.is_empty() {
+        return (None, report); // What follows from broken text would only mislead.
+    }
+    let spec = Loader { directory, host, report: &mut report }.spec(document.get_ref());
+    let spec = if report.errors() == 0 { spec } else { None };
+    (spec, report)
+}
+
+/// The text of an I/O error without its number.
+fn reason(error: &std::io::Error) -> String {
+    let text = error.to_string();
+    let text = text.split(" (os error").next().unwrap_or_default();
+    let mut chars = text.chars();
+    chars.next().map(|first| first.to_ascii_lowercase().to_string() + chars.as_str()).unwrap_or_default()
+}
+
+struct Loader<'a> {
+    directory: &'a Path,
+    host: HostLimits,
+    report: &'a mut Report,
+}
+
+impl Loader<'_> {
+    /// Every part is read even if another one is wrong; `None` if anything that must be there is not.
+    fn spec(&mut self, document: &DeTable<'_>) -> Option<Spec> {
+        let top = Section::new(document, &TOP, None, &HOMES, self.report);
+        let name = self.name(&top, "name", "name = \"debian\"");
+        let empty = DeTable::new();
+        let section = |key: &str, shape: &'static Shape, report: &mut Report| {
+            let (table, span) = match top.table(key, report) {
+                Some((table, span)) => (table, Some(span)),
+                None => (&empty, None),
+            };
+            Section::new(table, shape, span, &HOMES, report)
+        };
+        let machine = section("machine", &MACHINE, self.report);
+        let boot = section("boot", &BOOT, self.report);
+        let console = section("console", &CONSOLE, self.report);
+        let on = section("on", &ON, self.report);
+
+        let machine = self.machine(&machine);
+        let boot = self.boot(&boot);
+        let console = self.console(&console);
+        let on_crash = self.on_crash(&on);
+        let storage = self.storage(&top);
+        Some(Spec {
+            name: name?.value,
+            machine: machine?,
+            boot: boot?,
+            console: console?,
+            on_crash: on_crash?,
+            storage: storage?,
+        })
+    }
+
+    fn name(&mut self, section: &Section<'_, '_>, key: &str, example: &str) -> Option<Located<String>> {
+        let Some(name) = section.string(key, self.report) else {
+            section.missing(key, example, self.report);
+            return None;
+        };
+        let allowed = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+        let text = &name.value;
+        let problem = if text.is_empty() {
+            Some("is empty".to_owned())
+        } else if let Some(bad) = text.chars().find(|c| !allowed(*c)) {
+            Some(format!("may not contain {bad:?}"))
+        } else if text.starts_with('-') || text.ends_with('-') {
+            Some("may not start or end with `-`".to_owned())
+        } else if text.len() > LONGEST_NAME {
+            Some(format!("is longer than {LONGEST_NAME} characters"))
+        } else {
+            None
+        };
+        let Some(problem) = problem else { return Some(name) };
+        let lower = text.to_lowercase().replace(|c: char| !allowed(c), "-");
+        let better: String = lower.trim_matches('-').chars().take(LONGEST_NAME).collect();
+        let fix = if better.is_empty() {
+            "use lower-case letters, digits and `-`".to_owned()
+        } else {
+            format!("use lower-case letters, digits and `-`: \"{}\"", better.trim_end_matches('-'))
+        };
+        self.report.error(name.span, format!("`{key}` {problem}"), fix);
+        None
+    }
+
+    fn machine(&mut self, section: &Section<'_, '_>) -> Option<Machine> {
+        let vcpus = section.integer("vcpus", VCPUS, self.report);
+        if vcpus.is_none() {
+            section.missing("vcpus", "vcpus = 2", self.report);
+        }
+        let memory = section.size("memory", self.report);
+        if memory.is_none() {
+            section.missing("memory", "memory = \"2GiB\"", self.report);
+        }
+        let memory = memory.and_then(|memory| self.memory(memory));
+        let hugepages = section.boolean("hugepages", false, self.report);
+        let prefault = section.boolean("prefault", false, self.report);
+        let vcpus = u32::try_from(vcpus?.value).ok()?;
+        Some(Machine { vcpus, memory: memory?, hugepages, prefault })
+    }
+
+    fn memory(&mut self, memory: Located<u64>) -> Option<u64> {
+        let Located { value: bytes, span } = memory;
+        if bytes < LEAST_MEMORY {
+            let fix = match bytes {
+                1..65_536 => format!("a plain number is bytes; did you mean \"{bytes}MiB\"?"),
+                _ => format!("write at least \"{}MiB\"", LEAST_MEMORY / MIB),
+            };
+            let message = format!("{} of memory is too little for a Linux kernel", Bytes(bytes));
+            self.report.error(span, message, fix);
+            return None;
+        }
+        if let Some(host) = self.host.memory.filter(|&host| bytes > host) {
+            let message = format!("{} is more memory than this host has ({})", Bytes(bytes), Bytes(host));
+            let fix = format!("write at most \"{}MiB\", or use --overcommit", host / MEMORY_STEP * 2);
+            self.report.error(span, message, fix);
+            return None;
+        }
+        if bytes % MEMORY_STEP != 0 {
+            let fix = format!("write \"{}MiB\"", bytes.next_multiple_of(MEMORY_STEP) / MIB);
+            self.report.error(span, "`memory` must be a multiple of 2 MiB", fix);
+            return None;
+        }
+        Some(bytes)
+    }
+
+    fn boot(&mut self, section: &Section<'_, '_>) -> Option<Boot> {
+        let kernel = section.string("kernel", self.report);
+        if kernel.is_none() {
+            section.missing("kernel", "kernel = \"vmlinuz\"", self.report);
+        }
+        let kernel = kernel.and_then(|kernel| {
+            let kernel = kernel.map(|path| self.directory.join(path));
+            kernel::check(&kernel, self.report).map(|kind| (kernel.value, kind))
+        });
+        let initrd = section.string("initrd", self.report).map(|path| path.map(|p| self.directory.join(p)));
+        if let Some(initrd) = &initrd {
+            files::initrd(initrd, self.report);
+        }
+        let cmdline = section.string("cmdline", self.report);
+        if let Some(Located { value, span }) = &cmdline {
+            if value.len() > LONGEST_CMDLINE {
+                let message =
+                    format!("`cmdline` has {} bytes; a kernel takes {LONGEST_CMDLINE}", value.len());
+                self.report.error(span.clone(), message, "shorten it");
+            } else if value.contains(|c: char| c.is_control()) {
+                let message = "`cmdline` has a line break or another control character";
+                self.report.error(span.clone(), message, "write it as one line");
+            } else if !value.split_ascii_whitespace().any(|word| word.starts_with("console=ttyS0")) {
+                let message = "`cmdline` has no console=ttyS0: the console will show nothing";
+                self.report.warning(span.clone(), message, format!("write \"{value} console=ttyS0\""));
+            }
+        }
+        let (kernel, kernel_kind) = kernel?;
+        let cmdline = cmdline.map_or_else(|| "console=ttyS0".to_owned(), |cmdline| cmdline.value);
+        Some(Boot { kernel, kernel_kind, initrd: initrd.map(|initrd| initrd.value), cmdline })
+    }
+
+    fn console(&mut self, section: &Section<'_, '_>) -> Option<Console> {
+        let mode = section.string("mode", self.report);
+        let path = section.string("path", self.report);
+        match mode.as_ref().map_or("terminal", |mode| mode.value.as_str()) {
+            "terminal" => {
+                if let Some(path) = path {
+                    let message = "`path` means nothing with mode = \"terminal\"";
+                    self.report.error(path.span, message, "remove it, or write mode = \"socket\"");
+                    return None;
+                }
+                Some(Console::Terminal)
+            }
+            "socket" => {
+                let Some(path) = path else {
+                    section.missing("path", "path = \"console.sock\"", self.report);
+                    return None;
+                };
+                let socket = self.directory.join(&path.value);
+                if socket.as_os_str().len() > LONGEST_SOCKET_PATH {
+                    let message = format!(
+                        "the socket's path has {} bytes; the kernel allows {LONGEST_SOCKET_PATH}: {}",
+                        socket.as_os_str().len(),
+                        socket.display()
+                    );
+                    self.report.error(path.span, message, "choose a shorter one, under /run for instance");
+                    return None;
+                }
+                if !socket.parent().is_some_and(Path::is_dir) {
+                    let message = format!("there is no directory for the socket {}", socket.display());
+                    self.report.error(path.span, message, "create it, or choose another path");
+                    return None;
+                }
+                Some(Console::Socket(socket))
+            }
+            other => {
+                let message = format!("`mode` cannot be \"{other}\"");
+                let span = mode.map(|mode| mode.span);
+                self.report.error(span, message, "write \"terminal\" or \"socket\"");
+                None
+            }
+        }
+    }
+
+    fn on_crash(&mut self, section: &Section<'_, '_>) -> Option<OnCrash> {
+        let Some(crash) = section.string("crash", self.report) else { return Some(OnCrash::Exit) };
+        match crash.value.as_str() {
+            "exit" => Some(OnCrash::Exit),
+            "continue" => Some(OnCrash::Continue),
+            other => {
+                let fix = "write \"exit\", or \"continue\" to let the guest's own kdump run";
+                self.report.error(crash.span, format!("`crash` cannot be \"{other}\""), fix);
+                None
+            }
+        }
+    }
+
+    fn storage(&mut self, top: &Section<'_, '_>) -> Option<Vec<Storage>> {
+        let controllers = top.tables("storage", "[[storage]]", self.report);
+        if controllers.len() > MOST_DEVICES {
+            let message = format!("{} devices are more than the {MOST_DEVICES} of one VM", controllers.len());
+            self.report.error(
+                controllers[MOST_DEVICES].1.clone(),
+                message,
+                "put several disks on one controller",
+            );
+            return None;
+        }
+        let mut storage = Some(Vec::new());
+        let mut names: HashMap<String, usize> = HashMap::new();
+        let mut in_use: HashMap<(u64, u64), FoundDisk> = HashMap::new();
+        for (number, (table, span)) in controllers.into_iter().enumerate() {
+            let section = Section::new(table, &STORAGE, Some(span), &HOMES, self.report);
+            let name = self.name(&section, "name", &format!("name = \"disk{number}\""));
+            if let Some(name) = &name {
+                self.device_name(name, number, &mut names);
+            }
+            let disks = self.disks(&section, &mut in_use);
+            match (name, disks, &mut storage) {
+                (Some(name), Some(disks), Some(all)) => all.push(Storage { name: name.value, disks }),
+                _ => storage = None,
+            }
+        }
+        storage
+    }
+
+    fn device_name(&mut self, name: &Located<String>, number: usize, names: &mut HashMap<String, usize>) {
+        if name.value == "core" {
+            let message = "a device cannot be called \"core\": that is the VM's own process";
+            self.report.error(name.span.clone(), message, format!("call it \"disk{number}\""));
+        }
+        if let Some(earlier) = names.insert(name.value.clone(), number) {
+            let message = format!("device {} is called \"{}\" already", earlier + 1, name.value);
+            let free = (number..).map(|n| format!("disk{n}")).find(|name| !names.contains_key(name));
+            let fix = format!("give each device a name of its own: \"{}\"", free.unwrap_or_default());
+            self.report.error(name.span.clone(), message, fix);
+        }
+    }
+
+    fn disks(
+        &mut self,
+        controller: &Section<'_, '_>,
+        in_use: &mut HashMap<(u64, u64), FoundDisk>,
+    ) -> Option<Vec<Disk>> {
+        let tables = controller.tables("disk", "[[storage.disk]]", self.report);
+        if tables.is_empty() {
+            controller.missing("disk", "[[storage.disk]] with path = \"root.img\"", self.report);
+            return None;
+        }
+        let mut disks = Some(Vec::new());
+        let mut luns: HashMap<u64, usize> = HashMap::new();
+        for (position, (table, span)) in tables.into_iter().enumerate() {
+            let section = Section::new(table, &DISK, Some(span.clone()), &HOMES, self.report);
+            let readonly = section.boolean("readonly", false, self.report);
+            let path = section.string("path", self.report);
+            if path.is_none() {
+                section.missing("path", "path = \"root.img\"", self.report);
+            }
+            let found = path.and_then(|path| {
+                let path = path.map(|path| self.directory.join(path));
+                files::disk(&path, readonly, in_use, self.report).map(|bytes| (path.value, bytes))
+            });
+            let lun = self.lun(&section, position, span, &mut luns);
+            match (found, lun, &mut disks) {
+                (Some((path, bytes)), Some(lun), Some(all)) => {
+                    all.push(Disk { path, bytes, readonly, lun });
+                }
+                _ => disks = None,
+            }
+        }
+        disks
+    }
+
+    fn lun(
+        &mut self,
+        section: &Section<'_, '_>,
+        position: usize,
+        place: std::ops::Range<usize>,
+        luns: &mut HashMap<u64, usize>,
+    ) -> Option<u8> {
+        let given = section.integer("lun", LUNS, self.report);
+        let lun = match &given {
+            Some(lun) => lun.value,
+            None => position as u64,
+        };
+        let span = given.map_or(place, |lun| lun.span);
+        if !LUNS.contains(&lun) {
+            let message = format!("a controller has {} LUNs at most", LUNS.end() + 1);
+            self.report.error(span, message, "put this disk on another [[storage]]");
+            return None;
+        }
+        if let Some(earlier) = luns.insert(lun, position) {
+            let free = LUNS.into_iter().find(|lun| !luns.contains_key(lun)).unwrap_or_default();
+            let message = format!("LUN {lun} is taken by disk {} of this controller", earlier + 1);
+            self.report.error(span, message, format!("write lun = {free}"));
+            return None;
+        }
+        u8::try_from(lun).ok()
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,128 @@
+//! Starts the processes of a VM: which descriptors each gets, at which numbers, and what it is told.
+
+use std::fs::File;
+use std::io::{self, PipeReader, Seek, Write};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+
+use ipc::socket::{Listener, Peer};
+use nix::sys::memfd::{MFdFlags, memfd_create};
+use sandbox::spawn::{Child, Command};
+
+use crate::plan::{Device, Plan};
+
+/// Numbers of the descriptors in a child; 0 to 2 are the standard streams.
+const FIRST_FD: i32 = 3;
+const SECOND_FD: i32 = 4;
+
+/// Variables of ours that a child needs for logging; it gets no others.
+const ENVIRONMENT: [&str; 3] = ["JOURNAL_STREAM", "NO_COLOR", "TERM"];
+
+/// How every process logs.
+#[derive(Clone, Copy, Debug)]
+pub struct Logging {
+    /// What its records look like.
+    pub format: logs::Format,
+    /// How many there are.
+    pub level: logs::Level,
+}
+
+/// Where the core's standard input comes from.
+#[derive(Debug)]
+pub enum Input {
+    /// What is typed on the terminal.
+    Terminal(PipeReader),
+    /// Our own standard input, untouched.
+    Inherited,
+    /// Nothing.
+    None,
+}
+
+/// A process could not be started.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// While preparing what it is given.
+    #[error("cannot prepare {what}: {error}")]
+    Prepare {
+        /// What was being prepared.
+        what: &'static str,
+        /// Why not.
+        error: io::Error,
+    },
+    /// The core's control socket.
+    #[error("cannot {what} the control socket: {error}")]
+    Socket {
+        /// What was tried.
+        what: &'static str,
+        /// Why not.
+        error: ipc::socket::SocketError,
+    },
+    /// The program itself.
+    #[error("{program}: {error}")]
+    Spawn {
+        /// The program.
+        program: String,
+        /// Why not.
+        error: sandbox::Error,
+    },
+}
+
+/// Starts the core. It listens on `socket` from the moment this returns.
+pub fn start_core(plan: &Plan, socket: &Path, input: &Input, logging: Logging) -> Result<Child, StartError> {
+    let config =
+        config_file(plan).map_err(|error| StartError::Prepare { what: "the configuration", error })?;
+    // Our copy is closed when this returns: then the core's end is the end of every connection to it.
+    let listener = Listener::bind(socket).map_err(|error| StartError::Socket { what: "make", error })?;
+    let (stdin, stdout) = (io::stdin(), io::stdout());
+    let mut command = with_logging(Command::new(&plan.core_program), logging)
+        .arg("--config")
+        .arg(format!("/proc/self/fd/{FIRST_FD}"))
+        .fd(config.as_fd(), FIRST_FD)
+        .arg("--listen-fd")
+        .arg(SECOND_FD.to_string())
+        .fd(listener.as_fd(), SECOND_FD)
+        .fd(stdout.as_fd(), 1);
+    match input {
+        Input::Terminal(pipe) => command = command.fd(pipe.as_fd(), 0),
+        Input::Inherited => command = command.fd(stdin.as_fd(), 0),
+        Input::None => {}
+    }
+    spawn(command, &plan.core_program)
+}
+
+/// Starts one device process, connected to the core that listens on `socket`.
+pub fn start_device(device: &Device, socket: &Path, logging: Logging) -> Result<Child, StartError> {
+    let core = Peer::connect(socket).map_err(|error| StartError::Socket { what: "connect to", error })?;
+    let core: BorrowedFd<'_> = core.as_fd();
+    let command = with_logging(Command::new(&device.program), logging)
+        .arg("--core-fd")
+        .arg(FIRST_FD.to_string())
+        .fd(core, FIRST_FD)
+        .args(&device.args);
+    spawn(command, &device.program)
+}
+
+fn spawn(command: Command<'_>, program: &Path) -> Result<Child, StartError> {
+    command.spawn().map_err(|error| StartError::Spawn { program: program.display().to_string(), error })
+}
+
+fn with_logging<'fd>(mut command: Command<'fd>, logging: Logging) -> Command<'fd> {
+    for name in ENVIRONMENT {
+        if let Some(value) = std::env::var_os(name) {
+            command = command.env(name, value);
+        }
+    }
+    command
+        .arg("--log-format")
+        .arg(logging.format.to_string())
+        .arg("--log-level")
+        .arg(logging.level.to_string().to_ascii_lowercase())
+}
+
+/// The core's configuration as an anonymous file: it needs no cleaning up, and nobody else can change it.
+fn config_file(plan: &Plan) -> io::Result<OwnedFd> {
+    let mut file = File::from(memfd_create(c"core-config", MFdFlags::MFD_CLOEXEC)?);
+    file.write_all(&serde_json::to_vec(&plan.core)?)?;
+    file.rewind()?;
+    Ok(file.into())
+}

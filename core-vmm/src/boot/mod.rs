@@ -1,0 +1,221 @@
+//! From kernel file to the state in which the boot VP takes its first instruction.
+//!
+//! Two ways in: a bzImage by the 64-bit Linux boot protocol (Documentation/arch/x86/boot.rst), an ELF with a
+//! `XEN_ELFNOTE_PHYS32_ENTRY` note by PVH (xen/include/public/arch-x86/hvm/start_info.h). The files stay open, so that a
+//! guest reset loads them again from inside the compartment.
+
+pub mod acpi;
+mod linux;
+mod pvh;
+
+use std::{
+    fs::File,
+    io::{Read, Seek, SeekFrom},
+    os::fd::{AsRawFd, RawFd},
+    path::Path,
+};
+
+use linux_loader::loader::{KernelLoader, PvhBootCapability, bzimage::BzImage, elf::Elf};
+use vm_memory::{Bytes, GuestAddress};
+
+use crate::{
+    layout,
+    memory::{MemoryError, Ram},
+};
+
+/// What can be wrong with what is to be booted.
+#[derive(Debug, thiserror::Error)]
+pub enum BootError {
+    /// A file cannot be read.
+    #[error("cannot read {what} {path}: {source}")]
+    File {
+        /// Kernel or initrd.
+        what: &'static str,
+        /// Its path.
+        path: String,
+        /// What the kernel said.
+        source: std::io::Error,
+    },
+    /// Neither format was recognised.
+    #[error(
+        "kernel {0} is neither a bzImage nor an ELF file with a PVH entry note; give a Linux bzImage (vmlinuz) or a vmlinux built with CONFIG_PVH"
+    )]
+    Format(String),
+    /// The loader refused.
+    #[error("kernel {path} cannot be loaded: {reason}")]
+    Load {
+        /// Its path.
+        path: String,
+        /// Why.
+        reason: String,
+    },
+    /// RAM is too small.
+    #[error("{what} of {need} bytes does not fit into guest memory; raise [machine] memory")]
+    TooSmall {
+        /// What did not fit.
+        what: &'static str,
+        /// Its size.
+        need: u64,
+    },
+    /// Command line too long.
+    #[error("kernel command line is {0} bytes long; Linux takes at most {max}", max = layout::CMDLINE_MAX - 1)]
+    Cmdline(usize),
+    /// Guest memory.
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
+}
+
+/// How the boot VP starts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Entry {
+    /// 64-bit long mode, identity-mapped, `rsi` at the zero page.
+    Linux64 {
+        /// First instruction.
+        rip: u64,
+    },
+    /// 32-bit protected mode without paging, `ebx` at the start information.
+    Pvh {
+        /// First instruction.
+        eip: u64,
+    },
+}
+
+/// A range of the guest's memory map.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct MapEntry {
+    pub start: u64,
+    pub len: u64,
+    pub kind: MapKind,
+}
+
+/// Kinds as in the E820 map; PVH uses the same numbers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum MapKind {
+    Ram = 1,
+    Reserved = 2,
+}
+
+/// The open files and the command line of a guest.
+#[derive(Debug)]
+pub struct Payload {
+    kernel: File,
+    kernel_path: String,
+    is_elf: bool,
+    initrd: Option<(File, String)>,
+    cmdline: String,
+}
+
+impl Payload {
+    /// Opens everything; nothing is opened later.
+    pub fn open(kernel: &Path, initrd: Option<&Path>, cmdline: &str) -> Result<Self, BootError> {
+        let open = |what, path: &Path| {
+            File::open(path).map_err(|source| BootError::File {
+                what,
+                path: path.display().to_string(),
+                source,
+            })
+        };
+        if cmdline.len() >= layout::CMDLINE_MAX {
+            return Err(BootError::Cmdline(cmdline.len()));
+        }
+        let mut file = open("kernel", kernel)?;
+        let kernel_path = kernel.display().to_string();
+        let mut magic = [0; 4];
+        let is_elf = file.read_exact(&mut magic).is_ok() && magic == *b"\x7fELF";
+        if !is_elf {
+            let mut header = [0; 4];
+            let found = file.seek(SeekFrom::Start(0x202)).is_ok() && file.read_exact(&mut header).is_ok();
+            if !found || header != *b"HdrS" {
+                return Err(BootError::Format(kernel_path));
+            }
+        }
+        let initrd = match initrd {
+            Some(path) => Some((open("initrd", path)?, path.display().to_string())),
+            None => None,
+        };
+        Ok(Self { kernel: file, kernel_path, is_elf, initrd, cmdline: cmdline.to_owned() })
+    }
+
+    /// Descriptors that stay open.
+    pub fn descriptors(&self) -> Vec<RawFd> {
+        let initrd = self.initrd.as_ref().map(|(file, _)| file.as_raw_fd());
+        std::iter::once(self.kernel.as_raw_fd()).chain(initrd).collect()
+    }
+
+    /// Loads everything into `ram`, tables included.
+    pub fn load(&mut self, ram: &Ram, vps: u32) -> Result<Entry, BootError> {
+        let rsdp = acpi::write_tables(ram, vps)?;
+        self.write_cmdline(ram)?;
+        let fail = |path: &str, e: &dyn std::fmt::Display| BootError::Load {
+            path: path.to_owned(),
+            reason: e.to_string(),
+        };
+        let high = Some(GuestAddress(layout::HIGH_MEMORY_START));
+        if self.is_elf {
+            let loaded = Elf::load(ram.map_ref(), None, &mut self.kernel, high)
+                .map_err(|e| fail(&self.kernel_path, &e))?;
+            let PvhBootCapability::PvhEntryPresent(entry) = loaded.pvh_boot_cap else {
+                return Err(BootError::Format(self.kernel_path.clone()));
+            };
+            let initrd = self.load_initrd(ram, loaded.kernel_end, u64::from(u32::MAX))?;
+            pvh::write_start_info(ram, rsdp, initrd)?;
+            return Ok(Entry::Pvh { eip: entry.0 });
+        }
+        let loaded = BzImage::load(ram.map_ref(), None, &mut self.kernel, high)
+            .map_err(|e| fail(&self.kernel_path, &e))?;
+        let header = loaded.setup_header.ok_or_else(|| BootError::Format(self.kernel_path.clone()))?;
+        // Decompression happens in place: the kernel's own figure says how far it reaches.
+        let end = (loaded.kernel_load.0 + u64::from(header.init_size)).max(loaded.kernel_end);
+        let max = if header.initrd_addr_max == 0 { 0x37ff_ffff } else { u64::from(header.initrd_addr_max) };
+        let initrd = self.load_initrd(ram, end, max)?;
+        linux::write_zero_page(ram, header, rsdp, initrd, self.cmdline.len())?;
+        linux::write_page_tables(ram)?;
+        Ok(Entry::Linux64 { rip: loaded.kernel_load.0 + linux::ENTRY_64 })
+    }
+
+    fn write_cmdline(&self, ram: &Ram) -> Result<(), BootError> {
+        ram.write(layout::CMDLINE, self.cmdline.as_bytes())?;
+        ram.write(layout::CMDLINE + self.cmdline.len() as u64, &[0])?;
+        Ok(())
+    }
+
+    /// Places the initrd as high as it may be. Returns its address and size.
+    fn load_initrd(&mut self, ram: &Ram, kernel_end: u64, max: u64) -> Result<Option<(u64, u64)>, BootError> {
+        let Some((file, path)) = &mut self.initrd else { return Ok(None) };
+        let io = |source| BootError::File { what: "initrd", path: path.clone(), source };
+        let len = file.seek(SeekFrom::End(0)).map_err(io)?;
+        file.seek(SeekFrom::Start(0)).map_err(io)?;
+        let top = ram.low_end().min(max.saturating_add(1));
+        let too_small = BootError::TooSmall { what: "kernel and initrd together", need: kernel_end + len };
+        let Some(start) = top.checked_sub(len).map(|s| s & !(layout::PAGE - 1)) else {
+            return Err(too_small);
+        };
+        if start < kernel_end {
+            return Err(too_small);
+        }
+        ram.map_ref()
+            .read_exact_volatile_from(GuestAddress(start), file, len as usize)
+            .map_err(|e| BootError::Load { path: path.clone(), reason: e.to_string() })?;
+        Ok(Some((start, len)))
+    }
+}
+
+/// The memory map, the same for both boot protocols.
+pub(crate) fn memory_map(ram: &Ram) -> Vec<MapEntry> {
+    let mut map = vec![
+        MapEntry { start: 0, len: layout::CONVENTIONAL_END, kind: MapKind::Ram },
+        MapEntry {
+            start: layout::CONVENTIONAL_END,
+            len: layout::HIGH_MEMORY_START - layout::CONVENTIONAL_END,
+            kind: MapKind::Reserved,
+        },
+    ];
+    for s in ram.stretches() {
+        let start = s.gpa.max(layout::HIGH_MEMORY_START);
+        let end = s.gpa + s.len;
+        if start < end {
+            map.push(MapEntry { start, len: end - start, kind: MapKind::Ram });
+        }
+    }
+    map
+}

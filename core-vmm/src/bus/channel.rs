@@ -1,0 +1,62 @@
+//! One channel's life, from offer to release.
+
+use vmbus::message::Offer;
+
+/// Where a channel stands between guest and device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum State {
+    /// Not open.
+    Idle,
+    /// The device has been asked to open it.
+    Opening { open_id: u32, gpadl: u32 },
+    /// In use.
+    Open { gpadl: u32 },
+    /// The device has been asked to let go of it.
+    Closing,
+}
+
+/// A channel.
+#[derive(Debug)]
+pub(super) struct Channel {
+    pub offer: Offer,
+    pub state: State,
+    /// Taken away; the guest must not open it again.
+    pub rescinded: bool,
+    /// The guest has been told of the offer and has not said that it has forgotten it.
+    pub known: bool,
+}
+
+impl Channel {
+    pub fn new(offer: Offer) -> Self {
+        Self { offer, state: State::Idle, rescinded: false, known: false }
+    }
+
+    /// The GPADL that holds the ring, while the channel is open or being opened.
+    pub fn ring_gpadl(&self) -> Option<u32> {
+        match self.state {
+            State::Opening { gpadl, .. } | State::Open { gpadl } => Some(gpadl),
+            State::Idle | State::Closing => None,
+        }
+    }
+
+    /// The device's answer. Returns the id of the guest's request if one is waiting for it.
+    pub fn opened(&mut self, success: bool) -> Option<u32> {
+        let State::Opening { open_id, gpadl } = self.state else { return None };
+        self.state = if success { State::Open { gpadl } } else { State::Idle };
+        Some(open_id)
+    }
+
+    /// Nobody needs it any more.
+    pub fn is_over(&self) -> bool {
+        self.rescinded && !self.known && self.state == State::Idle
+    }
+
+    /// True if the device has to be told.
+    pub fn begin_close(&mut self) -> bool {
+        let told = matches!(self.state, State::Opening { .. } | State::Open { .. });
+        if told {
+            self.state = State::Closing;
+        }
+        told
+    }
+}

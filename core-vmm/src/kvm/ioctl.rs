@@ -1,0 +1,145 @@
+//! The unsafe corner of KVM: the Hyper-V ioctls and the exit union that `kvm-ioctls` does not wrap.
+
+use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
+
+use kvm_bindings::{
+    CpuId, KVM_EXIT_HYPERV_HCALL, KVM_EXIT_HYPERV_SYNIC, KVM_HYPERV_EVENTFD_DEASSIGN, kvm_cpuid2,
+    kvm_hyperv_eventfd, kvm_irqfd, kvm_userspace_memory_region,
+};
+use kvm_ioctls::{Kvm, VcpuFd, VmFd};
+
+const KVMIO: u64 = 0xae;
+const READ: u64 = 2;
+const WRITE: u64 = 1;
+
+const fn request(direction: u64, number: u64, size: usize) -> libc::c_ulong {
+    (direction << 30) | ((size as u64) << 16) | (KVMIO << 8) | number
+}
+
+/// `KVM_GET_SUPPORTED_HV_CPUID`
+const GET_SUPPORTED_HV_CPUID: libc::c_ulong = request(READ | WRITE, 0xc1, size_of::<kvm_cpuid2>());
+/// `KVM_HYPERV_EVENTFD`
+const HYPERV_EVENTFD: libc::c_ulong = request(WRITE, 0xbd, size_of::<kvm_hyperv_eventfd>());
+/// `KVM_IRQFD`
+const IRQFD: libc::c_ulong = request(WRITE, 0x76, size_of::<kvm_irqfd>());
+/// `KVM_IRQFD_FLAG_DEASSIGN`
+const KVM_IRQFD_FLAG_DEASSIGN: u32 = 1 << 0;
+/// `KVM_IRQFD_FLAG_RESAMPLE`
+const KVM_IRQFD_FLAG_RESAMPLE: u32 = 1 << 1;
+
+/// Entries that we leave room for; kernels up to 6.12 fill ten.
+const HV_CPUID_ROOM: usize = 32;
+
+fn check(result: libc::c_int) -> std::io::Result<()> {
+    if result < 0 { Err(std::io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// The Hyper-V CPUID leaves that this KVM can serve (needs `KVM_CAP_SYS_HYPERV_CPUID`).
+pub fn supported_hv_cpuid(kvm: &Kvm) -> std::io::Result<CpuId> {
+    let mut leaves = CpuId::new(HV_CPUID_ROOM).map_err(|_| std::io::ErrorKind::OutOfMemory)?;
+    // SAFETY: the pointer is to a kvm_cpuid2 followed by as many entries as its `nent` says, which
+    // `CpuId` guarantees; the kernel writes no further and updates `nent`.
+    check(unsafe { libc::ioctl(kvm.as_raw_fd(), GET_SUPPORTED_HV_CPUID, leaves.as_mut_fam_struct_ptr()) })?;
+    Ok(leaves)
+}
+
+fn eventfd_ioctl(vm: &VmFd, connection: u32, fd: RawFd, flags: u32) -> std::io::Result<()> {
+    let args = kvm_hyperv_eventfd { conn_id: connection, fd, flags, padding: [0; 3] };
+    // SAFETY: the kernel only reads the struct, which lives across the call.
+    check(unsafe { libc::ioctl(vm.as_raw_fd(), HYPERV_EVENTFD, &args) })
+}
+
+/// From now on `HvSignalEvent` on `connection` (24 bits) writes `kick`, inside the kernel.
+pub fn bind_doorbell(vm: &VmFd, connection: u32, kick: BorrowedFd<'_>) -> std::io::Result<()> {
+    eventfd_ioctl(vm, connection, kick.as_raw_fd(), 0)
+}
+
+/// Undoes [`bind_doorbell`].
+pub fn unbind_doorbell(vm: &VmFd, connection: u32) -> std::io::Result<()> {
+    eventfd_ioctl(vm, connection, -1, KVM_HYPERV_EVENTFD_DEASSIGN)
+}
+
+/// Gives a stretch of guest memory to KVM.
+pub fn set_memory(vm: &VmFd, area: kvm_userspace_memory_region) -> std::io::Result<()> {
+    // SAFETY: the area is a whole mapping of guest RAM, which is never unmapped while the process
+    // lives; pages that are laid over it later stay inside it.
+    unsafe { vm.set_user_memory_region(area) }.map_err(Into::into)
+}
+
+/// Routes an eventfd to an interrupt; with `ended`, that one is written when the guest has ended it.
+pub fn irqfd(vm: &VmFd, gsi: u32, fd: BorrowedFd<'_>, ended: Option<BorrowedFd<'_>>) -> std::io::Result<()> {
+    irqfd_ioctl(
+        vm,
+        kvm_irqfd {
+            fd: fd.as_raw_fd() as u32,
+            gsi,
+            flags: if ended.is_some() { KVM_IRQFD_FLAG_RESAMPLE } else { 0 },
+            resamplefd: ended.map_or(0, |fd| fd.as_raw_fd() as u32),
+            ..Default::default()
+        },
+    )
+}
+
+/// Undoes [`irqfd`].
+pub fn remove_irqfd(vm: &VmFd, gsi: u32, fd: BorrowedFd<'_>) -> std::io::Result<()> {
+    let fd = fd.as_raw_fd() as u32;
+    irqfd_ioctl(vm, kvm_irqfd { fd, gsi, flags: KVM_IRQFD_FLAG_DEASSIGN, ..Default::default() })
+}
+
+fn irqfd_ioctl(vm: &VmFd, args: kvm_irqfd) -> std::io::Result<()> {
+    // SAFETY: the kernel only reads the struct, which lives across the call.
+    check(unsafe { libc::ioctl(vm.as_raw_fd(), IRQFD, &args) })
+}
+
+/// What a `KVM_EXIT_HYPERV` says, copied out.
+#[derive(Debug, Clone, Copy)]
+pub enum HypervExit {
+    /// The guest wrote a SynIC MSR; the values are those after the write.
+    Synic {
+        /// `SCONTROL`.
+        control: u64,
+        /// `SIEFP`.
+        event_page: u64,
+        /// `SIMP`.
+        message_page: u64,
+    },
+    /// A hypercall for user space.
+    Hypercall {
+        /// Control word: call code in the low 16 bits, fast flag in bit 16.
+        input: u64,
+        /// First parameter (input address, or value of a fast call).
+        param: u64,
+    },
+    /// Nothing that we asked for.
+    Other(u32),
+}
+
+/// Reads the exit record after [`kvm_ioctls::VcpuExit::Hyperv`].
+pub fn hyperv_exit(vcpu: &mut VcpuFd) -> HypervExit {
+    let run = vcpu.get_kvm_run();
+    // SAFETY: KVM has just returned KVM_EXIT_HYPERV, so this variant of the union is the live one;
+    // all its fields are integers, for which every bit pattern is valid.
+    let exit = unsafe { run.__bindgen_anon_1.hyperv };
+    match exit.type_ {
+        KVM_EXIT_HYPERV_SYNIC => {
+            // SAFETY: the type says that `synic` was written; integers only.
+            let synic = unsafe { exit.u.synic };
+            HypervExit::Synic {
+                control: synic.control,
+                event_page: synic.evt_page,
+                message_page: synic.msg_page,
+            }
+        }
+        KVM_EXIT_HYPERV_HCALL => {
+            // SAFETY: the type says that `hcall` was written; integers only.
+            let call = unsafe { exit.u.hcall };
+            HypervExit::Hypercall { input: call.input, param: call.params[0] }
+        }
+        other => HypervExit::Other(other),
+    }
+}
+
+/// Sets the status that the guest sees of the hypercall that just exited.
+pub fn set_hypercall_result(vcpu: &mut VcpuFd, status: u64) {
+    vcpu.get_kvm_run().__bindgen_anon_1.hyperv.u.hcall.result = status;
+}

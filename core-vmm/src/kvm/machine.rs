@@ -1,0 +1,313 @@
+//! The virtual machine of KVM: memory slots, interrupt routes, and the threads of its VPs.
+//!
+//! A guest reset makes a new virtual machine around the same memory and the same eventfds: nothing that
+//! the old guest left in a register can survive, and no list of registers to clear has to be kept.
+
+use std::{
+    os::{
+        fd::{AsFd, AsRawFd, BorrowedFd},
+        unix::thread::JoinHandleExt,
+    },
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+        mpsc,
+    },
+    thread::JoinHandle,
+    time::Duration,
+};
+
+use kvm_bindings::{
+    CpuId, KVM_IRQ_ROUTING_HV_SINT, KVM_IRQ_ROUTING_IRQCHIP, KVM_IRQCHIP_IOAPIC, KvmIrqRouting,
+    kvm_enable_cap, kvm_irq_routing_entry, kvm_userspace_memory_region,
+};
+use kvm_ioctls::{VcpuFd, VmFd};
+use nix::sys::eventfd::{EfdFlags, EventFd};
+use vm_memory::{Address, GuestMemoryBackend, GuestMemoryRegion};
+
+use super::{
+    Host, cpuid, ioctl, regs, signal,
+    vcpu::{self, Asked, Line},
+};
+use crate::{
+    boot::Entry,
+    layout,
+    legacy::Platform,
+    memory::{Ram, donation::Follow},
+    partition::{HvStatus, Partition, VMBUS_SINT},
+};
+
+/// Why a machine could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum MachineError {
+    /// An ioctl failed.
+    #[error("{what}: {source}")]
+    Kvm {
+        /// What was attempted.
+        what: &'static str,
+        /// What the kernel said.
+        source: std::io::Error,
+    },
+    /// Registers.
+    #[error(transparent)]
+    Regs(#[from] regs::RegsError),
+}
+
+fn kvm(what: &'static str) -> impl Fn(kvm_ioctls::Error) -> MachineError {
+    move |e| MachineError::Kvm { what, source: e.into() }
+}
+
+/// Pins of the I/O APIC; SINT routes come after them.
+const IOAPIC_PINS: u32 = 24;
+
+/// Eventfds that outlive a guest reset.
+#[derive(Debug)]
+pub struct Wires {
+    /// Device processes interrupt VP `n` through the `n`th.
+    device: Vec<EventFd>,
+    /// Never written: a resampled irqfd, which exists while a message waits, needs one...
+    watch: Vec<EventFd>,
+    /// ...and these then tell that VP `n` has ended a message or an interrupt on the SINT.
+    ended: Vec<EventFd>,
+    /// Serial port.
+    serial: Arc<EventFd>,
+    /// VP threads wake the main thread.
+    pub wake: Arc<EventFd>,
+}
+
+impl Wires {
+    /// Makes them.
+    pub fn new(vps: u32) -> std::io::Result<Self> {
+        let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
+        let one = || EventFd::from_value_and_flags(0, flags);
+        let many = || (0..vps).map(|_| one()).collect::<Result<Vec<_>, _>>();
+        Ok(Self {
+            device: many()?,
+            watch: many()?,
+            ended: many()?,
+            serial: Arc::new(one()?),
+            wake: Arc::new(one()?),
+        })
+    }
+
+    /// The serial port's interrupt line.
+    pub fn serial(&self) -> Arc<EventFd> {
+        Arc::clone(&self.serial)
+    }
+
+    /// Readable when VP `n` has ended something on the SINT.
+    pub fn ended(&self) -> &[EventFd] {
+        &self.ended
+    }
+}
+
+/// A machine whose VPs do not run yet, or run.
+#[derive(Debug)]
+pub struct Machine {
+    vm: VmFd,
+    wires: Arc<Wires>,
+    vcpus: Vec<VcpuFd>,
+    threads: Vec<(JoinHandle<()>, mpsc::Sender<HvStatus>)>,
+    stop: Arc<AtomicBool>,
+}
+
+impl Machine {
+    /// Makes the machine and its VPs, in VP-index order.
+    pub fn new(host: &Host, ram: &Ram, wires: Arc<Wires>, vps: u32) -> Result<Self, MachineError> {
+        let vm = host.kvm.create_vm().map_err(kvm("cannot create a virtual machine"))?;
+        vm.set_tss_address(layout::KVM_TSS as usize).map_err(kvm("cannot set the TSS address"))?;
+        vm.create_irq_chip().map_err(kvm("cannot create interrupt controllers"))?;
+        map_memory(&vm, ram)?;
+        let mut vcpus = Vec::with_capacity(vps as usize);
+        for vp in 0..vps {
+            vcpus.push(make_vcpu(host, &vm, vp, vps)?);
+        }
+        route_interrupts(&vm, vps)?;
+        attach_wires(&vm, &wires, vps)?;
+        Ok(Self { vm, wires, vcpus, threads: Vec::new(), stop: Arc::default() })
+    }
+
+    /// Starts the VPs: the boot VP at `entry`, the others waiting for their start-up interrupt.
+    /// `restrict` runs on each thread before its first instruction.
+    pub fn start(
+        &mut self,
+        ram: &Ram,
+        entry: Entry,
+        platform: &Arc<Platform>,
+        ask: &mpsc::SyncSender<Asked>,
+        restrict: fn() -> Result<(), String>,
+    ) -> Result<(), MachineError> {
+        for (vp, vcpu) in std::mem::take(&mut self.vcpus).into_iter().enumerate() {
+            if vp == 0 {
+                regs::set_entry(&vcpu, ram, entry)?;
+            }
+            let (answer, answers) = mpsc::channel();
+            let line = Line {
+                vp: vp as u32,
+                ask: ask.clone(),
+                wake: Arc::clone(&self.wires.wake),
+                answers,
+                stop: Arc::clone(&self.stop),
+            };
+            let (ram, platform) = (ram.clone(), Arc::clone(platform));
+            let body = move || vcpu::run_restricted(vcpu, &line, &ram, &platform, restrict);
+            let thread = std::thread::Builder::new()
+                .name(format!("vp{vp}"))
+                .stack_size(VP_STACK)
+                .spawn(body)
+                .map_err(|source| MachineError::Kvm { what: "cannot start a VP thread", source })?;
+            self.threads.push((thread, answer));
+        }
+        Ok(())
+    }
+
+    /// Answers VP `vp`'s question.
+    pub fn answer(&self, vp: u32, status: HvStatus) {
+        if let Some((_, answer)) = self.threads.get(vp as usize) {
+            // A thread that has ended has no use for an answer.
+            let _ = answer.send(status);
+        }
+    }
+
+    /// Stops and joins all VPs.
+    pub fn stop(&mut self) {
+        self.stop.store(true, Ordering::Release);
+        for (thread, answer) in self.threads.drain(..) {
+            // Frees a VP that waits for an answer.
+            drop(answer);
+            // The signal may come just before the thread enters KVM_RUN, and be lost; hence again.
+            while !thread.is_finished() {
+                let _ = nix::sys::pthread::pthread_kill(thread.as_pthread_t(), signal::KICK);
+                std::thread::sleep(KICK_INTERVAL);
+            }
+            let _ = thread.join();
+        }
+    }
+}
+
+/// A VP thread calls nothing deep; 64 KiB is several times what was seen.
+const VP_STACK: usize = 256 * 1024;
+/// Between two kicks of a VP that is to stop.
+const KICK_INTERVAL: Duration = Duration::from_micros(500);
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+impl Partition for Machine {
+    fn vp_count(&self) -> u32 {
+        self.wires.device.len() as u32
+    }
+
+    fn bind_doorbell(&self, connection: u32, kick: BorrowedFd<'_>) -> std::io::Result<()> {
+        ioctl::bind_doorbell(&self.vm, connection, kick)
+    }
+
+    fn unbind_doorbell(&self, connection: u32) {
+        // Not bound: nothing to undo.
+        let _ = ioctl::unbind_doorbell(&self.vm, connection);
+    }
+
+    fn interrupt(&self, vp: u32) -> BorrowedFd<'_> {
+        self.wires.device[vp as usize].as_fd()
+    }
+
+    fn message_interrupt(&self, vp: u32) {
+        // An eventfd at its maximum is signalled already.
+        let _ = self.wires.device[vp as usize].write(1);
+    }
+
+    fn watch_end_of_message(&self, vp: u32, on: bool) {
+        let (watch, ended) = (&self.wires.watch[vp as usize], &self.wires.ended[vp as usize]);
+        let result = if on {
+            ioctl::irqfd(&self.vm, sint_gsi(vp), watch.as_fd(), Some(ended.as_fd()))
+        } else {
+            ioctl::remove_irqfd(&self.vm, sint_gsi(vp), watch.as_fd())
+        };
+        if let Err(error) = result {
+            tracing::error!(vp, on, %error, "cannot watch for the end of messages");
+        }
+    }
+}
+
+impl Follow for Machine {
+    fn moved(&self, _: u64, _: u64, _: Option<(BorrowedFd<'_>, u64)>) {
+        // KVM's MMU notifier has seen the mapping change.
+    }
+}
+
+fn map_memory(vm: &VmFd, ram: &Ram) -> Result<(), MachineError> {
+    for (slot, region) in ram.map_ref().iter().enumerate() {
+        let area = kvm_userspace_memory_region {
+            slot: slot as u32,
+            flags: 0,
+            guest_phys_addr: region.start_addr().raw_value(),
+            memory_size: region.len(),
+            userspace_addr: region.as_ptr() as u64,
+        };
+        ioctl::set_memory(vm, area)
+            .map_err(|source| MachineError::Kvm { what: "cannot give guest memory to KVM", source })?;
+    }
+    Ok(())
+}
+
+fn make_vcpu(host: &Host, vm: &VmFd, vp: u32, vps: u32) -> Result<VcpuFd, MachineError> {
+    let vcpu = vm.create_vcpu(u64::from(vp)).map_err(kvm("cannot create a VP"))?;
+    let leaves = cpuid::leaves(&host.cpuid, &host.hv_cpuid, vp, vps, host.tsc_deadline);
+    let leaves = CpuId::from_entries(&leaves).map_err(|_| MachineError::Kvm {
+        what: "too many CPUID leaves",
+        source: std::io::ErrorKind::InvalidInput.into(),
+    })?;
+    vcpu.set_cpuid2(&leaves).map_err(kvm("cannot set CPUID leaves"))?;
+    let synic = kvm_enable_cap { cap: kvm_bindings::KVM_CAP_HYPERV_SYNIC2, ..Default::default() };
+    vcpu.enable_cap(&synic).map_err(kvm("cannot enable the SynIC"))?;
+    regs::set_common(&vcpu)?;
+    Ok(vcpu)
+}
+
+fn sint_gsi(vp: u32) -> u32 {
+    IOAPIC_PINS + vp
+}
+
+fn route_interrupts(vm: &VmFd, vps: u32) -> Result<(), MachineError> {
+    let mut routes = Vec::new();
+    for pin in 0..IOAPIC_PINS {
+        let mut route =
+            kvm_irq_routing_entry { gsi: pin, type_: KVM_IRQ_ROUTING_IRQCHIP, ..Default::default() };
+        route.u.irqchip = kvm_bindings::kvm_irq_routing_irqchip { irqchip: KVM_IRQCHIP_IOAPIC, pin };
+        routes.push(route);
+    }
+    for vp in 0..vps {
+        let mut route =
+            kvm_irq_routing_entry { gsi: sint_gsi(vp), type_: KVM_IRQ_ROUTING_HV_SINT, ..Default::default() };
+        route.u.hv_sint = kvm_bindings::kvm_irq_routing_hv_sint { vcpu: vp, sint: u32::from(VMBUS_SINT) };
+        routes.push(route);
+    }
+    let table = KvmIrqRouting::from_entries(&routes).map_err(|_| MachineError::Kvm {
+        what: "too many interrupt routes",
+        source: std::io::ErrorKind::InvalidInput.into(),
+    })?;
+    vm.set_gsi_routing(&table).map_err(kvm("cannot route interrupts"))
+}
+
+fn attach_wires(vm: &VmFd, wires: &Wires, vps: u32) -> Result<(), MachineError> {
+    ioctl::irqfd(vm, layout::SERIAL_IRQ, wires.serial.as_fd(), None)
+        .map_err(|source| MachineError::Kvm { what: "cannot attach the serial interrupt", source })?;
+    for vp in 0..vps as usize {
+        let gsi = sint_gsi(vp as u32);
+        let failed = |source| MachineError::Kvm { what: "cannot attach SINT interrupts", source };
+        ioctl::irqfd(vm, gsi, wires.device[vp].as_fd(), None).map_err(failed)?;
+    }
+    Ok(())
+}
+
+/// Descriptors that must stay open in the compartment.
+pub fn descriptors(host: &Host, wires: &Wires) -> Vec<i32> {
+    let mut all = vec![host.kvm.as_raw_fd(), wires.serial.as_raw_fd(), wires.wake.as_raw_fd()];
+    for set in [&wires.device, &wires.watch, &wires.ended] {
+        all.extend(set.iter().map(AsRawFd::as_raw_fd));
+    }
+    all
+}

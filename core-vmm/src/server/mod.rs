@@ -1,0 +1,438 @@
+//! The VMBus server: the bus's state machine joined to a partition and to device processes.
+//!
+//! Knows how a channel is opened (pages donated, doorbell bound, descriptors sent), never what
+//! goes through it. Runs on one thread and never blocks.
+
+mod device;
+mod live;
+
+use std::{
+    os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd},
+    time::{Duration, Instant},
+};
+
+use device::Device;
+use ipc::{
+    config::DeviceSlot,
+    message::{ToCore, ToVsp, VERSIONS},
+    socket::{Listener, Peer, SocketError},
+};
+use live::Live;
+use vmbus::guid::Guid;
+
+use crate::{
+    bus::{Bus, Effect, Open, Relid, STATUS_UNSUCCESSFUL},
+    layout::PAGE,
+    memory::{Ram, donation::Donations},
+    partition::{HvStatus, Partition, SynicRegisters},
+    synic::Synic,
+};
+
+/// How long a device process may take to let go of a channel before it is cut off.
+const CLOSE_GRACE: Duration = Duration::from_secs(5);
+/// Connections that have not said who they are.
+const STRANGERS_MAX: usize = 16;
+/// Messages that one peer may have handled before others get their turn.
+const PEER_BATCH: usize = 32;
+
+/// Why the server could not be set up.
+#[derive(Debug, thiserror::Error)]
+pub enum ServerError {
+    /// An instance GUID in the configuration does not parse.
+    #[error("device {device}: {instance:?} is not a GUID")]
+    BadInstance {
+        /// The slot.
+        device: String,
+        /// What it says.
+        instance: String,
+    },
+    /// Event-flag pages.
+    #[error("cannot make event-flag pages: {0}")]
+    Flags(#[from] ipc::shm::ShmError),
+}
+
+/// The server of one VM.
+#[derive(Debug)]
+pub struct Server {
+    vm: String,
+    ram: Ram,
+    vps: u32,
+    bus: Bus,
+    synic: Synic,
+    donations: Donations,
+    devices: Vec<Device>,
+    live: Vec<Live>,
+    strangers: Vec<Peer>,
+    /// User ids that may attach as any device.
+    trusted: Vec<u32>,
+}
+
+impl Server {
+    /// A server without attached devices. `trusted` are user ids that may attach as any device.
+    pub fn new(
+        vm: &str,
+        ram: Ram,
+        vps: u32,
+        slots: &[DeviceSlot],
+        trusted: Vec<u32>,
+    ) -> Result<Self, ServerError> {
+        let devices = slots.iter().map(Device::new).collect::<Result<_, _>>()?;
+        Ok(Self {
+            vm: vm.to_owned(),
+            bus: Bus::new(vps, ram.len() / PAGE),
+            synic: Synic::new(vps)?,
+            ram,
+            vps,
+            donations: Donations::default(),
+            devices,
+            live: Vec::new(),
+            strangers: Vec::new(),
+            trusted,
+        })
+    }
+
+    /// Descriptors that the server holds before anybody has attached.
+    pub fn descriptors(&self) -> Vec<RawFd> {
+        (0..self.vps)
+            .map(|vp| self.synic.event_flags(vp).as_fd().as_raw_fd())
+            .chain(self.synic.own_descriptors())
+            .collect()
+    }
+
+    /// Names of configured devices that have not attached.
+    pub fn missing_devices(&self) -> Vec<&str> {
+        self.devices.iter().filter(|d| d.relid.is_none()).map(|d| d.name.as_str()).collect()
+    }
+
+    /// The guest posted a message.
+    pub fn post_message<P: Partition>(&mut self, partition: &P, connection: u32, payload: &[u8]) -> HvStatus {
+        if !Bus::is_message_connection(connection) {
+            return HvStatus::InvalidConnectionId;
+        }
+        if self.synic.is_congested() {
+            return HvStatus::InsufficientBuffers;
+        }
+        if let Err(fault) = self.bus.message(connection, payload) {
+            tracing::warn!(%fault, "guest");
+        }
+        self.apply(partition);
+        HvStatus::Success
+    }
+
+    /// The guest wrote a SynIC register.
+    pub fn set_synic<P: Partition>(&mut self, partition: &P, vp: u32, registers: SynicRegisters) {
+        self.synic.set_registers(partition, &self.ram, &mut self.donations, vp, registers);
+    }
+
+    /// The guest has ended a message on `vp` (or an interrupt; it does no harm to look).
+    pub fn end_of_message<P: Partition>(&mut self, partition: &P, vp: u32) {
+        self.synic.deliver(partition, &self.ram, vp);
+    }
+
+    /// Closes everything, as the guest is being reset. Complete once [`Self::is_quiet`].
+    pub fn reset<P: Partition>(&mut self, partition: &P) {
+        self.bus.reset();
+        self.apply(partition);
+        self.synic.reset(partition, &self.ram, &mut self.donations);
+    }
+
+    /// No channel is open and no guest page is shared.
+    pub fn is_quiet(&self) -> bool {
+        self.bus.is_quiet() && self.live.is_empty()
+    }
+
+    /// When [`Self::tick`] has to be called at the latest.
+    pub fn deadline(&self) -> Option<Instant> {
+        self.live.iter().filter_map(|live| live.close_by).min()
+    }
+
+    /// Cuts off devices that did not let go of a channel in time.
+    pub fn tick<P: Partition>(&mut self, partition: &P, now: Instant) {
+        let late: Vec<Relid> =
+            self.live.iter().filter(|l| l.close_by.is_some_and(|by| by <= now)).map(|l| l.relid).collect();
+        for relid in late {
+            if let Some(i) = self.devices.iter().position(|d| d.relid == Some(relid)) {
+                tracing::error!(device = %self.devices[i].name, "did not close its channel in time; it is cut off");
+                self.lose(partition, i);
+            }
+        }
+    }
+
+    /// Somebody connects. Returns false when there was nobody.
+    pub fn accept(&mut self, listener: &Listener) -> bool {
+        match listener.accept() {
+            Ok(_) if self.strangers.len() >= STRANGERS_MAX => {
+                tracing::warn!("too many connections that do not say who they are; one was refused");
+                true
+            }
+            Ok(peer) => {
+                self.add_stranger(peer);
+                true
+            }
+            Err(SocketError::WouldBlock) => false,
+            Err(e) => {
+                tracing::warn!(error = %e, "cannot accept a device's connection");
+                false
+            }
+        }
+    }
+
+    /// A connection that was made elsewhere.
+    pub fn add_stranger(&mut self, peer: Peer) {
+        self.strangers.push(peer);
+    }
+
+    /// Every peer's socket, to poll for reading.
+    pub fn peers(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        let attached = self.devices.iter().filter_map(|d| d.peer.as_ref());
+        self.strangers.iter().chain(attached).map(AsFd::as_fd)
+    }
+
+    /// The peer on descriptor `fd` is readable.
+    pub fn peer_ready<P: Partition>(&mut self, partition: &P, fd: RawFd) {
+        for _ in 0..PEER_BATCH {
+            let more = if let Some(i) = self.strangers.iter().position(|p| p.as_raw_fd() == fd) {
+                self.introduce(partition, i)
+            } else if let Some(i) = self.devices.iter().position(|d| d.has_fd(fd)) {
+                self.hear(partition, i)
+            } else {
+                false
+            };
+            if !more {
+                return;
+            }
+        }
+    }
+
+    /// A stranger says who it is.
+    fn introduce<P: Partition>(&mut self, partition: &P, at: usize) -> bool {
+        let hello = match self.strangers[at].recv::<ToCore>() {
+            Err(SocketError::WouldBlock) => return false,
+            other => other,
+        };
+        let peer = self.strangers.swap_remove(at);
+        let refusal = match hello {
+            Ok((ToCore::Hello { versions, device, offer }, _)) => {
+                match self.attach(&peer, versions, &device, &offer) {
+                    Ok(i) => {
+                        self.devices[i].peer = Some(peer);
+                        tracing::info!(device = %device, "attached");
+                        self.apply(partition);
+                        return true;
+                    }
+                    Err(reason) => format!("{device}: {reason}"),
+                }
+            }
+            Ok(_) => "the first message must be a hello".into(),
+            Err(e) => e.to_string(),
+        };
+        tracing::warn!(reason = %refusal, "a device's connection was refused");
+        // It may not be listening any more, which is all the same.
+        let _ = peer.send(&ToVsp::Refused { reason: refusal }, &[]);
+        false
+    }
+
+    /// Checks a hello and answers it. The index is that of the device's slot.
+    fn attach(
+        &mut self,
+        peer: &Peer,
+        versions: ipc::message::Versions,
+        name: &str,
+        offer: &ipc::message::Offer,
+    ) -> Result<usize, String> {
+        let i = self
+            .devices
+            .iter()
+            .position(|d| d.name == name)
+            .ok_or_else(|| "this VM has no such device".to_owned())?;
+        let slot = &self.devices[i];
+        let mut allowed = self.trusted.clone();
+        allowed.extend(slot.uid);
+        peer.check_user(&allowed).map_err(|e| e.to_string())?;
+        peer.set_nonblocking(true).map_err(|e| e.to_string())?;
+        if slot.relid.is_some() {
+            return Err("a process serves this device already".into());
+        }
+        let version = VERSIONS.common(versions).ok_or_else(|| {
+            format!("it speaks versions {versions} of the control protocol, this core {VERSIONS}")
+        })?;
+        let class: Guid = offer.class.parse().map_err(|_| "its class is not a GUID".to_owned())?;
+        if offer.user_defined.len() > ipc::message::MAX_USER_DATA {
+            return Err("its offer is too long".into());
+        }
+        let ram = slot.guest_ram.then(|| self.ram_regions());
+        let fds: &[BorrowedFd<'_>] = if slot.guest_ram { &[self.ram.memfd()] } else { &[] };
+        let welcome = ToVsp::Welcome { version, vm: self.vm.clone(), vps: self.vps, ram };
+        peer.send(&welcome, fds).map_err(|e| e.to_string())?;
+        let relid = self
+            .bus
+            .add_channel(class, slot.instance, |wire| device::fill_offer(wire, offer))
+            .ok_or_else(|| "the bus is full".to_owned())?;
+        self.devices[i].relid = Some(relid);
+        Ok(i)
+    }
+
+    fn ram_regions(&self) -> Vec<ipc::message::RamRegion> {
+        let region =
+            |s: &crate::memory::Stretch| ipc::message::RamRegion { gpa: s.gpa, len: s.len, offset: s.offset };
+        self.ram.stretches().iter().map(region).collect()
+    }
+
+    /// An attached device says something.
+    fn hear<P: Partition>(&mut self, partition: &P, i: usize) -> bool {
+        let Some(peer) = &self.devices[i].peer else { return false };
+        let name = &self.devices[i].name;
+        let own = self.devices[i].relid;
+        match peer.recv::<ToCore>() {
+            Ok((ToCore::OpenResult { channel, status }, _)) if own == Some(channel) => {
+                self.open_result(partition, channel, status);
+            }
+            Ok((ToCore::Closed { channel }, _)) if own == Some(channel) => {
+                self.close_result(partition, channel);
+            }
+            Err(SocketError::WouldBlock) => return false,
+            Err(SocketError::Closed) => {
+                tracing::warn!(device = %name, "has gone");
+                self.lose(partition, i);
+                return false;
+            }
+            Ok((message, _)) => {
+                tracing::error!(device = %name, ?message, "said what it may not; it is cut off");
+                self.lose(partition, i);
+                return false;
+            }
+            Err(error) => {
+                tracing::error!(device = %name, %error, "cannot be understood; it is cut off");
+                self.lose(partition, i);
+                return false;
+            }
+        }
+        true
+    }
+
+    /// The device's process is no more (or must be no more). What it was asked and did not answer counts
+    /// as answered; an open channel stays open, for a successor.
+    fn lose<P: Partition>(&mut self, partition: &P, i: usize) {
+        self.devices[i].peer = None;
+        let Some(relid) = self.devices[i].relid else { return };
+        match self.live.iter().find(|l| l.relid == relid) {
+            Some(live) if live.close_by.is_some() => self.close_result(partition, relid),
+            Some(live) if live.opening => self.open_result(partition, relid, STATUS_UNSUCCESSFUL),
+            _ => {}
+        }
+    }
+
+    fn open_result<P: Partition>(&mut self, partition: &P, relid: Relid, status: u32) {
+        let Some(live) = self.live.iter_mut().find(|l| l.relid == relid) else { return };
+        if !live.opening {
+            return;
+        }
+        live.opening = false;
+        // Closed by the guest while it was being opened: the close is answered, not this.
+        if live.close_by.is_none() {
+            if status != 0 {
+                self.take_down(partition, relid);
+            }
+            self.bus.opened(relid, status);
+            self.apply(partition);
+        }
+    }
+
+    fn close_result<P: Partition>(&mut self, partition: &P, relid: Relid) {
+        if self.live.iter().any(|l| l.relid == relid && l.close_by.is_some()) {
+            self.take_down(partition, relid);
+            self.bus.closed(relid);
+            self.apply(partition);
+        }
+    }
+
+    /// Takes the channel's pages back. The device's consent is not needed.
+    fn take_down<P: Partition>(&mut self, partition: &P, relid: Relid) {
+        let Some(at) = self.live.iter().position(|l| l.relid == relid) else { return };
+        let live = self.live.swap_remove(at);
+        partition.unbind_doorbell(Bus::connection_id(relid));
+        if let Err(error) = self.donations.take_back(&self.ram, live.pages, partition) {
+            tracing::error!(channel = relid, %error, "ring pages could not be taken back");
+        }
+    }
+
+    /// Carries out what the bus asks for, until it asks for nothing more.
+    fn apply<P: Partition>(&mut self, partition: &P) {
+        loop {
+            let effects = self.bus.take_effects();
+            if effects.is_empty() {
+                return;
+            }
+            for effect in effects {
+                match effect {
+                    Effect::Send(message) => {
+                        if let Some(vp) = self.bus.message_vp() {
+                            self.synic.post(partition, &self.ram, vp, message.as_bytes());
+                        }
+                    }
+                    Effect::Open(open) => self.begin_open(partition, open),
+                    Effect::Close(relid) => self.begin_close(partition, relid),
+                    Effect::Retarget(relid, vp) => self.retarget(partition, relid, vp),
+                }
+            }
+        }
+    }
+
+    fn begin_open<P: Partition>(&mut self, partition: &P, open: Open) {
+        let relid = open.relid;
+        if let Err(reason) = self.try_open(partition, open) {
+            tracing::warn!(channel = relid, %reason, "cannot be opened");
+            self.take_down(partition, relid);
+            self.bus.opened(relid, STATUS_UNSUCCESSFUL);
+        }
+    }
+
+    fn try_open<P: Partition>(&mut self, partition: &P, open: Open) -> Result<(), String> {
+        let device = self.devices.iter().find(|d| d.relid == Some(open.relid));
+        let peer = device.and_then(|d| d.peer.as_ref()).ok_or("no process serves it")?;
+        let pages = self
+            .donations
+            .donate(&self.ram, "bulkhead-ring", open.pages.clone(), partition)
+            .map_err(|e| e.to_string())?;
+        let (relid, target) = (open.relid, open.target_vp);
+        let kick = match ipc::event::Doorbell::new() {
+            Ok(kick) => kick,
+            Err(e) => {
+                let _ = self.donations.take_back(&self.ram, pages, partition);
+                return Err(e.to_string());
+            }
+        };
+        self.live.push(Live { relid, pages, kick, opening: true, close_by: None });
+        let live = &self.live[self.live.len() - 1];
+        partition
+            .bind_doorbell(Bus::connection_id(relid), live.kick.as_fd())
+            .map_err(|e| format!("doorbell: {e}"))?;
+        let fds = [
+            live.pages.memory().as_fd(),
+            live.kick.as_fd(),
+            partition.interrupt(target),
+            self.synic.event_flags(target).as_fd(),
+        ];
+        peer.send(&live::open_message(&open), &fds).map_err(|e| e.to_string())
+    }
+
+    fn begin_close<P: Partition>(&mut self, partition: &P, relid: Relid) {
+        let peer = self.devices.iter().find(|d| d.relid == Some(relid)).and_then(|d| d.peer.as_ref());
+        let told = peer.is_some_and(|p| p.send(&ToVsp::ChannelClose { channel: relid }, &[]).is_ok());
+        if let Some(live) = self.live.iter_mut().find(|l| l.relid == relid) {
+            live.close_by = Some(Instant::now() + CLOSE_GRACE);
+        }
+        if !told {
+            self.close_result(partition, relid);
+        }
+    }
+
+    fn retarget<P: Partition>(&mut self, partition: &P, relid: Relid, vp: u32) {
+        let peer = self.devices.iter().find(|d| d.relid == Some(relid)).and_then(|d| d.peer.as_ref());
+        let Some(peer) = peer else { return };
+        let fds = [partition.interrupt(vp), self.synic.event_flags(vp).as_fd()];
+        if let Err(error) = peer.send(&ToVsp::Retarget { channel: relid, target_vp: vp }, &fds) {
+            tracing::error!(channel = relid, %error, "its device cannot be told of the new target VP");
+        }
+    }
+}

@@ -1,0 +1,225 @@
+//! The control protocol between a VSP and the core: one JSON datagram a message.
+//!
+//! Messages are self-describing so that builds a release apart can talk: unknown fields are
+//! ignored, fields that came later have defaults, and an unknown *kind* of message is an error for
+//! the peer that sent it only. Descriptors travel beside a message (`SCM_RIGHTS`) in the order that
+//! each variant documents.
+//!
+//! This module is data only; [`crate::socket`] carries it.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+/// The versions of this protocol that this build speaks.
+pub const VERSIONS: Versions = Versions { min: 1, max: 1 };
+
+/// Longest device-defined part of an offer or of an open request, in bytes (`MAX_USER_DEFINED_BYTES` of the
+/// VMBus protocol).
+pub const MAX_USER_DATA: usize = 120;
+
+/// `OpenResult::status` of a channel that was opened.
+pub const STATUS_OK: u32 = 0;
+/// `OpenResult::status` of a channel that the device refuses (`STATUS_UNSUCCESSFUL` to the guest).
+pub const STATUS_REFUSED: u32 = 0xC000_0001;
+
+/// An inclusive range of protocol versions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Versions {
+    /// Oldest version spoken.
+    pub min: u32,
+    /// Newest version spoken.
+    pub max: u32,
+}
+
+impl Versions {
+    /// The newest version that both sides speak, if there is one.
+    pub fn common(self, other: Versions) -> Option<u32> {
+        let newest = self.max.min(other.max);
+        (newest >= self.min.max(other.min)).then_some(newest)
+    }
+}
+
+impl fmt::Display for Versions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}-{}", self.min, self.max)
+    }
+}
+
+/// From a VSP to the core.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ToCore {
+    /// The first message, once. No descriptors.
+    Hello {
+        /// Versions of this protocol that the VSP speaks.
+        versions: Versions,
+        /// Name of the device slot that it serves ([`crate::config::DeviceSlot::name`]).
+        device: String,
+        /// What the guest is to be offered.
+        offer: Offer,
+    },
+    /// The answer to [`ToVsp::ChannelOpen`]. No descriptors.
+    OpenResult {
+        /// Channel of the request.
+        channel: u32,
+        /// [`STATUS_OK`], or the status that the guest sees.
+        status: u32,
+    },
+    /// The answer to [`ToVsp::ChannelClose`]: no access of the VSP's to the ring or to guest memory
+    /// is in flight for this channel any more. No descriptors.
+    Closed {
+        /// Channel of the request.
+        channel: u32,
+    },
+}
+
+/// From the core to a VSP.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ToVsp {
+    /// The answer to [`ToCore::Hello`]. Descriptors: the guest RAM memfd if `ram` is there, else none.
+    Welcome {
+        /// Version of this protocol from here on.
+        version: u32,
+        /// Name of the VM, for logs.
+        vm: String,
+        /// Number of virtual processors.
+        vps: u32,
+        /// Where guest RAM lies in the memfd; absent for devices that need none.
+        #[serde(default)]
+        ram: Option<Vec<RamRegion>>,
+    },
+    /// The core does not want this VSP; the socket is closed after it.
+    Refused {
+        /// One sentence.
+        reason: String,
+    },
+    /// The guest opens a channel. Descriptors: channel memfd, kick eventfd (guest to VSP), interrupt
+    /// eventfd (VSP to guest), event-flags memfd (one page, the target VP's).
+    ChannelOpen {
+        /// Names the channel on this socket.
+        channel: u32,
+        /// 0 for the primary channel.
+        #[serde(default)]
+        subchannel: u16,
+        /// How the channel memfd is divided.
+        ring: RingLayout,
+        /// VP index that interrupts go to.
+        target_vp: u32,
+        /// Event-flag number to set at SINT 2 before the interrupt eventfd is written.
+        flag: u32,
+        /// What the guest said when it opened the channel; at most [`MAX_USER_DATA`] bytes.
+        #[serde(default)]
+        user_data: Vec<u8>,
+    },
+    /// The guest closed the channel (or was reset); answered by [`ToCore::Closed`].
+    ChannelClose {
+        /// Channel to close.
+        channel: u32,
+    },
+    /// Interrupts of the channel go to another VP. Descriptors: interrupt eventfd, event-flags memfd.
+    Retarget {
+        /// Channel concerned.
+        channel: u32,
+        /// New VP index.
+        target_vp: u32,
+    },
+}
+
+/// What a device offers to the guest.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Offer {
+    /// Interface type: the GUID that the guest's driver binds to.
+    pub class: String,
+    /// MMIO space that the device wants, in MiB.
+    #[serde(default)]
+    pub mmio_megabytes: u16,
+    /// Channel flags of the offer message.
+    #[serde(default)]
+    pub flags: OfferFlags,
+    /// Device-defined bytes of the offer message; at most [`MAX_USER_DATA`].
+    #[serde(default)]
+    pub user_defined: Vec<u8>,
+    /// Sub-channels that the device is ready to serve besides the primary channel.
+    #[serde(default)]
+    pub max_subchannels: u16,
+}
+
+/// Flags of an offer, each off by default.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct OfferFlags {
+    /// `VMBUS_CHANNEL_ENUMERATE_DEVICE_INTERFACE`.
+    pub enumerate_device_interface: bool,
+    /// `VMBUS_CHANNEL_NAMED_PIPE_MODE`.
+    pub named_pipe: bool,
+    /// `VMBUS_CHANNEL_TLNPI_PROVIDER_OFFER` (Hyper-V sockets).
+    pub tlnpi_provider: bool,
+}
+
+/// A stretch of guest RAM.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RamRegion {
+    /// Guest-physical address of the first byte; a multiple of 4096.
+    pub gpa: u64,
+    /// Length in bytes; a multiple of 4096.
+    pub len: u64,
+    /// Where it begins in the RAM memfd, in bytes; a multiple of 4096.
+    pub offset: u64,
+}
+
+/// How a channel memfd is divided in two rings. The first page of each ring is its control page.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RingLayout {
+    /// Pages of 4 KiB in all.
+    pub pages: u32,
+    /// Pages of the guest-to-host ring, which comes first; the rest is the host-to-guest ring.
+    pub to_host_pages: u32,
+}
+
+impl RingLayout {
+    /// Whether both rings have a control page and at least one data page.
+    pub fn is_valid(self) -> bool {
+        self.to_host_pages >= 2 && self.pages.checked_sub(self.to_host_pages).is_some_and(|rest| rest >= 2)
+    }
+
+    /// Pages of the host-to-guest ring (0 if the layout is not valid).
+    pub fn to_guest_pages(self) -> u32 {
+        self.pages.saturating_sub(self.to_host_pages)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_meet_at_the_newest_common_one() {
+        let range = |min, max| Versions { min, max };
+        assert_eq!(range(1, 3).common(range(2, 5)), Some(3));
+        assert_eq!(range(1, 1).common(range(2, 5)), None);
+        assert_eq!(range(4, 2).common(range(1, 9)), None, "an empty range meets nothing");
+    }
+
+    #[test]
+    fn a_newer_peer_may_send_fields_that_we_do_not_know() {
+        let text = r#"{"ChannelClose":{"channel":7,"ledger":true}}"#;
+        assert_eq!(serde_json::from_str::<ToVsp>(text).unwrap(), ToVsp::ChannelClose { channel: 7 });
+        let text =
+            r#"{"Hello":{"versions":{"min":1,"max":9},"device":"d","offer":{"class":"c","colour":1}}}"#;
+        assert!(serde_json::from_str::<ToCore>(text).is_ok());
+    }
+
+    #[test]
+    fn an_unknown_kind_is_an_error() {
+        assert!(serde_json::from_str::<ToCore>(r#"{"Format":{"disk":"c:"}}"#).is_err());
+    }
+
+    #[test]
+    fn ring_layouts_need_two_pages_each() {
+        let layout = |pages, to_host_pages| RingLayout { pages, to_host_pages };
+        assert!(layout(4, 2).is_valid());
+        for (pages, to_host) in [(0, 0), (4, 1), (4, 3), (4, 4), (2, u32::MAX)] {
+            assert!(!layout(pages, to_host).is_valid(), "{pages} {to_host}");
+        }
+    }
+}

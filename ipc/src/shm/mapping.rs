@@ -1,0 +1,177 @@
+//! A range of shared memory in our address space.
+
+use std::ffi::c_void;
+use std::num::NonZeroUsize;
+use std::os::fd::BorrowedFd;
+use std::ptr::{self, NonNull};
+use std::sync::atomic::AtomicU32;
+
+use nix::sys::mman::{MapFlags, ProtFlags, mmap, mmap_anonymous, munmap};
+
+use super::{SharedMemory, ShmError};
+
+/// A shared, writable mapping. Bytes are copied in and out; words of the protocols are atomics.
+///
+/// Offsets are in bytes from the start of the mapping. An offset outside it is a bug of ours, never something a
+/// peer can cause, and panics.
+#[derive(Debug)]
+pub struct Mapping {
+    base: NonNull<u8>,
+    len: usize,
+}
+
+// SAFETY: the mapping belongs to no thread; nothing in it is handed out but copies and atomics.
+unsafe impl Send for Mapping {}
+// SAFETY: as above; concurrent copies race with each other no worse than with the process at the other side.
+unsafe impl Sync for Mapping {}
+
+impl Mapping {
+    /// Maps whole pages of `memory`.
+    pub fn new(memory: &SharedMemory, offset: u64, len: u64) -> Result<Mapping, ShmError> {
+        Mapping::concatenate(memory, &[(offset, len)])
+    }
+
+    /// Maps several ranges of `memory` one after the other in our address space.
+    pub(super) fn concatenate(memory: &SharedMemory, parts: &[(u64, u64)]) -> Result<Mapping, ShmError> {
+        let mut total = 0usize;
+        for &(offset, len) in parts {
+            memory.check(offset, len)?;
+            let bad = ShmError::BadRange { offset, len };
+            total = usize::try_from(len).ok().and_then(|len| total.checked_add(len)).ok_or(bad)?;
+        }
+        let size = NonZeroUsize::new(total).ok_or(ShmError::BadRange { offset: 0, len: 0 })?;
+        let reserve = MapFlags::MAP_PRIVATE | MapFlags::MAP_NORESERVE;
+        // SAFETY: a fresh anonymous reservation at a place of the kernel's choice disturbs nothing.
+        let base = unsafe { mmap_anonymous(None, size, ProtFlags::PROT_NONE, reserve) }
+            .map_err(ShmError::os("reserve address space"))?;
+        // From here on `mapping` unmaps all of it, whatever happens.
+        let mapping = Mapping { base: base.cast(), len: total };
+        let mut at = 0;
+        for &(offset, len) in parts {
+            mapping.place(at, super::AsFd::as_fd(memory), offset, len as usize)?;
+            at += len as usize;
+        }
+        Ok(mapping)
+    }
+
+    /// Puts `len` bytes of a file over our own reservation at `at`.
+    fn place(&self, at: usize, file: BorrowedFd<'_>, offset: u64, len: usize) -> Result<(), ShmError> {
+        let bad = || ShmError::BadRange { offset, len: len as u64 };
+        let offset = i64::try_from(offset).map_err(|_| bad())?;
+        let address = NonZeroUsize::new(self.base.as_ptr() as usize + at);
+        let size = NonZeroUsize::new(len).ok_or_else(bad)?;
+        let access = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
+        let flags = MapFlags::MAP_SHARED | MapFlags::MAP_FIXED | MapFlags::MAP_NORESERVE;
+        assert!(at + len <= self.len, "parts add up to the reservation");
+        // SAFETY: MAP_FIXED replaces pages of our own reservation only, to which nobody holds a pointer yet.
+        unsafe { mmap(address, size, access, flags, file, offset) }
+            .map_err(ShmError::os("map shared memory"))?;
+        Ok(())
+    }
+
+    /// Length in bytes.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Never true: a mapping has at least a page.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Where `offset` lies in our address space, for the kernel (iovecs); `len` bytes from there are inside.
+    pub(super) fn address(&self, offset: usize, len: usize) -> NonNull<u8> {
+        self.bounds(offset, len);
+        // SAFETY: the offset has just been checked to lie inside the mapping.
+        unsafe { self.base.add(offset) }
+    }
+
+    /// The 32-bit word at `offset` (a multiple of 4).
+    pub fn word(&self, offset: usize) -> &AtomicU32 {
+        self.bounds(offset, 4);
+        assert!(offset.is_multiple_of(4), "word at odd offset {offset}");
+        // SAFETY: in bounds and aligned (the base is page-aligned), mapped as long as `self` lives; the other side is another
+        // process, which atomics are defined to tolerate in practice on this platform.
+        unsafe { AtomicU32::from_ptr(self.base.as_ptr().add(offset).cast()) }
+    }
+
+    /// Copies out. The bytes may have changed a moment later: only the copy may be checked and used.
+    pub fn read(&self, offset: usize, into: &mut [u8]) {
+        self.bounds(offset, into.len());
+        // SAFETY: the source is in bounds, the destination is a private slice, they cannot overlap.
+        unsafe { copy(self.base.as_ptr().add(offset), into.as_mut_ptr(), into.len()) }
+    }
+
+    /// Copies in.
+    pub fn write(&self, offset: usize, from: &[u8]) {
+        self.bounds(offset, from.len());
+        // SAFETY: the destination is in bounds and shared (no reference to it exists), the source is a private slice.
+        unsafe { copy(from.as_ptr(), self.base.as_ptr().add(offset), from.len()) }
+    }
+
+    fn bounds(&self, offset: usize, len: usize) {
+        let inside = offset.checked_add(len).is_some_and(|end| end <= self.len);
+        assert!(inside, "{len} bytes at {offset} of a mapping of {}", self.len);
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        // SAFETY: this range was mapped by us and nothing refers to it after the last borrow of `self`.
+        if let Err(error) = unsafe { munmap(self.base.cast::<c_void>(), self.len) } {
+            debug_assert!(false, "munmap: {error}");
+        }
+    }
+}
+
+/// Copies bytes, one side of which another process may be changing.
+///
+/// Never inlined: the compiler then cannot know that the private copy came from shared memory, and so cannot read the
+/// shared bytes a second time where the copy is used.
+///
+/// # Safety
+/// As for [`ptr::copy_nonoverlapping`].
+#[inline(never)]
+unsafe fn copy(from: *const u8, to: *mut u8, len: usize) {
+    // SAFETY: the caller's promise.
+    unsafe { ptr::copy_nonoverlapping(from, to, len) }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::Ordering;
+
+    use super::*;
+
+    #[test]
+    fn two_mappings_see_the_same_bytes() {
+        let memory = SharedMemory::create("test", 12288).unwrap();
+        let all = Mapping::new(&memory, 0, 12288).unwrap();
+        let tail = Mapping::new(&memory, 8192, 4096).unwrap();
+        all.write(8190, b"abcd");
+        let mut two = [0; 2];
+        tail.read(0, &mut two);
+        assert_eq!(&two, b"cd");
+        tail.word(4).store(7, Ordering::SeqCst);
+        assert_eq!(all.word(8196).load(Ordering::SeqCst), 7);
+    }
+
+    #[test]
+    fn parts_lie_one_after_the_other() {
+        let memory = SharedMemory::create("test", 8192).unwrap();
+        let turned = Mapping::concatenate(&memory, &[(4096, 4096), (0, 8192)]).unwrap();
+        turned.write(0, b"x");
+        let mut byte = [0];
+        turned.read(4096 + 4096, &mut byte);
+        assert_eq!(&byte, b"x");
+        assert!(Mapping::concatenate(&memory, &[]).is_err());
+        assert!(Mapping::concatenate(&memory, &[(0, 4096), (8192, 4096)]).is_err());
+    }
+
+    #[test]
+    #[should_panic(expected = "of a mapping of")]
+    fn an_offset_outside_panics() {
+        let memory = SharedMemory::create("test", 4096).unwrap();
+        Mapping::new(&memory, 0, 4096).unwrap().read(4090, &mut [0; 8]);
+    }
+}

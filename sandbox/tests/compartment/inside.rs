@@ -1,0 +1,156 @@
+//! What happens inside: `inside MODE ARGUMENTS`.
+
+use std::io::{Read, Write};
+use std::os::fd::{FromRawFd, RawFd};
+use std::sync::mpsc;
+
+use sandbox::{Compartment, Ids, Namespaces, Policy, Want, policies, policy_test};
+
+/// A user that no machine has.
+pub const STRANGER: Ids = Ids { uid: 424_242, gid: 434_343 };
+/// A user that the compartment can tell apart.
+pub const PEER: u32 = 414_141;
+/// The descriptor that is there for the compartment to keep.
+pub const KEPT: RawFd = 5;
+
+fn compartment(policy: Policy) -> Compartment {
+    let root = nix::unistd::geteuid().is_root();
+    Compartment {
+        name: "test",
+        ids: root.then_some(STRANGER),
+        keep: vec![0, 1, 2],
+        policy,
+        namespaces: Namespaces::all(),
+    }
+}
+
+pub fn main(args: &[String]) {
+    let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    match args[..] {
+        // Says what was achieved, then waits for the end of standard input.
+        ["hold", policy] => {
+            let mut here = compartment(Policy::named(policy).unwrap());
+            here.keep.push(KEPT);
+            let entered = here.enter().unwrap();
+            say(&format!("{entered}\n"));
+            let _ = std::io::stdin().read(&mut [0]);
+        }
+        ["act", policy, act] => {
+            compartment(Policy::named(policy).unwrap()).enter().unwrap();
+            say(&format!("survived: {:?}\n", policy_test::run(act)));
+        }
+        ["vcpu-act", act] => {
+            compartment(policies::CORE).enter().unwrap();
+            let act = act.to_owned();
+            let vcpu = std::thread::spawn(move || {
+                sandbox::restrict_thread(policies::VCPU).unwrap();
+                policy_test::run(&act)
+            });
+            say(&format!("survived: {:?}\n", vcpu.join().unwrap()));
+        }
+        ["vcpu"] => vcpu(),
+        ["panic"] => {
+            compartment(policies::VSP_STORAGE).enter().unwrap();
+            panic!("as the test wants it");
+        }
+        ["fault"] => {
+            compartment(policies::VSP_STORAGE).enter().unwrap();
+            // SAFETY: there is none; the kernel is to end us here.
+            unsafe { std::ptr::without_provenance_mut::<u8>(8).write_volatile(1) };
+        }
+        ["return"] => {
+            compartment(policies::VSP_STORAGE).enter().unwrap();
+        }
+        ["threads"] => {
+            let (_hold, held) = mpsc::channel::<()>();
+            std::thread::spawn(move || held.recv());
+            fails(compartment(policies::VSP_STORAGE));
+        }
+        ["foreign-ids"] => {
+            fails(Compartment { ids: Some(STRANGER), ..compartment(policies::VSP_STORAGE) });
+        }
+        // Not started by `spawn`, so not in a PID namespace.
+        ["required"] => {
+            let namespaces = Namespaces { pid: Want::Require, ..Namespaces::all() };
+            fails(Compartment { namespaces, ..compartment(policies::VSP_STORAGE) });
+        }
+        ["descriptors"] => {
+            let open = std::fs::read_dir("/proc/self/fd").unwrap();
+            let mut open: Vec<RawFd> =
+                open.map(|e| e.unwrap().file_name().to_str().unwrap().parse().unwrap()).collect();
+            open.sort_unstable();
+            let env: Vec<_> = std::env::vars().collect();
+            // SAFETY: the test handed it over under this number.
+            let mut given = unsafe { std::fs::File::from_raw_fd(KEPT) };
+            given.write_all(format!("{} {open:?} {env:?}", std::process::id()).as_bytes()).unwrap();
+        }
+        // Starts a compartment and waits to be killed.
+        ["parent"] => {
+            let exe = std::env::current_exe().unwrap();
+            let stdin = std::io::stdin();
+            let stdout = std::io::stdout();
+            let fd = std::os::fd::AsFd::as_fd;
+            let child = sandbox::spawn::Command::new(exe)
+                .args(["inside", "hold", "vsp-storage"])
+                .fd(fd(&stdin), 0)
+                .fd(fd(&stdout), 1)
+                .fd(fd(&stdin), KEPT)
+                .spawn()
+                .unwrap();
+            say(&format!("{}\n", child.pid()));
+            loop {
+                std::thread::park();
+            }
+        }
+        // Accepts a connection on the kept socket and says who is there.
+        ["peer", recognise] => {
+            let mut here = compartment(policies::CORE);
+            here.keep.push(KEPT);
+            here.namespaces = Namespaces::all().recognising((recognise == "yes").then_some(PEER));
+            here.enter().unwrap();
+            // SAFETY: the test handed it over under this number.
+            let listener = unsafe { std::os::unix::net::UnixListener::from_raw_fd(KEPT) };
+            let (socket, _) = listener.accept().unwrap();
+            let who = nix::sys::socket::getsockopt(&socket, nix::sys::socket::sockopt::PeerCredentials);
+            say(&format!("{}\n", who.unwrap().uid()));
+        }
+        _ => panic!("{args:?}"),
+    }
+}
+
+/// One `write`, without Rust's buffers and locks.
+fn say(text: &str) {
+    nix::unistd::write(std::io::stdout(), text.as_bytes()).unwrap();
+}
+
+fn fails(compartment: Compartment) {
+    let error = compartment.enter().unwrap_err();
+    say(&format!("{error}\n"));
+}
+
+extern "C" fn nothing(_: libc::c_int) {}
+
+/// What the core does with its threads.
+fn vcpu() {
+    // SAFETY: the handler does nothing.
+    unsafe { libc::signal(libc::SIGUSR1, nothing as *const () as usize) };
+    compartment(policies::CORE).enter().unwrap();
+    for _ in 0..2 {
+        let (ask, asked) = mpsc::sync_channel::<std::os::unix::thread::RawPthread>(1);
+        let (answer, answered) = mpsc::channel();
+        let thread = std::thread::Builder::new().name("vp0".into());
+        let vcpu = thread.spawn(move || {
+            sandbox::restrict_thread(policies::VCPU).unwrap();
+            // SAFETY: no argument.
+            ask.send(unsafe { libc::pthread_self() }).unwrap();
+            answered.recv().unwrap()
+        });
+        let vcpu = vcpu.unwrap();
+        let id = asked.recv().unwrap();
+        // SAFETY: the thread waits for our answer, so it is there.
+        assert_eq!(unsafe { libc::pthread_kill(id, libc::SIGUSR1) }, 0);
+        answer.send(7).unwrap();
+        assert_eq!(vcpu.join().unwrap(), 7);
+    }
+    say("done\n");
+}

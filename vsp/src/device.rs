@@ -1,0 +1,112 @@
+//! What a device implements, and what it is given.
+
+use std::os::fd::RawFd;
+
+use ipc::message::{Offer, STATUS_REFUSED};
+use ipc::shm::GuestRam;
+use vmbus::packet::PacketHeader;
+
+use crate::channels::{ChannelId, Channels};
+use crate::request::Request;
+
+/// A device: answers the packets of the channels that a guest opens to it.
+///
+/// Everything runs on one thread. A method must not wait: what takes time is started in
+/// [`Device::packet`] or [`Device::submit`] and finished in [`Device::ready`].
+pub trait Device {
+    /// What the guest is offered. Called once, when attaching.
+    fn offer(&self) -> Offer;
+
+    /// Descriptors that the device keeps when the compartment closes.
+    fn descriptors(&self) -> Vec<RawFd> {
+        Vec::new()
+    }
+
+    /// Descriptors to watch, a subset of [`Device::descriptors`]; see [`Device::ready`].
+    fn sources(&self) -> Vec<RawFd> {
+        Vec::new()
+    }
+
+    /// Most requests of one channel that the device takes before it has completed some. Bounds what a guest can make it
+    /// hold in memory.
+    fn depth(&self) -> u32 {
+        256
+    }
+
+    /// The core has welcomed the device. An error ends the process with this sentence.
+    fn attached(&mut self, vm: Vm) -> Result<(), String> {
+        let _ = vm;
+        Ok(())
+    }
+
+    /// The guest opens a channel; packets follow if it is not refused.
+    fn open(&mut self, channel: ChannelId, request: &OpenRequest) -> Result<(), Refused> {
+        let _ = (channel, request);
+        Ok(())
+    }
+
+    /// A packet. `packet` is a private copy, checked for its form, its content still the guest's word. `request` is
+    /// completed now or later, never dropped.
+    fn packet(&mut self, packet: Packet<'_>, request: Request, channels: &mut Channels);
+
+    /// The packets at hand have been delivered, and their being taken is published: start all I/O in one go.
+    fn submit(&mut self, channels: &mut Channels) {
+        let _ = channels;
+    }
+
+    /// The source number `source` of [`Device::sources`] became readable. Signalled once for each time it does
+    /// (edge-triggered): take all there is.
+    fn ready(&mut self, source: usize, channels: &mut Channels) {
+        let _ = (source, channels);
+    }
+
+    /// The guest closed the channel: no packet follows. Requests still in flight are completed as ever (the guest
+    /// does not see it); the sooner they are, the sooner the guest goes on.
+    fn closing(&mut self, channel: ChannelId) {
+        let _ = channel;
+    }
+}
+
+/// The VM that a device has joined.
+#[derive(Debug)]
+pub struct Vm {
+    /// Its name.
+    pub name: String,
+    /// Number of its virtual processors.
+    pub vps: u32,
+    /// Its RAM, for devices whose slot has it.
+    pub ram: Option<GuestRam>,
+}
+
+/// What is known of a channel when it opens.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OpenRequest {
+    /// 0 for the primary channel.
+    pub subchannel: u16,
+    /// VP index that interrupts go to.
+    pub target_vp: u32,
+    /// What the guest said (at most 120 bytes).
+    pub user_data: Vec<u8>,
+}
+
+/// A channel is not opened, with the status that the guest sees.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Refused {
+    /// An NTSTATUS, not 0.
+    pub status: u32,
+}
+
+impl Default for Refused {
+    fn default() -> Self {
+        Refused { status: STATUS_REFUSED }
+    }
+}
+
+/// A packet as the device sees it.
+#[derive(Clone, Copy, Debug)]
+pub struct Packet<'a> {
+    /// What kind it is, and where its parts lie in `bytes`.
+    pub header: &'a PacketHeader,
+    /// All of it, descriptor included; private memory.
+    pub bytes: &'a [u8],
+}

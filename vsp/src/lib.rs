@@ -1,0 +1,41 @@
+//! The runtime that every device process (VSP) is built on: attach to the core, close the compartment, serve
+//! channels until the core is gone.
+//!
+//! A device implements [`Device`] and calls [`serve`]; it sees packets and answers requests. It never
+//! touches a socket, an index of a ring or a signal. This crate must never know what a device does, and must
+//! never trust a byte that the guest can write: packets are private copies, and a ring that makes no
+//! sense ends its channel, not the process.
+//!
+//! * [`Device`]: what a device implements.
+//! * [`Request`]: one packet to be answered, as a value that cannot be lost.
+//! * [`Channels`]: the device's way back to the guest.
+//! * [`channel`]: the order in which a packet is consumed and a completion published.
+//! * [`Common`]: the command line that all device processes share.
+//!
+//! `docs/writing-a-vsp.md` shows a whole device.
+
+#![forbid(unsafe_code)]
+
+mod attach;
+pub mod channel;
+mod channels;
+mod cli;
+mod compartment;
+mod device;
+mod request;
+mod runtime;
+mod serve;
+#[cfg(feature = "testing")]
+pub mod testing;
+
+pub use attach::AttachError;
+pub use channels::{ChannelId, Channels};
+pub use cli::Common;
+pub use device::{Device, OpenRequest, Packet, Refused, Vm};
+pub use ipc::message::{Offer, OfferFlags};
+pub use ipc::shm::{GuestRam, RamError, Span};
+pub use request::Request;
+pub use runtime::{Flow, Runtime, RuntimeError};
+pub use sandbox::policies;
+pub use serve::{Program, serve};
+pub use {ipc, vmbus};

@@ -1,0 +1,78 @@
+//! A request as a linear value: it is completed once, or the test fails.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::channel::Ticket;
+use crate::channels::{ChannelId, Channels};
+
+/// A packet that the device has taken and owes an end.
+///
+/// Every packet has one, whether or not the guest asked for an answer, because the channel can only be closed
+/// once all of them have ended. A guest waits for ever for an answer that never comes, so a request
+/// that is dropped uncompleted panics in debug builds, and is logged and counted in release builds.
+#[must_use = "a request that is dropped hangs the guest: complete it"]
+#[derive(Debug)]
+pub struct Request {
+    channel: ChannelId,
+    /// `None` once completed.
+    ticket: Option<Ticket>,
+}
+
+static LOST: AtomicU64 = AtomicU64::new(0);
+
+impl Request {
+    pub(crate) fn new(channel: ChannelId, ticket: Ticket) -> Request {
+        Request { channel, ticket: Some(ticket) }
+    }
+
+    /// The channel that it came by.
+    pub fn channel(&self) -> ChannelId {
+        self.channel
+    }
+
+    /// The guest's name for it; reused by the guest as soon as it is completed, so no key for anything.
+    pub fn transaction_id(&self) -> u64 {
+        self.ticket.map_or(0, |ticket| ticket.transaction_id)
+    }
+
+    /// Whether the guest asked for an answer.
+    pub fn wants_completion(&self) -> bool {
+        self.ticket.is_some_and(|ticket| ticket.wants_completion)
+    }
+
+    /// Ends it. If the guest asked for an answer, `payload` is what it gets.
+    pub fn complete(mut self, channels: &mut Channels, payload: &[u8]) {
+        if let Some(ticket) = self.ticket.take() {
+            channels.complete(self.channel, ticket, payload);
+        }
+    }
+
+    /// How many requests this process has dropped uncompleted: 0, or there is a bug in the device.
+    pub fn lost() -> u64 {
+        LOST.load(Ordering::Relaxed)
+    }
+}
+
+impl Drop for Request {
+    fn drop(&mut self) {
+        let Some(ticket) = self.ticket else { return };
+        let lost = LOST.fetch_add(1, Ordering::Relaxed) + 1;
+        tracing::error!(id = ticket.transaction_id, lost, "a request was dropped uncompleted");
+        if cfg!(debug_assertions) && !std::thread::panicking() {
+            panic!("request {:#x} was dropped uncompleted", ticket.transaction_id);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    #[cfg(debug_assertions)]
+    #[should_panic(expected = "was dropped uncompleted")]
+    fn a_dropped_request_is_a_failed_test() {
+        let ticket = Ticket { transaction_id: 7, wants_completion: true, sequence: 0 };
+        drop(Request::new(ChannelId::for_test(0), ticket));
+    }
+}

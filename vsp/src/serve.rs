@@ -1,0 +1,102 @@
+//! The life of a device process, from `main` to the end.
+
+use std::fmt::Display;
+use std::process::ExitCode;
+
+use std::os::fd::{AsRawFd, RawFd};
+
+use ipc::socket::Peer;
+use sandbox::Policy;
+use thiserror::Error;
+
+use crate::attach::{AttachError, attach, connect};
+use crate::cli::Common;
+use crate::compartment;
+use crate::device::Device;
+use crate::runtime::{Flow, Runtime, RuntimeError};
+
+/// What is fixed about a device program.
+#[derive(Clone, Copy, Debug)]
+pub struct Program {
+    /// Its name, for logs.
+    pub name: &'static str,
+    /// The syscalls that it may use once it serves.
+    pub policy: Policy,
+}
+
+#[derive(Debug, Error)]
+enum ServeError {
+    #[error("{0}")]
+    Device(String),
+    #[error("cannot enter the compartment: {0}")]
+    Compartment(String),
+    #[error(transparent)]
+    Attach(#[from] AttachError),
+    #[error(transparent)]
+    Runtime(#[from] RuntimeError),
+    #[error("{0}")]
+    PolicyTest(String),
+}
+
+/// Runs a device process: opens the device, closes the compartment, attaches, serves until the core is gone.
+///
+/// `open` opens all that the device will ever need; afterwards nothing can be opened any more. Exit code 0: the core is
+/// gone, as planned or not. 1: it could not start or go on, said in one sentence.
+pub fn serve<D, E>(program: Program, common: &Common, open: impl FnOnce() -> Result<D, E>) -> ExitCode
+where
+    D: Device,
+    E: Display,
+{
+    let before = compartment::open_descriptors();
+    logs::init(common.log_format, common.log_level.0, &common.device);
+    // What logging has opened (a journal socket) must outlive the closing of the door.
+    let mut keep = compartment::open_descriptors();
+    keep.retain(|number| *number > 2 && !before.contains(number));
+    match run(program, common, keep, open) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!("{error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run<D, E>(
+    program: Program,
+    common: &Common,
+    mut keep: Vec<RawFd>,
+    open: impl FnOnce() -> Result<D, E>,
+) -> Result<(), ServeError>
+where
+    D: Device,
+    E: Display,
+{
+    let peer = if common.policy_test.is_some() { None } else { Some(connect(common)?) };
+    let device = open().map_err(|error| ServeError::Device(error.to_string()))?;
+    let runtime = Runtime::new(device)?;
+    keep.extend([0, 1, 2]);
+    keep.extend(runtime.descriptors());
+    keep.extend(peer.as_ref().map(AsRawFd::as_raw_fd));
+    // The listing of /proc/self/fd has a descriptor of its own, which is gone by now.
+    keep.sort_unstable();
+    keep.dedup();
+    compartment::enter(program.name, program.policy, common, keep).map_err(ServeError::Compartment)?;
+    if let Some(act) = &common.policy_test {
+        return Err(ServeError::PolicyTest(compartment::try_forbidden(act)));
+    }
+    let Some(peer) = peer else { return Err(AttachError::Nowhere.into()) };
+    serve_peer(runtime, peer, &common.device)
+}
+
+fn serve_peer<D: Device>(mut runtime: Runtime<D>, peer: Peer, name: &str) -> Result<(), ServeError> {
+    let vm = match attach(&peer, name, runtime.device()) {
+        Ok(vm) => vm,
+        Err(AttachError::Socket(ipc::socket::SocketError::Closed)) => return Ok(()),
+        Err(error) => return Err(error.into()),
+    };
+    tracing::info!(vm = vm.name, "attached");
+    runtime.attached(peer, vm)?;
+    while runtime.turn(None)? == Flow::Continue {}
+    // The core is gone: whatever is in flight has nobody to tell, and waiting would keep the disk locked.
+    std::process::exit(0)
+}
