@@ -54,23 +54,18 @@ fn main() -> Result<(), Failure> {
     files.retain(|path| path.extension().is_some_and(|e| e == "json"));
     files.sort();
 
-    let mut table = String::new();
+    let mut compiler = Compiler { arch, out, table: String::new(), lengths: BTreeSet::new() };
     let mut constants = Vec::new();
     let mut arms = String::new();
-    let mut lengths = BTreeSet::new();
     for file in &files {
         let name = file.file_stem().and_then(|s| s.to_str()).ok_or("a policy file needs a name")?;
         let constant = constant_name(name);
-        add_policy(&mut table, &mut lengths, &out, file, name, &constant, arch)
-            .map_err(|e| format!("{}: {e}", file.display()))?;
+        compiler.add(file, name, &constant).map_err(|e| format!("{}: {e}", file.display()))?;
         writeln!(arms, "        {name:?} => {constant}_RULES,")?;
         constants.push(constant);
     }
-    writeln!(
-        table,
-        "/// Every policy there is.\npub const ALL: &[Policy] = &[{}];\n",
-        constants.join(", ")
-    )?;
+    let Compiler { out, mut table, .. } = compiler;
+    writeln!(table, "/// Every policy there is.\npub const ALL: &[Policy] = &[{}];\n", constants.join(", "))?;
     writeln!(
         table,
         "fn rules_of(name: &str) -> &'static [Rule] {{\n    match name {{\n{arms}        _ => &[],\n    }}\n}}"
@@ -88,20 +83,55 @@ fn constant_name(name: &str) -> String {
     }
 }
 
-#[allow(clippy::too_many_arguments)]
-fn add_policy(
-    table: &mut String,
-    lengths: &mut BTreeSet<usize>,
-    out: &Path,
-    file: &Path,
-    name: &str,
-    constant: &str,
+type Filters = BTreeMap<String, Filter>;
+
+struct Compiler {
     arch: TargetArch,
-) -> Result<(), Failure> {
-    let text = fs::read_to_string(file)?;
-    let filters: BTreeMap<String, Filter> = serde_json::from_str(&text)?;
-    let refusals = format!("{name}{REFUSALS}");
-    if let Some(other) = filters.keys().find(|k| *k != name && **k != refusals) {
+    out: PathBuf,
+    /// The Rust source that `src/lib.rs` includes.
+    table: String,
+    /// Instructions of each filter so far.
+    lengths: BTreeSet<usize>,
+}
+
+impl Compiler {
+    fn add(&mut self, file: &Path, name: &str, constant: &str) -> Result<(), Failure> {
+        let text = fs::read_to_string(file)?;
+        let filters: Filters = serde_json::from_str(&text)?;
+        let refusals = format!("{name}{REFUSALS}");
+        check_policy(&filters, name, &refusals)?;
+        for (key, mut program) in compile_from_json(text.as_bytes(), self.arch)? {
+            // The audit tells filters apart by their length: repeat the last instruction, which is never reached again.
+            while let Some(last) = program.last().filter(|_| !self.lengths.insert(program.len())) {
+                program.push(last.clone());
+            }
+            fs::write(self.out.join(format!("{key}.bpf")), bytes(&program))?;
+        }
+        let bpf = |key: &str| match filters.contains_key(key) {
+            true => format!("include_bytes!(concat!(env!(\"OUT_DIR\"), \"/{key}.bpf\"))"),
+            false => "&[]".into(),
+        };
+        writeln!(
+            self.table,
+            "/// `seccomp/{name}.json`, compiled.\npub const {constant}: Policy = Policy {{ name: {name:?}, \
+             program: {}, refusals: {} }};\n",
+            bpf(name),
+            bpf(&refusals)
+        )?;
+        writeln!(self.table, "const {constant}_RULES: &[Rule] = &[")?;
+        for (key, refused) in [(name, false), (&refusals, true)] {
+            for rule in filters.get(key).into_iter().flat_map(|filter| &filter.filter) {
+                write_rule(&mut self.table, rule, refused, self.arch)?;
+            }
+        }
+        writeln!(self.table, "];\n")?;
+        Ok(())
+    }
+}
+
+/// A file holds an allow-list and perhaps refusals, and each does what its name says.
+fn check_policy(filters: &Filters, name: &str, refusals: &str) -> Result<(), Failure> {
+    if let Some(other) = filters.keys().find(|key| *key != name && *key != refusals) {
         return Err(format!("holds {other:?}; only {name:?} and {refusals:?} belong here").into());
     }
     let allow = filters.get(name).ok_or_else(|| format!("holds no filter named {name:?}"))?;
@@ -109,45 +139,16 @@ fn add_policy(
     if allow.mismatch_action != "kill_process" || allow.match_action != "allow" {
         return Err("an allow-list kills the process by default and allows what it lists".into());
     }
-    if let Some(refused) = filters.get(&refusals) {
-        check(refused)?;
-        if refused.mismatch_action != "allow" || refused.match_action.get("errno").is_none() {
-            return Err("refusals answer with an errno and leave the rest to the allow-list".into());
-        }
-        for rule in &refused.filter {
-            if !allow.filter.iter().any(|r| r.syscall == rule.syscall) {
-                // The stricter of two filters wins: a refusal of a call that is not listed would kill.
-                return Err(format!("{} is refused but not in the allow-list", rule.syscall).into());
-            }
-        }
+    let Some(refused) = filters.get(refusals) else { return Ok(()) };
+    check(refused)?;
+    if refused.mismatch_action != "allow" || refused.match_action.get("errno").is_none() {
+        return Err("refusals answer with an errno and leave the rest to the allow-list".into());
     }
-
-    let mut programs = compile_from_json(text.as_bytes(), arch)?;
-    for program in programs.values_mut() {
-        // The audit tells filters apart by their length: repeat the last instruction, which is never reached again.
-        while let Some(last) = program.last().filter(|_| !lengths.insert(program.len())) {
-            program.push(last.clone());
-        }
+    match refused.filter.iter().find(|rule| !allow.filter.iter().any(|r| r.syscall == rule.syscall)) {
+        // The stricter of two filters wins: a refusal of a call that is not listed would kill.
+        Some(rule) => Err(format!("{} is refused but not in the allow-list", rule.syscall).into()),
+        None => Ok(()),
     }
-    for (key, program) in &programs {
-        fs::write(out.join(format!("{key}.bpf")), bytes(program))?;
-    }
-    let bpf = |key: &str| format!("include_bytes!(concat!(env!(\"OUT_DIR\"), \"/{key}.bpf\"))");
-    let refusal_bytes = if filters.contains_key(&refusals) { bpf(&refusals) } else { "&[]".into() };
-    writeln!(
-        table,
-        "/// `seccomp/{name}.json`, compiled.\npub const {constant}: Policy = Policy {{ name: {name:?}, \
-         program: {}, refusals: {refusal_bytes} }};\n",
-        bpf(name)
-    )?;
-    writeln!(table, "const {constant}_RULES: &[Rule] = &[")?;
-    let all = allow.filter.iter().map(|rule| (rule, false));
-    let all = all.chain(filters.get(&refusals).into_iter().flat_map(|f| &f.filter).map(|rule| (rule, true)));
-    for (rule, refused) in all {
-        write_rule(table, rule, refused, arch)?;
-    }
-    writeln!(table, "];\n")?;
-    Ok(())
 }
 
 /// The rules of the house that seccompiler does not know.
@@ -160,7 +161,9 @@ fn check(filter: &Filter) -> Result<(), Failure> {
             return Err(format!("{syscall}: say in \"comment\" why it is needed").into());
         }
         if let Some(condition) = rule.args.iter().find(|c| c.comment.is_none()) {
-            return Err(format!("{syscall}: argument {} needs a comment naming the number", condition.index).into());
+            return Err(
+                format!("{syscall}: argument {} needs a comment naming the number", condition.index).into()
+            );
         }
         if syscall == "ioctl" && !rule.args.iter().any(|c| c.index == 1) {
             return Err("ioctl is allowed by request number only".into());

@@ -1,11 +1,10 @@
-//! The command line, and the man pages made from it.
+//! The command line.
 
-use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use clap::builder::Styles;
 use clap::builder::styling::AnsiColor;
-use clap::{Args, CommandFactory, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand};
 
 const ABOUT: &str = "Runs virtual machines whose devices are sandboxed processes";
 
@@ -168,38 +167,10 @@ pub struct Check {
     pub overcommit: bool,
 }
 
-/// Writes `bulkhead.1` and a page for each command into `directory`.
-pub fn write_man_pages(directory: &Path) -> io::Result<()> {
-    std::fs::create_dir_all(directory)?;
-    for (name, page) in man_pages()? {
-        std::fs::write(directory.join(name), page)?;
-    }
-    Ok(())
-}
-
-/// The man pages: file name and text.
-pub fn man_pages() -> io::Result<Vec<(String, Vec<u8>)>> {
-    // What a terminal width would do to the text does not belong in a page.
-    let mut top = Cli::command();
-    top.build();
-    let mut pages = vec![("bulkhead.1".to_owned(), man_page(top.clone(), "bulkhead")?)];
-    for command in top.get_subcommands().filter(|command| !command.is_hide_set()) {
-        let name = format!("bulkhead-{}", command.get_name());
-        pages.push((format!("{name}.1"), man_page(command.clone(), &name)?));
-    }
-    Ok(pages)
-}
-
-fn man_page(command: clap::Command, name: &str) -> io::Result<Vec<u8>> {
-    let mut page = Vec::new();
-    // `Command` wants names that live for ever; there are three of them.
-    let command = command.name(name.to_owned().leak() as &'static str);
-    clap_mangen::Man::new(command).manual("Bulkhead").render(&mut page)?;
-    Ok(page)
-}
-
 #[cfg(test)]
 mod tests {
+    use clap::CommandFactory;
+
     use super::*;
 
     #[test]

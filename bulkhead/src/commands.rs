@@ -5,8 +5,7 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 
-use crate::cli::{self, Check, Cli, Command, Run};
-use crate::host;
+use crate::cli::{Check, Cli, Command, Run};
 use crate::plan::Plan;
 use crate::programs::Programs;
 use crate::runtime_dir::{self, RuntimeDir};
@@ -14,6 +13,7 @@ use crate::spec::diagnostic::Report;
 use crate::spec::size::Bytes;
 use crate::spec::{self, Console, HostLimits, OnCrash, Spec};
 use crate::supervise::{self, Fate, Logging, Signals};
+use crate::{host, man};
 
 /// Exit code for a spec that is wrong or a host that cannot run it.
 pub const CANNOT_RUN: u8 = 1;
@@ -24,7 +24,7 @@ pub fn execute(cli: &Cli) -> anyhow::Result<ExitCode> {
         Command::Run(options) => run(cli, options),
         Command::Check(options) => Ok(check(options)),
         Command::Man { directory } => {
-            cli::write_man_pages(directory)
+            man::write_pages(directory)
                 .with_context(|| format!("cannot write to {}", directory.display()))?;
             Ok(ExitCode::SUCCESS)
         }

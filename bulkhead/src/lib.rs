@@ -6,7 +6,7 @@
 //! * [`plan`]: from a spec to processes; [`programs`] finds their files
 //! * [`runtime_dir`]: `/run/bulkhead/NAME`, and that a VM runs once
 //! * [`supervise`]: starts the processes, watches them, ends with them; [`console`] is the terminal meanwhile
-//! * [`cli`]: the command line and the man pages made from it; [`commands`] does what it says
+//! * [`cli`]: the command line; [`man`] makes the man pages from it, [`commands`] does what it says
 //!
 //! This crate must never touch the guest: it has no part of its memory, of its disks or of its messages.
 #![forbid(unsafe_code)]
@@ -15,6 +15,7 @@ pub mod cli;
 pub mod commands;
 pub mod console;
 pub mod host;
+pub mod man;
 pub mod plan;
 pub mod programs;
 pub mod runtime_dir;

@@ -1,6 +1,6 @@
 //! Reads strace logs of a whole workload and fails if a policy in force has a rule that nothing used.
 //!
-//! `strace -f --pidns-translation -e raw='!seccomp' -o LOG COMMAND...`, then `seccomp-audit LOG...`
+//! As root: `strace -f --pidns-translation -e raw='!seccomp' -o LOG COMMAND...`, then `seccomp-audit LOG...`
 
 use std::process::ExitCode;
 

@@ -1,7 +1,7 @@
 //! Which rules a real workload used, and which it did not: the other half of "a rule that nothing uses
 //! fails the build".
 //!
-//! Run the workload under `strace -f --pidns-translation -e raw='!seccomp' -o FILE` and give the file's text to
+//! As root, run the workload under `strace -f --pidns-translation -e raw='!seccomp' -o FILE` and give the file's text to
 //! [`Usage::read`]. All arguments must be numbers, so that conditions can be compared, except for those of `seccomp`, whose
 //! filter length tells the policies apart; threads of a process in a PID namespace must be recognised as its own.
 //! Rules marked `rare:` in the policy file may stay unused.
@@ -26,54 +26,26 @@ impl Usage {
     /// Reads what strace wrote, adding to what was read before.
     pub fn read(&mut self, log: &str) {
         let names = syscall_names();
+        let parents = parents(log);
         let mut policies: BTreeMap<u32, Vec<Policy>> = BTreeMap::new();
-        let mut unfinished: BTreeMap<u32, Call> = BTreeMap::new();
-        for line in log.lines() {
-            let Some((task, rest)) = line.split_once(' ').and_then(|(t, r)| Some((t.parse().ok()?, r.trim_start())))
-            else {
-                continue;
-            };
-            let call = match Line::parse(rest) {
-                Line::Whole(call) => {
-                    self.count(&policies, task, &call, &names);
-                    call
-                }
-                Line::Begun(call) => {
-                    self.count(&policies, task, &call, &names);
-                    unfinished.insert(task, call);
-                    continue;
-                }
-                Line::Resumed(result) => match unfinished.remove(&task) {
-                    Some(call) => Call { result, ..call },
-                    None => continue,
-                },
-                Line::Other => continue,
-            };
-            match (call.name, call.result) {
-                ("seccomp", Some(0)) => {
-                    if let Some(policy) = call.filter_len.and_then(by_length) {
-                        policies.entry(task).or_default().push(policy);
-                        self.used.entry(policy.name).or_default();
-                    }
-                }
+        for (task, line) in lines(log) {
+            if !policies.contains_key(&task) {
                 // A new task starts with the filters of the one that made it.
-                ("clone" | "clone3" | "fork" | "vfork", Some(child)) if child > 0 => {
-                    let inherited = policies.get(&task).cloned().unwrap_or_default();
-                    policies.entry(child as u32).or_insert(inherited);
-                }
-                _ => {}
+                let inherited = parents.get(&task).and_then(|parent| policies.get(parent));
+                policies.insert(task, inherited.cloned().unwrap_or_default());
+            }
+            let (Line::Whole(call) | Line::Begun(call)) = line else { continue };
+            let active = policies.entry(task).or_default();
+            self.count(active, &call, &names);
+            if let Some(policy) = call.filter_len.and_then(by_length) {
+                self.used.entry(policy.name).or_default();
+                active.push(policy);
             }
         }
     }
 
-    fn count(
-        &mut self,
-        policies: &BTreeMap<u32, Vec<Policy>>,
-        task: u32,
-        call: &Call<'_>,
-        names: &BTreeMap<&str, u32>,
-    ) {
-        for policy in policies.get(&task).into_iter().flatten() {
+    fn count(&mut self, active: &[Policy], call: &Call<'_>, names: &BTreeMap<&str, u32>) {
+        for policy in active {
             let number = names.get(call.name).copied().unwrap_or(u32::MAX);
             let rules = policy.rules();
             // A refused call is used twice: the allow-list lets it by, the refusal answers it.
@@ -103,7 +75,10 @@ impl Usage {
     pub fn rare_but_used(&self, policy: &Policy) -> Vec<&'static Rule> {
         let used = self.used.get(policy.name);
         let rules = policy.rules().iter().enumerate();
-        rules.filter(|(place, rule)| rule.rare && used.is_some_and(|u| u.contains(place))).map(|(_, r)| r).collect()
+        rules
+            .filter(|(place, rule)| rule.rare && used.is_some_and(|u| u.contains(place)))
+            .map(|(_, r)| r)
+            .collect()
     }
 
     /// Calls that were denied: the policy's name and strace's text.
@@ -121,6 +96,35 @@ fn syscall_names() -> BTreeMap<&'static str, u32> {
     ALL.iter().flat_map(|policy| policy.rules()).map(|rule| (rule.syscall, rule.number)).collect()
 }
 
+/// Lines with the number of the task they are about.
+fn lines(log: &str) -> impl Iterator<Item = (u32, Line<'_>)> {
+    log.lines().filter_map(|line| {
+        let (task, rest) = line.split_once(' ')?;
+        Some((task.parse().ok()?, Line::parse(rest.trim_start())))
+    })
+}
+
+/// Who made whom. A task may speak before its maker's call has returned, so this is looked up beforehand.
+fn parents(log: &str) -> BTreeMap<u32, u32> {
+    let mut parents = BTreeMap::new();
+    let mut making = BTreeSet::new();
+    for (task, line) in lines(log) {
+        let result = match line {
+            Line::Whole(call) if call.makes_task() => call.result,
+            Line::Begun(call) if call.makes_task() => {
+                making.insert(task);
+                None
+            }
+            Line::Resumed(result) if making.remove(&task) => result,
+            _ => None,
+        };
+        if let Some(child) = result.and_then(|child| u32::try_from(child).ok()) {
+            parents.insert(child, task);
+        }
+    }
+    parents
+}
+
 /// One line of strace's, without the task's number.
 enum Line<'a> {
     Whole(Call<'a>),
@@ -129,13 +133,18 @@ enum Line<'a> {
     Other,
 }
 
-#[derive(Clone)]
 struct Call<'a> {
     name: &'a str,
     arguments: [u64; 6],
     filter_len: Option<usize>,
     result: Option<i64>,
     text: &'a str,
+}
+
+impl Call<'_> {
+    fn makes_task(&self) -> bool {
+        matches!(self.name, "clone" | "clone3" | "fork" | "vfork")
+    }
 }
 
 impl<'a> Line<'a> {
@@ -219,7 +228,7 @@ mod tests {
         let mut usage = Usage::default();
         usage.read(&log);
         let seals = |rule: &&Rule| rule.conditions.iter().any(|c| c.name == "F_GET_SEALS");
-        assert!(!usage.unused(&VSP_STORAGE).iter().any(|rule| seals(&rule)));
+        assert!(!usage.unused(&VSP_STORAGE).iter().any(seals));
         assert_eq!(usage.denied().len(), 1, "{:?}", usage.denied());
         assert!(usage.denied()[0].1.starts_with("mmap("));
     }
@@ -227,8 +236,8 @@ mod tests {
     #[test]
     fn threads_inherit_and_stack() {
         let log = format!(
-            "7 {}\n7 clone(0x3d0f00, 0, 0, 0, 0, 0 <unfinished ...>\n7 <... clone resumed>) = 0x2 /* 9 in strace's PID NS */\n9 {}\n\
-             9 ioctl(0x5, 0xae80, 0) = 0\n7 futex(0x1, 0, 0) = 0\n",
+            "7 {}\n7 clone(0x3d0f00, 0, 0, 0, 0, 0 <unfinished ...>\n9 rseq(0x1)\n7 <... clone resumed>) = 0x2 /* 9 in strace's PID NS */\n\
+             9 {}\n9 ioctl(0x5, 0xae80, 0) = 0\n7 futex(0x1, 0, 0) = 0\n",
             filter(&CORE),
             filter(&VCPU)
         );
@@ -240,5 +249,6 @@ mod tests {
         assert!(unused(&VCPU).contains(&"futex"), "the main thread's calls are not the vCPU's");
         assert!(!unused(&CORE).contains(&"futex"));
         assert!(!unused(&CORE).contains(&"clone"));
+        assert!(!unused(&CORE).contains(&"rseq"), "said before clone returned");
     }
 }

@@ -43,7 +43,8 @@ impl Policy {
     /// Names of the syscalls that the policy lets through (refused ones are not), sorted, each once.
     pub fn syscalls(&self) -> Vec<&'static str> {
         let rules = self.rules();
-        let refused = |name: &str| rules.iter().any(|r| r.refused && r.conditions.is_empty() && r.syscall == name);
+        let refused =
+            |name: &str| rules.iter().any(|r| r.refused && r.conditions.is_empty() && r.syscall == name);
         let mut names: Vec<_> = rules.iter().map(|r| r.syscall).filter(|name| !refused(name)).collect();
         names.sort_unstable();
         names.dedup();

@@ -1,13 +1,15 @@
 //! The way into a compartment, step by step.
 
+use std::io;
 use std::os::fd::RawFd;
+use std::sync::atomic::{AtomicI32, Ordering};
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 use crate::descriptors::Kept;
 use crate::parent::Parent;
 use crate::sys::this;
-use crate::{Done, Entered, Error, Kind, Namespaces, Policy, Want, empty_root, identity, landlocked};
+use crate::{Done, Entered, Error, Kind, Namespaces, Policy, empty_root, identity, landlocked};
 
 /// What Rust's own runtime exits with after a panic in `main`.
 const PANIC_EXIT: i32 = 101;
@@ -50,15 +52,20 @@ impl Compartment {
         let parent = Parent::now();
         this::reset_fault_handlers().map_err(Error::step("reset signal handlers"))?;
         this::forget_backtraces();
-        exit_on_panic(PANIC_EXIT);
+        if EXIT_ON_PANIC.load(Ordering::Relaxed) == UNSET {
+            exit_on_panic(PANIC_EXIT);
+        }
         let kept = Kept::prepare(&self.keep).map_err(Error::step("sort the descriptors to keep"))?;
 
         // While we may: a world of our own, with nothing in it.
         let ids = self.ids;
         let user = || identity::enter_user_namespace(ids, &self.namespaces.recognise);
         let namespaces = self.namespaces.enter(user)?;
-        let mount = if is_own(&namespaces, Kind::Mount) { self.namespaces.mount } else { Want::No };
-        let empty_root = mount.attempt(Kind::Mount, empty_root::enter)?;
+        let own = is_own(&namespaces, Kind::Mount);
+        let empty_root = self.namespaces.mount.attempt(Kind::Mount, || match own {
+            true => empty_root::enter(),
+            false => Err(io::Error::other("no mount namespace")),
+        })?;
 
         // Give up every privilege, while we still have the one that giving up takes.
         let bounding_set = match this::empty_bounding_set().and_then(|()| this::lock_securebits()) {
@@ -109,17 +116,25 @@ pub fn restrict_thread(policy: Policy) -> Result<(), Error> {
     install(policy)
 }
 
-/// From now on a panic, once its message is written, ends the process with exit code `code`.
+/// From now on a panic, once its message is written, ends the process with exit code `code`; a later call changes the
+/// code.
 ///
 /// The default, `abort`, needs four more syscalls and is ignored in the first process of a PID namespace.
-/// [`Compartment::enter`] calls it with 101.
+/// [`Compartment::enter`] sees to a code of 101 unless there is one by then.
 pub fn exit_on_panic(code: i32) {
-    let say = std::panic::take_hook();
-    std::panic::set_hook(Box::new(move |info| {
-        say(info);
-        this::exit_now(code);
-    }));
+    if EXIT_ON_PANIC.swap(code, Ordering::Relaxed) == UNSET {
+        let say = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |info| {
+            say(info);
+            this::exit_now(EXIT_ON_PANIC.load(Ordering::Relaxed));
+        }));
+    }
 }
+
+/// What a panic exits with, once [`exit_on_panic`] has been called.
+static EXIT_ON_PANIC: AtomicI32 = AtomicI32::new(UNSET);
+/// Not an exit code.
+const UNSET: i32 = -1;
 
 fn install(policy: Policy) -> Result<(), Error> {
     let failed = |source| Error::Seccomp { policy: policy.name, source };
@@ -131,7 +146,8 @@ fn install(policy: Policy) -> Result<(), Error> {
 }
 
 fn single_threaded() -> Result<(), Error> {
-    let threads = std::fs::read_dir("/proc/self/task").map_err(Error::step("count threads in /proc/self/task"))?;
+    let threads =
+        std::fs::read_dir("/proc/self/task").map_err(Error::step("count threads in /proc/self/task"))?;
     match threads.count() {
         1 => Ok(()),
         more => Err(Error::Threads(more)),

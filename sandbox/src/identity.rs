@@ -85,7 +85,9 @@ pub(crate) fn drop_groups() -> Done {
 /// Becomes `ids`, for good.
 pub(crate) fn become_ids(ids: Ids) -> Result<(), Error> {
     let (uid, gid) = (Uid::from_raw(ids.uid), Gid::from_raw(ids.gid));
-    setresgid(gid, gid, gid)
-        .and_then(|()| setresuid(uid, uid, uid))
-        .map_err(|e| Error::Ids { uid: ids.uid, gid: ids.gid, source: e.into() })
+    setresgid(gid, gid, gid).and_then(|()| setresuid(uid, uid, uid)).map_err(|e| Error::Ids {
+        uid: ids.uid,
+        gid: ids.gid,
+        source: e.into(),
+    })
 }

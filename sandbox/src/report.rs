@@ -62,10 +62,12 @@ impl Entered {
             ("landlock", &self.landlock),
         ];
         let named = self.namespaces.iter().map(|(kind, done)| (format!("{kind} namespace"), done));
-        named.chain(others.map(|(name, done)| (name.to_owned(), done))).filter_map(|(name, done)| match done {
-            Done::No(reason) => Some((name, reason.as_str())),
-            _ => None,
-        })
+        named.chain(others.map(|(name, done)| (name.to_owned(), done))).filter_map(
+            |(name, done)| match done {
+                Done::No(reason) => Some((name, reason.as_str())),
+                _ => None,
+            },
+        )
     }
 }
 

@@ -1,1 +1,15 @@
-//! (skeleton)
+//! Whole-system tests: the software partition, and the harness that runs real processes on it.
+//!
+//! The guest is the test itself: Rust code on the `vsc` crate, in the test's own process. The
+//! core is the real server in a process of its own (`soft-core`), device processes are the real
+//! binaries in their compartments. What KVM does in the lab, messages on a socket do here: see [`line`].
+
+#![forbid(unsafe_code)]
+
+pub mod guest;
+pub mod line;
+pub mod partition;
+pub mod vm;
+
+pub use guest::SoftPlatform;
+pub use vm::{Vm, VmBuilder};

@@ -11,8 +11,9 @@ use crate::message::guest::{
     GPADL_BODY_DATA_MAX, GPADL_HEADER_DATA_MAX, GpadlBody, GpadlHeader, GuestMessage,
 };
 
-/// Highest page number whose address fits into 64 bits.
-pub(crate) const PFN_MAX: u64 = u64::MAX >> 12;
+/// Highest page number that can be: physical addresses of x86-64 have 52 bits at most. Nothing overflows that adds
+/// a length to an address below this limit.
+pub(crate) const PFN_MAX: u64 = (1 << (52 - 12)) - 1;
 
 /// What a caller is willing to take from one guest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

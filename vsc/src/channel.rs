@@ -134,13 +134,20 @@ impl<P: Platform> Channel<P> {
     }
 
     /// Sends a packet, and waits while the ring is full.
-    pub fn send_waiting(&mut self, packet: &Outgoing, parts: &[&[u8]], timeout: Duration) -> Result<(), Error> {
+    pub fn send_waiting(
+        &mut self,
+        packet: &Outgoing,
+        parts: &[&[u8]],
+        timeout: Duration,
+    ) -> Result<(), Error> {
         let deadline = Instant::now() + timeout;
         loop {
             let needed = match self.send(packet, parts) {
                 Err(Error::Push(PushError::Full { needed })) => needed,
                 done => return done,
             };
+            // What was pushed and not shown yet can make no room.
+            self.flush()?;
             let seen = self.platform.interrupts(self.target_vp());
             self.writer.set_pending_send_size(needed);
             let retry = self.send(packet, parts);

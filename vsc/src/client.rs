@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 
 use vmbus::PAGE_SIZE;
 use vmbus::message::{
-    GuestMessage, HostMessage, InitiateContact, ModifyChannel, Offer, OpenChannel, USER_DATA_SIZE, VersionResponse,
+    GuestMessage, HostMessage, InitiateContact, ModifyChannel, Offer, OpenChannel, USER_DATA_SIZE,
+    VersionResponse,
 };
 use vmbus::protocol::Version;
 use vmbus::ring::{RingReader, RingWriter, initialize};
@@ -130,15 +131,13 @@ impl<P: Platform> Client<P> {
     pub fn request_offers(&mut self) -> Result<Vec<Offer>, Error> {
         self.post(&GuestMessage::RequestOffers)?;
         let mut offers = Vec::new();
-        self.await_message("end of offers", |message| match message {
-            HostMessage::Offer(offer) => {
-                offers.push(offer);
-                None
-            }
-            HostMessage::AllOffersDelivered => Some(()),
+        while let Some(offer) = self.await_message("end of offers", |message| match message {
+            HostMessage::Offer(offer) => Some(Some(offer)),
+            HostMessage::AllOffersDelivered => Some(None),
             _ => None,
-        })?;
-        self.inbox.retain(|message| !matches!(message, HostMessage::Offer(_)));
+        })? {
+            offers.push(offer);
+        }
         Ok(offers)
     }
 
@@ -192,7 +191,12 @@ impl<P: Platform> Client<P> {
     }
 
     /// Opens a channel over pages that are shared already.
-    pub fn open_over(&mut self, offer: &Offer, options: &OpenOptions, gpadl: Gpadl) -> Result<Channel<P>, Error> {
+    pub fn open_over(
+        &mut self,
+        offer: &Offer,
+        options: &OpenOptions,
+        gpadl: Gpadl,
+    ) -> Result<Channel<P>, Error> {
         let downstream = gpadl.address + u64::from(options.to_host_pages) * u64::from(PAGE_SIZE);
         let ring = |address, pages| self.platform.ring(address, pages).map_err(Error::Platform);
         let to_host = ring(gpadl.address, options.to_host_pages)?;
@@ -239,7 +243,9 @@ impl<P: Platform> Client<P> {
             return Ok(());
         }
         let status = self.await_message("modify-channel response", |message| match message {
-            HostMessage::ModifyChannelResponse { relid: answered, status } if answered == relid => Some(status),
+            HostMessage::ModifyChannelResponse { relid: answered, status } if answered == relid => {
+                Some(status)
+            }
             _ => None,
         })?;
         if status == 0 { Ok(()) } else { Err(Error::RetargetRefused { relid, status }) }

@@ -48,7 +48,9 @@ impl<P: Platform> Echo<P> {
             return Err(Error::Protocol(format!("a completion of {id} was due, not {:?}", packet.header)));
         }
         match packet.payload().split_at_checked(payload.len()) {
-            Some((echo, rest)) if echo == payload && rest.len() < 8 && rest.iter().all(|&byte| byte == 0) => Ok(()),
+            Some((echo, rest)) if echo == payload && rest.len() < 8 && rest.iter().all(|&byte| byte == 0) => {
+                Ok(())
+            }
             _ => Err(Error::Protocol(format!("request {id} came back changed"))),
         }
     }
@@ -88,7 +90,8 @@ mod tests {
         let (_host, mut client): (std::sync::Arc<FakeHost>, _) = connected();
         let offer = offered(&mut client, class::ECHO);
         let mut echo = Echo::open(&mut client, &offer, &OpenOptions::default()).expect("opened");
-        let ids: Vec<u64> = (0..20).map(|len| echo.send(&vec![len as u8; len * 8], PATIENCE).expect("sent")).collect();
+        let ids: Vec<u64> =
+            (0..20).map(|len| echo.send(&vec![len as u8; len * 8], PATIENCE).expect("sent")).collect();
         for (len, id) in ids.into_iter().enumerate() {
             echo.expect(id, &vec![len as u8; len * 8], PATIENCE).expect("an echo");
         }

@@ -1,13 +1,12 @@
 //! What can go wrong for a guest.
 
-use vmbus::message::{HostMessage, MessageError};
+use vmbus::message::MessageError;
 use vmbus::ring::{PushError, RingError};
 
 use crate::platform::BoxError;
 
 /// What can go wrong for a guest. Most of these are the host's fault, and a test that meets one fails.
 #[derive(Debug, thiserror::Error)]
-#[allow(clippy::large_enum_variant, reason = "errors end tests; their size does not matter")]
 pub enum Error {
     /// The machine below the guest failed, not the host that is tested.
     #[error("the platform failed: {0}")]
@@ -21,9 +20,6 @@ pub enum Error {
     /// The host sent bytes that are no message.
     #[error("the host sent nonsense: {0}")]
     Message(#[from] MessageError),
-    /// The host sent a message that was not due.
-    #[error("the host sent a message that was not due: {0:?}")]
-    Unexpected(HostMessage),
     /// The host speaks none of the proposed versions.
     #[error("the host speaks none of the proposed protocol versions")]
     NoVersion,
@@ -67,7 +63,9 @@ pub enum Error {
     #[error("{0} requests were never completed")]
     Lost(usize),
     /// A SCSI command failed.
-    #[error("SCSI command {opcode:#04x} failed: SRB status {srb:#04x}, SCSI status {scsi:#04x}, sense {sense:02x?}")]
+    #[error(
+        "SCSI command {opcode:#04x} failed: SRB status {srb:#04x}, SCSI status {scsi:#04x}, sense {sense:02x?}"
+    )]
     Scsi {
         /// First byte of the command.
         opcode: u8,

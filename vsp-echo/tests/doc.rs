@@ -8,6 +8,9 @@ fn the_document_shows_this_code() {
         let begin = format!("// doc:begin {part}\n");
         let end = format!("// doc:end {part}\n");
         let excerpt = code.split_once(&begin).and_then(|(_, rest)| rest.split_once(&end)).expect(part).0;
-        assert!(document.contains(excerpt.trim_end()), "the part `{part}` of vsp-echo/src/main.rs is not in the document");
+        assert!(
+            document.contains(excerpt.trim_end()),
+            "the part `{part}` of vsp-echo/src/main.rs is not in the document"
+        );
     }
 }

@@ -5,10 +5,10 @@ use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
+use vsp::ipc;
 use vsp::testing::{FakeCore, GuestEnd};
 use vsp::vmbus::packet::{Outgoing, PacketType};
 use vsp::vmbus::ring::{ControlWord, RingMemory};
-use vsp::ipc;
 
 use ipc::message::{STATUS_OK, ToCore, ToVsp};
 use ipc::shm::{PAGE, SharedMemory};
@@ -31,7 +31,9 @@ impl Device {
         let fd = OwnedFd::from(socket);
         let number = fd.as_raw_fd();
         let mut command = Command::new(PROGRAM);
-        command.args(["--device", "echo", "--log-level", "debug", "--core-fd", &number.to_string()]).args(arguments);
+        command
+            .args(["--device", "echo", "--log-level", "debug", "--core-fd", &number.to_string()])
+            .args(arguments);
         command.stdin(Stdio::null());
         // SAFETY: between fork and exec only an async-signal-safe call is made.
         unsafe {
@@ -266,10 +268,8 @@ fn killed_in_the_middle_it_leaves_the_ring_as_it_was() {
 #[test]
 fn every_forbidden_act_is_the_last_one() {
     for act in sandbox::policy_test::FORBIDDEN.iter().map(|act| act.name) {
-        let output = Command::new(PROGRAM)
-            .args(["--device", "echo", "--policy-test", act])
-            .output()
-            .expect("started");
+        let output =
+            Command::new(PROGRAM).args(["--device", "echo", "--policy-test", act]).output().expect("started");
         let text = String::from_utf8_lossy(&output.stderr);
         assert_eq!(output.status.signal(), Some(libc::SIGSYS), "{act}: {:?} {text}", output.status);
     }

@@ -1,2 +1,17 @@
-//! (skeleton)
-fn main() {}
+//! The program; everything is in the library.
+
+#![forbid(unsafe_code)]
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use vsp::Program;
+use vsp_storage::cli::Args;
+use vsp_storage::controller::Controller;
+
+const PROGRAM: Program = Program { name: "vsp-storage", policy: vsp::policies::VSP_STORAGE };
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    vsp::serve(PROGRAM, &args.common, || Controller::open(&args.common.device, &args.disk))
+}

@@ -120,7 +120,10 @@ impl Slot {
     /// The guest broke the ring: says so, once.
     fn fail(&mut self, error: &dyn std::fmt::Display) {
         if self.answers() {
-            tracing::error!(channel = self.core_id, "the guest broke this channel, it is not served any more: {error}");
+            tracing::error!(
+                channel = self.core_id,
+                "the guest broke this channel, it is not served any more: {error}"
+            );
             self.state = State::Failed;
             self.channel.abandon_backlog();
         }
@@ -192,7 +195,8 @@ impl Channels {
         let page = PAGE as u64;
         let memory = SharedMemory::from_fd(memory, u64::from(ring.pages) * page)?;
         let to_host = RingMapping::new(&memory, 0, ring.to_host_pages)?;
-        let to_guest = RingMapping::new(&memory, u64::from(ring.to_host_pages) * page, ring.to_guest_pages())?;
+        let to_guest =
+            RingMapping::new(&memory, u64::from(ring.to_host_pages) * page, ring.to_guest_pages())?;
         let mut channel = Channel::new(to_host, to_guest, depth)?;
         channel.mask();
         // Ready, not idle: packets may lie there already.

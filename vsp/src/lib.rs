@@ -33,7 +33,7 @@ pub use channels::{ChannelId, Channels};
 pub use cli::Common;
 pub use device::{Device, OpenRequest, Packet, Refused, Vm};
 pub use ipc::message::{Offer, OfferFlags};
-pub use ipc::shm::{GuestRam, RamError, Span};
+pub use ipc::shm::{GuestBuffer, GuestRam, RamError, Span};
 pub use request::Request;
 pub use runtime::{Flow, Runtime, RuntimeError};
 pub use sandbox::policies;

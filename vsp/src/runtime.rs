@@ -166,7 +166,9 @@ impl<D: Device> Runtime<D> {
                         tracing::error!(channel, target_vp, "interrupts cannot be moved: {error}");
                     }
                 }
-                ToVsp::Refused { reason } => return Err(RuntimeError::Device(format!("the core says: {reason}"))),
+                ToVsp::Refused { reason } => {
+                    return Err(RuntimeError::Device(format!("the core says: {reason}")));
+                }
                 ToVsp::Welcome { .. } => tracing::warn!("the core welcomed this device twice"),
             }
         }

@@ -74,7 +74,8 @@ impl FakeCore {
     /// [`FakeCore::answer`].
     pub fn open(&self, channel: u32, data_pages: u32) -> GuestEnd {
         let pages = data_pages + 1;
-        let memory = SharedMemory::create("test-channel", u64::from(2 * pages) * PAGE as u64).expect("memory");
+        let memory =
+            SharedMemory::create("test-channel", u64::from(2 * pages) * PAGE as u64).expect("memory");
         let flags_page = SharedMemory::create("test-flags", PAGE as u64).expect("memory");
         let to_host = RingMapping::new(&memory, 0, pages).expect("mapped");
         let to_guest = RingMapping::new(&memory, u64::from(pages) * PAGE as u64, pages).expect("mapped");

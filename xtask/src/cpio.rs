@@ -46,9 +46,7 @@ impl Archive {
         let size = contents.len() as u32;
         let name_size = path.len() as u32 + 1;
         // inode, mode, uid, gid, links, mtime, size, device of the file system (2), device (2), name size, checksum
-        for field in
-            [self.inode, mode, 0, 0, 1, 0, size, 0, 0, device.0, device.1, name_size, 0]
-        {
+        for field in [self.inode, mode, 0, 0, 1, 0, size, 0, 0, device.0, device.1, name_size, 0] {
             self.bytes.extend_from_slice(format!("{field:08x}").as_bytes());
         }
         self.bytes.extend_from_slice(path.as_bytes());

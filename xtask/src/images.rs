@@ -63,8 +63,15 @@ impl Images {
     /// Makes what is not in the cache yet.
     pub fn ready(with: With) -> Result<Self> {
         let mut packages = vec![
-            "qemu-system-x86", "qemu-utils", "mmdebstrap", "debian-archive-keyring", "e2fsprogs", "lz4", "zstd",
-            "xz-utils", "tar",
+            "qemu-system-x86",
+            "qemu-utils",
+            "mmdebstrap",
+            "debian-archive-keyring",
+            "e2fsprogs",
+            "lz4",
+            "zstd",
+            "xz-utils",
+            "tar",
         ];
         if !apt::is_root() {
             packages.extend(["fakeroot", "uidmap"]);
@@ -173,7 +180,9 @@ fn debootstrap(directory: &Path, suite: &str, packages: &str, recipe: &str) -> R
     if target != root {
         fs::create_dir(&root)?;
         // Device nodes cannot be made here, and nothing needs them: devtmpfs has its own.
-        sh::run(Command::new("tar").arg("-xf").arg(&target).arg("-C").arg(&root).args(["--exclude=./dev/*"]))?;
+        sh::run(
+            Command::new("tar").arg("-xf").arg(&target).arg("-C").arg(&root).args(["--exclude=./dev/*"]),
+        )?;
     }
     Ok(root)
 }
@@ -187,11 +196,12 @@ fn boot_files(root: &Path, directory: &Path) -> Result<()> {
             .with_context(|| format!("no {prefix}* in /boot"))?;
         fs::copy(file.path(), directory.join(name))?;
     }
-    let packages = sh::output(
-        Command::new("dpkg-query")
-            .arg(format!("--admindir={}", root.join("var/lib/dpkg").display()))
-            .args(["-W", "-f", "${Package} ${Version}\\n"]),
-    )?;
+    let packages =
+        sh::output(
+            Command::new("dpkg-query")
+                .arg(format!("--admindir={}", root.join("var/lib/dpkg").display()))
+                .args(["-W", "-f", "${Package} ${Version}\\n"]),
+        )?;
     fs::write(directory.join("packages.txt"), packages)?;
     Ok(())
 }

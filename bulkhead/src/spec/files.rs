@@ -140,7 +140,7 @@ fn examine(
     let this = FoundDisk { path: path.to_owned(), readonly };
     match in_use.insert(identity, this) {
         Some(other) if !(other.readonly && readonly) => {
-            let what = if other.path == path {
+            let what = if other.path.as_os_str() == path.as_os_str() {
                 "is in this spec already".to_owned()
             } else {
                 format!("is in this spec already, as {}", other.path.display())

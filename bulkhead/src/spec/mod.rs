@@ -8,8 +8,8 @@ mod files;
 mod kernel;
 mod reader;
 pub mod size;
+mod storage;
 
-use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use toml::de::DeTable;
@@ -18,7 +18,6 @@ pub use self::kernel::KernelKind;
 pub use self::reader::Located;
 
 use self::diagnostic::Report;
-use self::files::FoundDisk;
 use self::reader::{Section, Shape};
 use self::size::{Bytes, MIB};
 
@@ -45,10 +44,8 @@ const MACHINE: Shape = Shape { title: "[machine]", keys: &["vcpus", "memory", "h
 const BOOT: Shape = Shape { title: "[boot]", keys: &["kernel", "initrd", "cmdline"] };
 const CONSOLE: Shape = Shape { title: "[console]", keys: &["mode", "path"] };
 const ON: Shape = Shape { title: "[on]", keys: &["crash"] };
-const STORAGE: Shape = Shape { title: "[[storage]]", keys: &["name", "disk"] };
-const DISK: Shape = Shape { title: "[[storage.disk]]", keys: &["path", "readonly", "lun"] };
 /// Where a key that is out of place may belong.
-const HOMES: [&Shape; 5] = [&MACHINE, &BOOT, &CONSOLE, &ON, &DISK];
+const HOMES: [&Shape; 5] = [&MACHINE, &BOOT, &CONSOLE, &ON, &storage::DISK];
 
 /// A VM, checked.
 #[derive(Clone, Debug)]
@@ -391,109 +388,6 @@ impl Loader<'_> {
                 None
             }
         }
-    }
-
-    fn storage(&mut self, top: &Section<'_, '_>) -> Option<Vec<Storage>> {
-        let controllers = top.tables("storage", "[[storage]]", self.report);
-        if controllers.len() > MOST_DEVICES {
-            let message = format!("{} devices are more than the {MOST_DEVICES} of one VM", controllers.len());
-            self.report.error(
-                controllers[MOST_DEVICES].1.clone(),
-                message,
-                "put several disks on one controller",
-            );
-            return None;
-        }
-        let mut storage = Some(Vec::new());
-        let mut names: HashMap<String, usize> = HashMap::new();
-        let mut in_use: HashMap<(u64, u64), FoundDisk> = HashMap::new();
-        for (number, (table, span)) in controllers.into_iter().enumerate() {
-            let section = Section::new(table, &STORAGE, Some(span), &HOMES, self.report);
-            let name = self.name(&section, "name", &format!("name = \"disk{number}\""));
-            if let Some(name) = &name {
-                self.device_name(name, number, &mut names);
-            }
-            let disks = self.disks(&section, &mut in_use);
-            match (name, disks, &mut storage) {
-                (Some(name), Some(disks), Some(all)) => all.push(Storage { name: name.value, disks }),
-                _ => storage = None,
-            }
-        }
-        storage
-    }
-
-    fn device_name(&mut self, name: &Located<String>, number: usize, names: &mut HashMap<String, usize>) {
-        if name.value == "core" {
-            let message = "a device cannot be called \"core\": that is the VM's own process";
-            self.report.error(name.span.clone(), message, format!("call it \"disk{number}\""));
-        }
-        if let Some(earlier) = names.insert(name.value.clone(), number) {
-            let message = format!("device {} is called \"{}\" already", earlier + 1, name.value);
-            let free = (number..).map(|n| format!("disk{n}")).find(|name| !names.contains_key(name));
-            let fix = format!("give each device a name of its own: \"{}\"", free.unwrap_or_default());
-            self.report.error(name.span.clone(), message, fix);
-        }
-    }
-
-    fn disks(
-        &mut self,
-        controller: &Section<'_, '_>,
-        in_use: &mut HashMap<(u64, u64), FoundDisk>,
-    ) -> Option<Vec<Disk>> {
-        let tables = controller.tables("disk", "[[storage.disk]]", self.report);
-        if tables.is_empty() {
-            controller.missing("disk", "[[storage.disk]] with path = \"root.img\"", self.report);
-            return None;
-        }
-        let mut disks = Some(Vec::new());
-        let mut luns: HashMap<u64, usize> = HashMap::new();
-        for (position, (table, span)) in tables.into_iter().enumerate() {
-            let section = Section::new(table, &DISK, Some(span.clone()), &HOMES, self.report);
-            let readonly = section.boolean("readonly", false, self.report);
-            let path = section.string("path", self.report);
-            if path.is_none() {
-                section.missing("path", "path = \"root.img\"", self.report);
-            }
-            let found = path.and_then(|path| {
-                let path = path.map(|path| self.directory.join(path));
-                files::disk(&path, readonly, in_use, self.report).map(|bytes| (path.value, bytes))
-            });
-            let lun = self.lun(&section, position, span, &mut luns);
-            match (found, lun, &mut disks) {
-                (Some((path, bytes)), Some(lun), Some(all)) => {
-                    all.push(Disk { path, bytes, readonly, lun });
-                }
-                _ => disks = None,
-            }
-        }
-        disks
-    }
-
-    fn lun(
-        &mut self,
-        section: &Section<'_, '_>,
-        position: usize,
-        place: std::ops::Range<usize>,
-        luns: &mut HashMap<u64, usize>,
-    ) -> Option<u8> {
-        let given = section.integer("lun", LUNS, self.report);
-        let lun = match &given {
-            Some(lun) => lun.value,
-            None => position as u64,
-        };
-        let span = given.map_or(place, |lun| lun.span);
-        if !LUNS.contains(&lun) {
-            let message = format!("a controller has {} LUNs at most", LUNS.end() + 1);
-            self.report.error(span, message, "put this disk on another [[storage]]");
-            return None;
-        }
-        if let Some(earlier) = luns.insert(lun, position) {
-            let free = LUNS.into_iter().find(|lun| !luns.contains_key(lun)).unwrap_or_default();
-            let message = format!("LUN {lun} is taken by disk {} of this controller", earlier + 1);
-            self.report.error(span, message, format!("write lun = {free}"));
-            return None;
-        }
-        u8::try_from(lun).ok()
     }
 }
 

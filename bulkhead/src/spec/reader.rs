@@ -191,12 +191,15 @@ impl<'a, 'i> Section<'a, 'i> {
         if self.get(key).is_some() {
             return; // It is there and wrong: that was reported.
         }
-        let fix = match &self.span {
-            Some(_) => format!("add {example}"),
-            None => format!("add {example} under {}", self.shape.title),
+        let title = self.shape.title;
+        let (message, fix) = match &self.span {
+            Some(_) => (format!("`{key}` is missing in {title}"), format!("add {example}")),
+            None if title.starts_with('[') => {
+                (format!("`{key}` is missing in {title}"), format!("add {example} under {title}"))
+            }
+            None => (format!("`{key}` is missing"), format!("add {example} at the top")),
         };
-        let span = self.span.clone().filter(|span| !span.is_empty());
-        report.error(span, format!("`{key}` is missing in {}", self.shape.title), fix);
+        report.error(self.span.clone(), message, fix);
     }
 }
 

@@ -55,7 +55,7 @@ impl fmt::Display for Bytes {
         let bytes = self.0;
         for (name, shift) in UNITS {
             if bytes >= 1 << shift {
-                let tenths = u128::from(bytes) * 10 >> shift;
+                let tenths = (u128::from(bytes) * 10) >> shift;
                 return if bytes.trailing_zeros() >= shift || tenths % 10 == 0 {
                     write!(f, "{} {name}", tenths / 10)
                 } else {

@@ -42,7 +42,12 @@ impl Files {
         assert_eq!(report.diagnostics().len(), 1, "{text}");
         let line = |start: &str| {
             let found = text.lines().find(|line| line.trim_start().starts_with(start)).unwrap_or_default();
-            found.trim_start()[start.len()..].trim_start_matches([':', ' ']).to_owned()
+            found
+                .trim_start()
+                .get(start.len()..)
+                .unwrap_or_default()
+                .trim_start_matches([':', ' '])
+                .to_owned()
         };
         let message = line("error");
         (line("-->"), if message.is_empty() { line("warning") } else { message }, line("= fix"))
@@ -82,16 +87,19 @@ fn a_good_spec_is_read_with_its_defaults() {
     assert_eq!(spec.console, Console::Terminal);
     assert_eq!(spec.on_crash, OnCrash::Exit);
     let disk = &spec.storage[0].disks[0];
-    assert_eq!((disk.path.as_path(), disk.bytes, disk.readonly, disk.lun), (&*files.0.join("root.img"), 1024, false, 0));
+    assert_eq!(
+        (disk.path.as_path(), disk.bytes, disk.readonly, disk.lun),
+        (&*files.0.join("root.img"), 1024, false, 0)
+    );
 }
 
 #[test]
 fn everything_that_is_written_is_taken() {
     let files = Files::new("full");
-    let source = GOOD
-        .replace("[boot]", "hugepages = true\nprefault = true\n[boot]")
-        .replace("[[storage]]", "[console]\nmode = \"socket\"\npath = \"c.sock\"\n[on]\ncrash = \"continue\"\n[[storage]]")
-        + "readonly = true\nlun = 9\n[[storage.disk]]\npath = \"data.img\"\n";
+    let source = GOOD.replace("[boot]", "hugepages = true\nprefault = true\n[boot]").replace(
+        "[[storage]]",
+        "[console]\nmode = \"socket\"\npath = \"c.sock\"\n[on]\ncrash = \"continue\"\n[[storage]]",
+    ) + "readonly = true\nlun = 9\n[[storage.disk]]\npath = \"data.img\"\n";
     let (spec, report) = files.parse(&source);
     let spec = spec.unwrap_or_else(|| panic!("{report}"));
     assert!(spec.machine.hugepages && spec.machine.prefault);
@@ -178,7 +186,7 @@ fn an_empty_spec_is_told_what_it_needs() {
     assert_eq!(
         files.told(""),
         "\
-error: `name` is missing in the top of the file
+error: `name` is missing
  --> vm.toml
   = fix: add name = \"debian\" at the top
 
@@ -219,17 +227,32 @@ fn values_out_of_range_or_of_another_type() {
         ("vcpus = 65", "3:9 `vcpus` must be from 1 to 64, not 65 / write a number from 1 to 64"),
         ("vcpus = -1", "3:9 `vcpus` must be from 1 to 64, not -1 / write a number from 1 to 64"),
         ("vcpus = \"2\"", "3:9 `vcpus` must be a number, not a string / leave out the quotes: vcpus = 2"),
-        ("vcpus = 2.0", "3:9 `vcpus` must be a number, not a number with a fraction / write a number from 1 to 64"),
-        ("vcpus = 2\nprefault = 1", "4:12 `prefault` must be true or false, not a number / write prefault = true or prefault = false"),
+        (
+            "vcpus = 2.0",
+            "3:9 `vcpus` must be a number, not a number with a fraction / write a number from 1 to 64",
+        ),
+        (
+            "vcpus = 2\nprefault = 1",
+            "4:12 `prefault` must be true or false, not a number / write prefault = true or prefault = false",
+        ),
     ] {
         assert_eq!(with("vcpus = 2", to), expected);
     }
     for (to, expected) in [
-        ("512", "4:10 512 bytes of memory is too little for a Linux kernel / a plain number is bytes; did you mean \"512MiB\"?"),
+        (
+            "512",
+            "4:10 512 bytes of memory is too little for a Linux kernel / a plain number is bytes; did you mean \"512MiB\"?",
+        ),
         ("\"32MiB\"", "4:10 32 MiB of memory is too little for a Linux kernel / write at least \"64MiB\""),
-        ("\"16GiB\"", "4:10 16 GiB is more memory than this host has (8 GiB) / write at most \"8192MiB\", or use --overcommit"),
+        (
+            "\"16GiB\"",
+            "4:10 16 GiB is more memory than this host has (8 GiB) / write at most \"8192MiB\", or use --overcommit",
+        ),
         ("\"101MiB\"", "4:10 `memory` must be a multiple of 2 MiB / write \"102MiB\""),
-        ("true", "4:10 `memory` must be a size, not true or false / write memory = \"512MiB\" or memory = \"2GiB\""),
+        (
+            "true",
+            "4:10 `memory` must be a size, not true or false / write memory = \"512MiB\" or memory = \"2GiB\"",
+        ),
     ] {
         assert_eq!(with("\"512MiB\"", to), expected);
     }
@@ -296,7 +319,10 @@ fn disks_that_cannot_be_used() {
         format!("{} {message} / {fix}", place.trim_start_matches("vm.toml:"))
     };
     for (to, expected) in [
-        ("path = \"empty.raw\"", "12:8 the disk DIR/empty.raw is empty / give it a size: truncate -s 4G DIR/empty.raw"),
+        (
+            "path = \"empty.raw\"",
+            "12:8 the disk DIR/empty.raw is empty / give it a size: truncate -s 4G DIR/empty.raw",
+        ),
         (
             "path = \"odd.raw\"",
             "12:8 the disk DIR/odd.raw has 700 bytes, which is not a multiple of 512 / round it up: truncate -s 1024 \
@@ -345,7 +371,8 @@ fn disks_that_cannot_be_used() {
 #[test]
 fn a_disk_may_be_shared_if_nobody_writes() {
     let files = Files::new("shared");
-    let source = GOOD.to_owned() + "readonly = true\n[[storage.disk]]\npath = \"root.img\"\nreadonly = true\n";
+    let source =
+        GOOD.to_owned() + "readonly = true\n[[storage.disk]]\npath = \"root.img\"\nreadonly = true\n";
     assert!(files.parse(&source).0.is_some());
 }
 

@@ -13,6 +13,10 @@ use super::fate::{Death, Fate};
 /// within moments and tells more. Longer than the teardown of a large guest's memory, which happens in between.
 pub const LAST_WORDS: Duration = Duration::from_secs(5);
 
+/// A device process that exits with an error may have met the same end of the core (a connection reset, say), or have
+/// a reason of its own. Long enough for a core that is gone to be reaped on a busy host, short enough not to matter.
+pub const BENEFIT_OF_DOUBT: Duration = Duration::from_millis(250);
+
 /// After the core's end, device processes get this long to end by themselves (they do so on seeing their socket close) before
 /// they are killed.
 pub const GRACE: Duration = Duration::from_secs(1);
@@ -60,7 +64,7 @@ struct Device {
 enum Phase {
     /// The guest runs.
     Running,
-    /// A device ended as it should when the core is gone; the core's end is awaited until then.
+    /// A device ended by itself, perhaps because the core is gone; the core's end is awaited until then.
     AwaitingCore { device: usize, death: Death, until: Instant },
     /// Everything is being ended; what lives after `until` is killed.
     Ending { fate: Fate, until: Option<Instant> },
@@ -95,13 +99,14 @@ impl Vm {
             Event::DeviceEnded(number, death) => {
                 self.devices[number].state = Process::Ended;
                 match (&self.phase, death) {
-                    (Phase::Running, Death::Exited(0)) if self.core == Process::Running => {
-                        self.phase = Phase::AwaitingCore { device: number, death, until: now + LAST_WORDS };
+                    (Phase::Running, Death::Exited(code)) => {
+                        let patience = if code == 0 { LAST_WORDS } else { BENEFIT_OF_DOUBT };
+                        self.phase = Phase::AwaitingCore { device: number, death, until: now + patience };
                         Vec::new()
                     }
                     (Phase::Running, _) => self.device_failed(number, death, now),
-                    // The first one to go is the one to tell of, unless it went for a reason that this one explains.
-                    (Phase::AwaitingCore { .. }, Death::Exited(0)) => Vec::new(),
+                    // The first one to go is the one to tell of, unless this one's end is the plainer failure.
+                    (Phase::AwaitingCore { .. }, Death::Exited(_)) => Vec::new(),
                     (Phase::AwaitingCore { .. }, _) => self.device_failed(number, death, now),
                     (Phase::Ending { .. }, _) => Vec::new(),
                 }
@@ -226,6 +231,20 @@ mod tests {
         let _ = vm.on(Event::CoreEnded(Death::Killed(Signal::SIGKILL)), now);
         let _ = vm.on(Event::DeviceEnded(1, Death::Exited(0)), now);
         assert_eq!(vm.ended().map(Fate::exit_code), Some(4));
+    }
+
+    #[test]
+    fn a_device_that_exits_with_an_error_is_blamed_unless_the_core_is_gone_too() {
+        let (mut vm, now) = vm();
+        let death = Death::Exited(9);
+        assert_eq!(vm.on(Event::DeviceEnded(0, death), now), []);
+        assert_eq!(vm.on(Event::Tick, now + BENEFIT_OF_DOUBT), [Action::KillCore]);
+
+        let (mut vm, now) = self::vm();
+        assert_eq!(vm.on(Event::DeviceEnded(0, death), now), []);
+        assert_eq!(vm.on(Event::CoreEnded(Death::Exited(1)), now), []);
+        assert_eq!(vm.on(Event::DeviceEnded(1, death), now), []);
+        assert_eq!(vm.ended(), Some(&Fate::Refused));
     }
 
     #[test]

@@ -12,6 +12,7 @@ use std::io;
 use std::os::fd::AsFd;
 use std::time::Instant;
 
+use ipc::socket::Peer;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, Signal};
@@ -22,9 +23,9 @@ pub use self::fate::{Death, Fate};
 pub use self::process::Logging;
 
 use self::machine::{Action, Event, Vm};
-use self::process::{Input, StartError};
+use self::process::{Input, StartError, Switchboard};
 use crate::console::{self, Request, Terminal};
-use crate::plan::Plan;
+use crate::plan::{Device, Plan};
 use crate::runtime_dir::RuntimeDir;
 
 /// Signals that end the VM.
@@ -130,13 +131,14 @@ impl Supervisor {
             None if on_stdio && !io::IsTerminal::is_terminal(&io::stdin()) => (None, Input::Inherited),
             None => (None, Input::None),
         };
-        let socket = runtime.core_socket();
-        let core = Member::started("core-vmm", process::start_core(plan, &socket, &input, logging)?);
-        let start = |device| {
-            let child = process::start_device(device, &socket, logging)?;
+        let switchboard = Switchboard::new(&runtime.core_socket(), plan.devices.len())?;
+        let core = Member::started("core-vmm", process::start_core(plan, &switchboard, &input, logging)?);
+        let start = |(device, connection): (&Device, Peer)| {
+            let child = process::start_device(device, &connection, logging)?;
             Ok(Member::started(&device.name, child))
         };
-        let devices = plan.devices.iter().map(start).collect::<Result<_, StartError>>()?;
+        let devices = plan.devices.iter().zip(switchboard.into_connections());
+        let devices = devices.map(start).collect::<Result<_, StartError>>()?;
         let vm = Vm::new(plan.devices.iter().map(|device| device.name.clone()));
         let supervisor = Self { name: plan.name.clone(), terminal, core, devices, vm };
         if supervisor.terminal.is_some() {

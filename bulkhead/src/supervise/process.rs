@@ -2,11 +2,12 @@
 
 use std::fs::File;
 use std::io::{self, PipeReader, Seek, Write};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
 use ipc::socket::{Listener, Peer};
 use nix::sys::memfd::{MFdFlags, memfd_create};
+use nix::sys::socket::{Backlog, listen};
 use sandbox::spawn::{Child, Command};
 
 use crate::plan::{Device, Plan};
@@ -67,12 +68,42 @@ pub enum StartError {
     },
 }
 
-/// Starts the core. It listens on `socket` from the moment this returns.
-pub fn start_core(plan: &Plan, socket: &Path, input: &Input, logging: Logging) -> Result<Child, StartError> {
+/// The core's socket before there is a core, with a connection for each device already waiting in its queue: so nobody
+/// is refused, however early the core ends.
+#[derive(Debug)]
+pub struct Switchboard {
+    listener: Listener,
+    connections: Vec<Peer>,
+}
+
+impl Switchboard {
+    /// Listens at `path` and connects `devices` times.
+    pub fn new(path: &Path, devices: usize) -> Result<Self, StartError> {
+        let listener = Listener::bind(path).map_err(|error| StartError::Socket { what: "make", error })?;
+        // The queue has to hold every device: connecting would wait for ever for a core that is not there yet.
+        listen(&listener, Backlog::MAXALLOWABLE)
+            .map_err(|error| StartError::Socket { what: "make", error: error.into() })?;
+        let connect =
+            |_| Peer::connect(path).map_err(|error| StartError::Socket { what: "connect to", error });
+        let connections = (0..devices).map(connect).collect::<Result<_, _>>()?;
+        Ok(Self { listener, connections })
+    }
+
+    /// Closes our copy of the listener, so that the end of the core is the end of every connection to it.
+    pub fn into_connections(self) -> Vec<Peer> {
+        self.connections
+    }
+}
+
+/// Starts the core.
+pub fn start_core(
+    plan: &Plan,
+    switchboard: &Switchboard,
+    input: &Input,
+    logging: Logging,
+) -> Result<Child, StartError> {
     let config =
         config_file(plan).map_err(|error| StartError::Prepare { what: "the configuration", error })?;
-    // Our copy is closed when this returns: then the core's end is the end of every connection to it.
-    let listener = Listener::bind(socket).map_err(|error| StartError::Socket { what: "make", error })?;
     let (stdin, stdout) = (io::stdin(), io::stdout());
     let mut command = with_logging(Command::new(&plan.core_program), logging)
         .arg("--config")
@@ -80,7 +111,7 @@ pub fn start_core(plan: &Plan, socket: &Path, input: &Input, logging: Logging) -
         .fd(config.as_fd(), FIRST_FD)
         .arg("--listen-fd")
         .arg(SECOND_FD.to_string())
-        .fd(listener.as_fd(), SECOND_FD)
+        .fd(switchboard.listener.as_fd(), SECOND_FD)
         .fd(stdout.as_fd(), 1);
     match input {
         Input::Terminal(pipe) => command = command.fd(pipe.as_fd(), 0),
@@ -90,14 +121,12 @@ pub fn start_core(plan: &Plan, socket: &Path, input: &Input, logging: Logging) -
     spawn(command, &plan.core_program)
 }
 
-/// Starts one device process, connected to the core that listens on `socket`.
-pub fn start_device(device: &Device, socket: &Path, logging: Logging) -> Result<Child, StartError> {
-    let core = Peer::connect(socket).map_err(|error| StartError::Socket { what: "connect to", error })?;
-    let core: BorrowedFd<'_> = core.as_fd();
+/// Starts one device process with its connection to the core.
+pub fn start_device(device: &Device, core: &Peer, logging: Logging) -> Result<Child, StartError> {
     let command = with_logging(Command::new(&device.program), logging)
         .arg("--core-fd")
         .arg(FIRST_FD.to_string())
-        .fd(core, FIRST_FD)
+        .fd(core.as_fd(), FIRST_FD)
         .args(&device.args);
     spawn(command, &device.program)
 }

@@ -106,6 +106,13 @@ impl Ram {
         Ok(ram)
     }
 
+    /// Maps RAM that another process made: the software partition's guest.
+    pub fn adopt(memfd: OwnedFd, stretches: Vec<Stretch>) -> Result<Self, MemoryError> {
+        let memfd = Arc::new(File::from(memfd));
+        let map = Self::map(&memfd, &stretches)?;
+        Ok(Self { memfd, map, stretches: stretches.into() })
+    }
+
     fn map(memfd: &Arc<File>, stretches: &[Stretch]) -> Result<GuestMemoryMmap<()>, MemoryError> {
         let failed = |e: &dyn std::fmt::Display| MemoryError::Map(e.to_string());
         let mut regions = Vec::with_capacity(stretches.len());
@@ -204,9 +211,9 @@ impl Ram {
             .map_err(|e| MemoryError::Create { bytes: self.len(), source: e.into() })
     }
 
-    /// Lays `pages` pages of `fd`, from byte `offset`, over the guest page at `gpa`. `None` lays
-    /// RAM itself back. The range must lie in one stretch.
-    fn lay_over(
+    /// Lays `pages` pages of a file, from a byte offset on, over the guest page at `gpa`. `None` lays
+    /// RAM itself back. The range must lie in one stretch, and the file must be a memfd sealed against shrinking.
+    pub fn lay_over(
         &self,
         gpa: u64,
         pages: u64,

@@ -132,7 +132,7 @@ impl Drop for Mapping {
 /// # Safety
 /// As for [`ptr::copy_nonoverlapping`].
 #[inline(never)]
-unsafe fn copy(from: *const u8, to: *mut u8, len: usize) {
+pub(super) unsafe fn copy(from: *const u8, to: *mut u8, len: usize) {
     // SAFETY: the caller's promise.
     unsafe { ptr::copy_nonoverlapping(from, to, len) }
 }

@@ -20,7 +20,7 @@ use thiserror::Error;
 
 pub use event_flags::{EventFlags, VMBUS_SINT};
 pub use mapping::Mapping;
-pub use ram::{GuestRam, RamError, Span};
+pub use ram::{GuestBuffer, GuestRam, RamError, Span};
 pub use ring::RingMapping;
 
 /// Bytes of a page of the guest and of a ring.

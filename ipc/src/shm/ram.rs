@@ -4,9 +4,11 @@
 //! a guest names is translated whole or refused; the result goes to the kernel as iovecs or is copied through here.
 
 use std::ptr::NonNull;
+use std::sync::Arc;
 
 use thiserror::Error;
 
+use super::mapping::copy;
 use super::{Mapping, SharedMemory, ShmError};
 use crate::message::RamRegion;
 
@@ -32,17 +34,29 @@ pub enum RamError {
     },
 }
 
-/// Contiguous bytes of guest RAM in our address space: an iovec for the kernel, never a slice for us.
+/// Contiguous bytes of guest RAM in our address space, laid out like an `iovec`: for the kernel, never a slice for us.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
 pub struct Span {
-    /// First byte.
-    pub address: NonNull<u8>,
-    /// Length in bytes.
-    pub len: usize,
+    address: NonNull<u8>,
+    len: usize,
 }
 
-// SAFETY: a span is a number for the kernel; safe code cannot dereference it.
+// SAFETY: a span is a number for the kernel; safe code can neither make one nor dereference it.
 unsafe impl Send for Span {}
+
+impl Span {
+    /// First byte.
+    pub fn address(self) -> NonNull<u8> {
+        self.address
+    }
+
+    /// Length in bytes; more than 0.
+    #[expect(clippy::len_without_is_empty, reason = "a span is never empty")]
+    pub fn len(self) -> usize {
+        self.len
+    }
+}
 
 #[derive(Debug)]
 struct Region {
@@ -78,7 +92,7 @@ impl GuestRam {
     }
 
     /// Appends the spans of `gpa..gpa + len` to `out`, joined where they touch. On an error `out` is as it was.
-    pub fn translate(&self, gpa: u64, len: u64, out: &mut Vec<Span>) -> Result<(), RamError> {
+    fn translate(&self, gpa: u64, len: u64, out: &mut Vec<Span>) -> Result<(), RamError> {
         let before = (out.len(), out.last().copied());
         let result = self.walk(gpa, len, |region, offset, len| {
             let address = region.mapping.address(offset, len);
@@ -143,6 +157,109 @@ impl GuestRam {
     }
 }
 
+/// Ranges of guest RAM that make one buffer. Keeps the RAM mapped, so it can be handed to the kernel.
+#[derive(Clone, Debug)]
+pub struct GuestBuffer {
+    ram: Arc<GuestRam>,
+    spans: Vec<Span>,
+    /// Spans before this one are used up.
+    first: usize,
+    len: usize,
+}
+
+impl GuestBuffer {
+    /// The buffer made of these pieces (address, length in bytes) in a row; refused if any byte is not RAM.
+    pub fn new(
+        ram: &Arc<GuestRam>,
+        pieces: impl IntoIterator<Item = (u64, u64)>,
+    ) -> Result<GuestBuffer, RamError> {
+        let mut spans = Vec::new();
+        for (gpa, len) in pieces {
+            ram.translate(gpa, len, &mut spans)?;
+        }
+        let len = spans.iter().map(|span| span.len).sum();
+        Ok(GuestBuffer { ram: Arc::clone(ram), spans, first: 0, len })
+    }
+
+    /// Length in bytes.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether it has no bytes.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Its bytes as the kernel takes them. Valid as long as this buffer, or a clone of it, lives.
+    pub fn spans(&self) -> &[Span] {
+        &self.spans[self.first..]
+    }
+
+    /// Keeps the first `len` bytes only.
+    pub fn truncate(&mut self, len: usize) {
+        let mut left = len;
+        let mut keep = self.first;
+        for span in &mut self.spans[self.first..] {
+            if left == 0 {
+                break;
+            }
+            span.len = span.len.min(left);
+            left -= span.len;
+            keep += 1;
+        }
+        self.spans.truncate(keep);
+        self.len = self.len.min(len);
+    }
+
+    /// Drops the first `count` bytes, at most all.
+    pub fn advance(&mut self, count: usize) {
+        let mut left = count.min(self.len);
+        self.len -= left;
+        while let Some(span) = self.spans.get_mut(self.first) {
+            if left < span.len {
+                // SAFETY: `left` is less than the span's length, so the result lies in the same mapping.
+                span.address = unsafe { span.address.add(left) };
+                span.len -= left;
+                return;
+            }
+            left -= span.len;
+            self.first += 1;
+        }
+    }
+
+    /// Copies out the first bytes; how many there were, at most `into.len()`.
+    pub fn read(&self, into: &mut [u8]) -> usize {
+        let mut done = 0;
+        for span in self.spans() {
+            let Some(rest) = into.get_mut(done..).filter(|rest| !rest.is_empty()) else { break };
+            let len = rest.len().min(span.len);
+            // SAFETY: spans lie in mappings of `self.ram`, which lives; the destination is private.
+            unsafe { copy(span.address.as_ptr(), rest.as_mut_ptr(), len) };
+            done += len;
+        }
+        done
+    }
+
+    /// Copies in at the beginning; how many bytes there was room for, at most `from.len()`.
+    pub fn write(&self, from: &[u8]) -> usize {
+        let mut done = 0;
+        for span in self.spans() {
+            let Some(rest) = from.get(done..).filter(|rest| !rest.is_empty()) else { break };
+            let len = rest.len().min(span.len);
+            // SAFETY: spans lie in mappings of `self.ram`, which lives, and to which no reference exists.
+            unsafe { copy(rest.as_ptr(), span.address.as_ptr(), len) };
+            done += len;
+        }
+        done
+    }
+
+    /// The RAM that it lies in.
+    pub fn ram(&self) -> &Arc<GuestRam> {
+        &self.ram
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -202,5 +319,35 @@ mod tests {
         assert!(GuestRam::new(&memory, &[region(0, 32768, 0)]).is_err());
         assert!(GuestRam::new(&memory, &[region(u64::MAX - 4095, 8192, 0)]).is_err());
         assert!(GuestRam::new(&memory, &vec![region(0, 4096, 0); 65]).is_err());
+    }
+
+    #[test]
+    fn a_buffer_is_used_up_from_the_front() {
+        let ram = Arc::new(ram());
+        ram.write(4000, b"0123456789").unwrap();
+        ram.write(1 << 20, b"abcdef").unwrap();
+        let mut buffer = GuestBuffer::new(&ram, [(4000, 4), (1 << 20, 6), (4004, 6)]).unwrap();
+        assert_eq!((buffer.len(), buffer.spans().len()), (16, 3));
+        let mut bytes = [0; 20];
+        assert_eq!(buffer.read(&mut bytes), 16);
+        assert_eq!(&bytes[..16], b"0123abcdef456789");
+        buffer.advance(5);
+        buffer.truncate(7);
+        let mut bytes = [0; 7];
+        assert_eq!(buffer.read(&mut bytes), 7);
+        assert_eq!(&bytes, b"bcdef45");
+        assert_eq!(buffer.write(b"XY"), 2);
+        ram.read(1 << 20, &mut bytes[..4]).unwrap();
+        assert_eq!(&bytes[..4], b"aXYd");
+        buffer.advance(5);
+        assert_eq!((buffer.len(), buffer.spans().len()), (2, 1));
+        buffer.advance(100);
+        assert!(buffer.is_empty() && buffer.spans().is_empty());
+        let mut buffer = GuestBuffer::new(&ram, [(0, 8), (1 << 20, 8)]).unwrap();
+        buffer.truncate(8);
+        assert_eq!(buffer.spans().len(), 1);
+        buffer.truncate(0);
+        assert_eq!((buffer.len(), buffer.spans().len()), (0, 0));
+        assert!(GuestBuffer::new(&ram, [(0, 8), (12288, 1)]).is_err());
     }
 }

@@ -72,7 +72,8 @@ pub(crate) fn start(plan: &Plan) -> Result<(u32, OwnedFd), (Step, io::Error)> {
     let in_parent = |e| (Step::Clone, e);
     let (mut failed, tell) = io::pipe().map_err(in_parent)?;
     // The child writes here after it has put its descriptors in place: move it out of their way.
-    let tell = move_up(tell.into(), Plan::safe_numbers(plan.fds.iter().map(|(_, to)| *to))).map_err(in_parent)?;
+    let tell =
+        move_up(tell.into(), Plan::safe_numbers(plan.fds.iter().map(|(_, to)| *to))).map_err(in_parent)?;
     let pointers = |strings: &[CString]| -> Vec<*const libc::c_char> {
         strings.iter().map(|s| s.as_ptr()).chain([ptr::null()]).collect()
     };
@@ -108,7 +109,13 @@ pub(crate) fn start(plan: &Plan) -> Result<(u32, OwnedFd), (Step, io::Error)> {
 }
 
 /// The child's side: never returns, never allocates.
-fn child(plan: &Plan, argv: &[*const libc::c_char], envp: &[*const libc::c_char], failed: RawFd, tell: RawFd) -> ! {
+fn child(
+    plan: &Plan,
+    argv: &[*const libc::c_char],
+    envp: &[*const libc::c_char],
+    failed: RawFd,
+    tell: RawFd,
+) -> ! {
     let (step, errno) = match prepare(plan, failed, tell) {
         Ok(()) => {
             // SAFETY: null-terminated arrays of null-terminated strings, all alive.

@@ -1,7 +1,7 @@
 //! What happens inside: `inside MODE ARGUMENTS`.
 
 use std::io::{Read, Write};
-use std::os::fd::{FromRawFd, RawFd};
+use std::os::fd::{AsFd, FromRawFd, RawFd};
 use std::sync::mpsc;
 
 use sandbox::{Compartment, Ids, Namespaces, Policy, Want, policies, policy_test};
@@ -89,12 +89,11 @@ pub fn main(args: &[String]) {
             let exe = std::env::current_exe().unwrap();
             let stdin = std::io::stdin();
             let stdout = std::io::stdout();
-            let fd = std::os::fd::AsFd::as_fd;
             let child = sandbox::spawn::Command::new(exe)
                 .args(["inside", "hold", "vsp-storage"])
-                .fd(fd(&stdin), 0)
-                .fd(fd(&stdout), 1)
-                .fd(fd(&stdin), KEPT)
+                .fd(stdin.as_fd(), 0)
+                .fd(stdout.as_fd(), 1)
+                .fd(stdin.as_fd(), KEPT)
                 .spawn()
                 .unwrap();
             say(&format!("{}\n", child.pid()));

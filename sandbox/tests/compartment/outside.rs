@@ -31,7 +31,8 @@ fn run(args: &[&str]) -> (ExitStatus, String) {
 /// Runs `inside ARGUMENTS` as the supervisor would; what it said, and how it ended.
 fn supervised(args: &[&str]) -> (ExitStatus, String) {
     let (mut output, input) = std::io::pipe().unwrap();
-    let command = spawn::Command::new(me()).arg("inside").args(args).fd(input.as_fd(), 1).fd(input.as_fd(), 2);
+    let command =
+        spawn::Command::new(me()).arg("inside").args(args).fd(input.as_fd(), 1).fd(input.as_fd(), 2);
     let mut child = command.spawn().unwrap();
     drop(input);
     let mut text = String::new();
@@ -81,22 +82,26 @@ fn looks_closed(policy: &str) {
     for set in ["CapInh", "CapPrm", "CapEff", "CapAmb"] {
         assert_eq!(field(set), zero, "{set}");
     }
-    assert!(report.starts_with("test: uid ") && report.contains(&format!("seccomp {policy}; 4 fds")), "{report}");
+    assert!(
+        report.starts_with("test: uid ") && report.contains(&format!("seccomp {policy}; 4 fds")),
+        "{report}"
+    );
     // Landlock depends on the kernel, namespaces on its administrator; on this machine the rest is there.
     let missing: Vec<_> = report.split("; no ").skip(1).filter(|m| !m.starts_with("landlock")).collect();
     let groups_stay = |m: &&str| m.starts_with("dropped groups");
     if is_root() {
         assert!(missing.is_empty(), "{report}");
         assert_eq!(field("CapBnd"), zero);
-        assert_eq!(field("Uid"), [STRANGER.uid.to_string(); 4].each_ref());
-        assert_eq!(field("Gid"), [STRANGER.gid.to_string(); 4].each_ref());
+        assert_eq!(field("Uid"), vec![STRANGER.uid.to_string(); 4]);
+        assert_eq!(field("Gid"), vec![STRANGER.gid.to_string(); 4]);
         assert_eq!(field("Groups"), [""; 0]);
         assert_eq!(field("NSpid").len(), 2, "in a PID namespace below ours");
+        in_other_namespaces(&of("."));
         inspect(&of("."));
     } else if missing.iter().all(groups_stay) {
         assert_eq!(field("CapBnd"), zero);
         assert_eq!(field("NSpid").len(), 2, "in a PID namespace below ours");
-        assert!(fs::read_link(of("ns/net")).is_err(), "undumpable: none of its own user may look");
+        in_other_namespaces(&of("."));
     } else {
         println!("    (this host lets ordinary users have less: {missing:?})");
     }
@@ -105,13 +110,16 @@ fn looks_closed(policy: &str) {
     assert!(child.wait().unwrap().success());
 }
 
-/// What only root may look at.
-fn inspect(process: &Path) {
+fn in_other_namespaces(process: &Path) {
     for kind in ["user", "mnt", "pid", "net", "ipc", "uts", "cgroup"] {
         let theirs = fs::read_link(process.join("ns").join(kind)).unwrap();
         let ours = fs::read_link(Path::new("/proc/self/ns").join(kind)).unwrap();
         assert_ne!(theirs, ours, "{kind} namespace");
     }
+}
+
+/// What only root may look at.
+fn inspect(process: &Path) {
     assert_eq!(fs::read_dir(process.join("root")).unwrap().count(), 0, "nothing in its root directory");
     let made = fs::write(process.join("root/new"), "").unwrap_err();
     assert_eq!(made.kind(), std::io::ErrorKind::ReadOnlyFilesystem);
@@ -300,12 +308,16 @@ pub fn peers_are_recognised() {
 }
 
 pub fn the_audit_sees_what_happens_in_a_pid_namespace() {
+    // Strace cannot read the memory of an undumpable process without privilege.
+    if !is_root() {
+        return;
+    }
     let log = std::env::temp_dir().join(format!("bulkhead-strace-{}", std::process::id()));
     let strace = Command::new("strace")
         .args(["-f", "--pidns-translation", "-e", "raw=!seccomp", "-o"])
         .arg(&log)
         .arg(me())
-        .args(["threads_start_narrow"])
+        .args(["threads_start_narrow", "--once"])
         .stdout(Stdio::null())
         .status();
     let Ok(status) = strace else {

@@ -101,15 +101,31 @@ pub fn create_overlay(path: &Path, base: &Path, format: &str) -> Result<()> {
 
 fn devices() -> Vec<String> {
     let mut words: Vec<String> = [
-        "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
-        "-machine", "q35,kernel-irqchip=split,sata=off,usb=off,smbus=off,vmport=off,memory-backend=memory",
-        "-cpu", PROCESSOR, "-smp", PROCESSORS, "-m", MEMORY,
-        "-device", "virtio-rng-pci,addr=8",
-        "-device", "virtio-serial-pci,addr=9",
-        "-device", "virtserialport,nr=1,chardev=control,name=bulkhead.control",
-        "-device", "virtserialport,nr=2,chardev=output,name=bulkhead.output",
-        "-serial", "chardev:serial",
-        "-mon", "chardev=qmp,mode=control",
+        "-nodefaults",
+        "-no-user-config",
+        "-display",
+        "none",
+        "-no-reboot",
+        "-machine",
+        "q35,kernel-irqchip=split,sata=off,usb=off,smbus=off,vmport=off,memory-backend=memory",
+        "-cpu",
+        PROCESSOR,
+        "-smp",
+        PROCESSORS,
+        "-m",
+        MEMORY,
+        "-device",
+        "virtio-rng-pci,addr=8",
+        "-device",
+        "virtio-serial-pci,addr=9",
+        "-device",
+        "virtserialport,nr=1,chardev=control,name=bulkhead.control",
+        "-device",
+        "virtserialport,nr=2,chardev=output,name=bulkhead.output",
+        "-serial",
+        "chardev:serial",
+        "-mon",
+        "chardev=qmp,mode=control",
     ]
     .map(str::to_owned)
     .into();
@@ -237,6 +253,13 @@ impl Machine {
         if let Some(state) = &setup.incoming {
             let uri = format!("exec:cat {}", sh::quote(state));
             machine.order("migrate-incoming", json!({ "uri": uri })).with_context(|| machine.last_words())?;
+            // It was stopped when it was frozen, so it comes back stopped.
+            while machine.order("query-status", json!({})).with_context(|| machine.last_words())?["status"]
+                == "inmigrate"
+            {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            machine.order("cont", json!({})).with_context(|| machine.last_words())?;
         }
         Ok(machine)
     }
@@ -309,7 +332,10 @@ impl Sockets {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
         let path = std::env::temp_dir().join(format!("bulkhead-lab-{}-{number}", std::process::id()));
-        std::fs::DirBuilder::new().mode(0o700).create(&path).with_context(|| format!("making {}", path.display()))?;
+        std::fs::DirBuilder::new()
+            .mode(0o700)
+            .create(&path)
+            .with_context(|| format!("making {}", path.display()))?;
         Ok(Self(path))
     }
 }

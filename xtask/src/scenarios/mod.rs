@@ -1,1 +1,86 @@
-//! (being written)
+//! What is tried in the lab: each scenario is one guest on the real product, and what has to come of it.
+//!
+//! A scenario knows nothing of the lab but the files in `/job`; it is a specification, a script and an expectation.
+
+mod list;
+mod spec;
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, bail};
+
+pub use list::all;
+pub use spec::{Guest, Kernel, Spec};
+
+use crate::images::With;
+use crate::job::{Job, Outcome};
+use crate::{build, cache, lab};
+
+/// The functions that scripts may use.
+pub const GUEST_FUNCTIONS: &str = include_str!("../../recipes/lab/guest.sh");
+/// Words that never belong into the lab host's kernel log.
+const HOST_TROUBLE: [&str; 5] = ["BUG:", "Oops", "general protection", "KASAN", "soft lockup"];
+
+/// One thing to try.
+pub struct Scenario {
+    /// Short, for the list and for choosing.
+    pub name: &'static str,
+    /// The machine.
+    pub spec: Spec,
+    /// Runs in the lab, after the functions of `guest.sh`; its exit status counts.
+    pub script: &'static str,
+    /// What the script has to return.
+    pub status: i32,
+    /// What has to be in the output, each in one line.
+    pub expect: &'static [&'static str],
+    /// Time limit in seconds.
+    pub limit: u64,
+}
+
+/// The script of a scenario that only runs its guest to the end.
+pub const RUN: &str = "guest_start; guest_end";
+
+impl Scenario {
+    /// Runs it; an error says what was not as it should.
+    pub fn run(&self, verbose: bool) -> Result<Duration> {
+        let start = Instant::now();
+        let mut job = Job::new(self.name).timeout(Duration::from_secs(self.limit));
+        job.verbose = verbose;
+        job.live = verbose;
+        let specification = cache::root()?.join("runs");
+        std::fs::create_dir_all(&specification)?;
+        let specification = specification.join(format!("{}-{}.toml", self.name, std::process::id()));
+        std::fs::write(&specification, self.spec.to_toml())?;
+        job.file("vm.toml", &specification);
+        job.binaries(&build::binaries("release", false)?);
+        if self.spec.guest == Guest::Trixie {
+            job.with(With::Trixie);
+        }
+        job.script(&format!("{GUEST_FUNCTIONS}\n{}", self.script));
+        let outcome = lab::run(&job);
+        std::fs::remove_file(&specification)?;
+        self.judge(&outcome?)?;
+        Ok(start.elapsed())
+    }
+
+    fn judge(&self, outcome: &Outcome) -> Result<()> {
+        let missing: Vec<&&str> =
+            self.expect.iter().filter(|text| !outcome.output.contains(**text)).collect();
+        let trouble: Vec<&str> = outcome
+            .kernel
+            .lines()
+            .filter(|line| HOST_TROUBLE.iter().any(|word| line.contains(word)))
+            .collect();
+        if outcome.status == self.status && missing.is_empty() && trouble.is_empty() {
+            return Ok(());
+        }
+        let mut why = format!("status {} (wanted {})", outcome.status, self.status);
+        if !missing.is_empty() {
+            why += &format!("; missing from the output: {missing:?}");
+        }
+        if !trouble.is_empty() {
+            why += &format!("; the lab host's kernel: {}", trouble.join("; "));
+        }
+        bail!("{why}\n{}", crate::sh::tail(&outcome.output, 50))
+    }
+}

@@ -1,0 +1,147 @@
+//! Writes the seed corpus: a few well-formed inputs for each target, from which the fuzzer starts.
+//!
+//! Run it in `fuzz/` with instrumentation off: `RUSTFLAGS= cargo run --example seeds`.
+
+use std::error::Error;
+use std::fs;
+use std::path::Path;
+
+use vmbus::gpadl;
+use vmbus::guid::class;
+use vmbus::message::{
+    GpadlCreated, GuestMessage, HostMessage, InitiateContact, ModifyChannel, Offer, OpenChannel, OpenResult,
+    TlConnect, VersionResponse,
+};
+use vmbus::packet::{gpa_direct_header, page_buffer_header, transfer_pages_header};
+use vmbus::protocol::Version;
+
+/// Writes one target's seeds as numbered files.
+fn write(target: &str, seeds: &[Vec<u8>]) -> Result<(), Box<dyn Error>> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("corpus").join(target);
+    fs::create_dir_all(&folder)?;
+    for (number, seed) in seeds.iter().enumerate() {
+        fs::write(folder.join(format!("seed-{number:02}")), seed)?;
+    }
+    println!("{target}: {} seeds", seeds.len());
+    Ok(())
+}
+
+fn channel_messages() -> Vec<Vec<u8>> {
+    let open = OpenChannel {
+        relid: 1,
+        open_id: 1,
+        ring_gpadl: 0xe1e10,
+        target_vp: 0,
+        downstream_page_offset: 32,
+        user_data: [0; 120],
+    };
+    let guest = [
+        GuestMessage::InitiateContact(InitiateContact::new(Version::V5_3, 0)),
+        GuestMessage::InitiateContact(InitiateContact::new(Version::WIN8, 0)),
+        GuestMessage::RequestOffers,
+        GuestMessage::OpenChannel(open),
+        GuestMessage::CloseChannel(1),
+        GuestMessage::GpadlTeardown { relid: 1, gpadl: 0xe1e10 },
+        GuestMessage::RelidReleased(1),
+        GuestMessage::ModifyChannel(ModifyChannel { relid: 1, target_vp: 1 }),
+        GuestMessage::Unload,
+        GuestMessage::TlConnect(TlConnect { endpoint: class::ECHO, service: class::SCSI }),
+    ];
+    let host = [
+        HostMessage::Offer(Offer::new(class::SCSI, class::ECHO, 1, 0x10001)),
+        HostMessage::RescindOffer(1),
+        HostMessage::AllOffersDelivered,
+        HostMessage::OpenResult(OpenResult { relid: 1, open_id: 1, status: 0 }),
+        HostMessage::GpadlCreated(GpadlCreated { relid: 1, gpadl: 0xe1e10, status: 0 }),
+        HostMessage::GpadlTorndown(0xe1e10),
+        HostMessage::VersionResponse(VersionResponse::accepted(7)),
+        HostMessage::UnloadResponse,
+        HostMessage::ModifyChannelResponse { relid: 1, status: 0 },
+    ];
+    let guest = guest.iter().map(|message| message.encode().to_vec());
+    guest.chain(host.iter().map(|message| message.encode().to_vec())).chain(gpadl_messages(64)).collect()
+}
+
+fn gpadl_messages(pages: u64) -> Vec<Vec<u8>> {
+    let pfns: Vec<u64> = (0x1000..0x1000 + pages).collect();
+    gpadl::messages(1, 0xe1e10, &pfns).iter().map(|message| message.to_vec()).collect()
+}
+
+/// Strings as [`bulkhead_fuzz::Script`] reads them.
+fn strings(strings: &[Vec<u8>]) -> Vec<u8> {
+    strings.iter().flat_map(|string| [&[string.len() as u8][..], string].concat()).collect()
+}
+
+fn descriptor(packet_type: u16, type_header: &[u8], payload: &[u8]) -> Vec<u8> {
+    let len8 = (16 + type_header.len() + payload.len()).div_ceil(8) as u16;
+    let data8 = 2 + type_header.len() as u16 / 8;
+    let words = [packet_type, data8, len8, 1, 7, 0, 0, 0];
+    let mut packet: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
+    packet.extend_from_slice(type_header);
+    packet.extend_from_slice(payload);
+    packet.resize(usize::from(len8) * 8 + 8, 0);
+    packet
+}
+
+/// Type headers of packets with guest pages, by packet type.
+fn type_headers() -> Vec<(u16, Vec<u8>)> {
+    vec![
+        (6, Vec::new()),
+        (7, transfer_pages_header(0xcafe, &[(0, 100), (1024, 300)])),
+        (9, gpa_direct_header(&[(0, 8192, &[16, 17])])),
+        (9, gpa_direct_header(&[(512, 512, &[16]), (4000, 200, &[20, 22])])),
+        (9, page_buffer_header(&[(0, 4096, 16), (100, 200, 17)])),
+        (11, Vec::new()),
+    ]
+}
+
+/// Ring contents whose write index (step 1) is at the end of the last packet.
+fn rings() -> Vec<Vec<u8>> {
+    let mut all = Vec::new();
+    let mut seeds = Vec::new();
+    let ring = |data: &[u8]| {
+        let step = [&[1u8][..], &((data.len() / 8) as u16).to_le_bytes()].concat();
+        [&[6u8][..], &[2, 16, 0], &step, data].concat()
+    };
+    for (packet_type, header) in type_headers() {
+        let packet = descriptor(packet_type, &header, &[0x5a; 64]);
+        seeds.push(ring(&packet));
+        all.extend_from_slice(&packet);
+    }
+    seeds.push(ring(&all));
+    seeds
+}
+
+fn ipc_messages() -> Vec<Vec<u8>> {
+    [
+        r#"{"Hello":{"versions":{"min":1,"max":1},"device":"disk0","offer":{"class":"ba6163d9-04a1-4d29-b605-72e2ffb1dc7f","mmio_megabytes":0,"flags":{"named_pipe":false},"user_defined":[1,2],"max_subchannels":3}}}"#,
+        r#"{"OpenResult":{"channel":1,"status":0}}"#,
+        r#"{"Closed":{"channel":1}}"#,
+        r#"{"Welcome":{"version":1,"vm":"debian","vps":2,"ram":[{"gpa":0,"len":4096,"offset":0}]}}"#,
+        r#"{"Refused":{"reason":"no such device"}}"#,
+        r#"{"ChannelOpen":{"channel":1,"subchannel":0,"ring":{"pages":64,"to_host_pages":32},"target_vp":0,"flag":1,"user_data":[0,1]}}"#,
+        r#"{"ChannelClose":{"channel":1}}"#,
+        r#"{"Retarget":{"channel":1,"target_vp":1}}"#,
+    ]
+    .map(|text| text.as_bytes().to_vec())
+    .to_vec()
+}
+
+fn main() -> Result<(), Box<dyn Error>> {
+    write("channel_message", &channel_messages())?;
+    let two = [gpadl_messages(40), gpadl_messages(3)].concat();
+    write("gpadl", &[strings(&gpadl_messages(3)), strings(&gpadl_messages(100)), strings(&two)])?;
+    write("ring_reader", &rings())?;
+    write(
+        "ring_writer",
+        &[vec![4, 100, 0, 1, 16, 0, 4, 200, 0], vec![4, 0x68, 6, 4, 0x68, 6, 1, 0xd8, 0, 4, 8, 7]],
+    )?;
+    let packets: Vec<_> = type_headers()
+        .iter()
+        .map(|(packet_type, header)| {
+            [&[*packet_type as u8, (header.len() / 8) as u8][..], header, &[0x5a; 64]].concat()
+        })
+        .collect();
+    write("packet", &packets)?;
+    write("ipc_message", &ipc_messages())
+}

@@ -1,0 +1,14 @@
+//! What is fuzzed: every parser of bytes that come from the other side of a trust boundary.
+//!
+//! Each function takes any bytes, drives one parser with them, and panics if something that must always hold does
+//! not; `targets/` has a libFuzzer binary for each. `examples/seeds.rs` makes the seed corpus.
+
+#![forbid(unsafe_code)]
+
+mod ipc_peer;
+mod script;
+mod wire;
+
+pub use ipc_peer::ipc_message;
+pub use script::Script;
+pub use wire::{channel_message, gpadl, packet, ring_reader, ring_writer};

@@ -1,0 +1,81 @@
+//! The line between the software partition's two processes: what exits and interrupts are to KVM.
+//!
+//! JSON datagrams, as on control sockets. Trusted on both sides: it stands for the processor.
+
+use ipc::message::RamRegion;
+use serde::{Deserialize, Serialize};
+
+/// Guest to partition.
+#[derive(Debug, Serialize, Deserialize)]
+pub enum ToPartition {
+    /// `HvPostMessage`; answered by [`ToGuest::Status`].
+    PostMessage {
+        /// Connection id.
+        connection: u32,
+        /// Payload.
+        payload: Vec<u8>,
+    },
+    /// SynIC registers of a VP; answered by [`ToGuest::Status`].
+    Synic {
+        /// VP index.
+        vp: u32,
+        /// `SCONTROL`.
+        control: u64,
+        /// `SIEFP`.
+        event_page: u64,
+        /// `SIMP`.
+        message_page: u64,
+    },
+    /// The guest wrote the end-of-message register.
+    EndOfMessage {
+        /// VP index.
+        vp: u32,
+    },
+    /// A page move has been followed; the answer to [`ToGuest::Moved`].
+    Followed,
+    /// The guest resets; answered by [`ToGuest::Status`] once everything is closed.
+    Reset,
+}
+
+/// Partition to guest.
+#[derive(Debug, Serialize, Deserialize)]
+pub enum ToGuest {
+    /// The first message. Descriptor: RAM.
+    Ram {
+        /// Where it lies.
+        regions: Vec<RamRegion>,
+        /// VPs.
+        vps: u32,
+    },
+    /// Interrupt wire of a VP. Descriptor: eventfd.
+    Wire {
+        /// VP index.
+        vp: u32,
+    },
+    /// All devices have attached; the guest may start.
+    Start,
+    /// Answer to a question.
+    Status {
+        /// Hypercall status.
+        status: u16,
+    },
+    /// A connection rings an eventfd from now on. Descriptor: eventfd.
+    Doorbell {
+        /// Connection id.
+        connection: u32,
+    },
+    /// A connection rings nothing any more.
+    NoDoorbell {
+        /// Connection id.
+        connection: u32,
+    },
+    /// Pages changed place; answered by [`ToPartition::Followed`]. Descriptor: the new backing; none means RAM.
+    Moved {
+        /// First page.
+        gpa: u64,
+        /// Number of pages.
+        pages: u64,
+        /// Byte offset in the backing.
+        offset: u64,
+    },
+}

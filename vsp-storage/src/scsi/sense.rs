@@ -1,0 +1,99 @@
+//! Sense data: why a command failed (SPC-4 4.5).
+
+use std::io;
+
+/// Bytes of sense data in fixed format.
+pub const FIXED_LEN: usize = 18;
+
+/// Sense key and additional sense code.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sense {
+    /// Sense key.
+    pub key: u8,
+    /// Additional sense code.
+    pub asc: u8,
+    /// Its qualifier.
+    pub ascq: u8,
+}
+
+impl Sense {
+    const fn new(key: u8, asc: u8, ascq: u8) -> Sense {
+        Sense { key, asc, ascq }
+    }
+
+    /// Nothing to report.
+    pub const NONE: Sense = Sense::new(0x0, 0x00, 0x00);
+    /// UNRECOVERED READ ERROR.
+    pub const READ_ERROR: Sense = Sense::new(0x3, 0x11, 0x00);
+    /// WRITE ERROR.
+    pub const WRITE_ERROR: Sense = Sense::new(0x3, 0x0C, 0x00);
+    /// INTERNAL TARGET FAILURE.
+    pub const INTERNAL_FAILURE: Sense = Sense::new(0x4, 0x44, 0x00);
+    /// PARAMETER LIST LENGTH ERROR.
+    pub const PARAMETER_LENGTH: Sense = Sense::new(0x5, 0x1A, 0x00);
+    /// INVALID COMMAND OPERATION CODE.
+    pub const INVALID_OPCODE: Sense = Sense::new(0x5, 0x20, 0x00);
+    /// LOGICAL BLOCK ADDRESS OUT OF RANGE.
+    pub const LBA_OUT_OF_RANGE: Sense = Sense::new(0x5, 0x21, 0x00);
+    /// INVALID FIELD IN CDB.
+    pub const INVALID_FIELD: Sense = Sense::new(0x5, 0x24, 0x00);
+    /// INVALID FIELD IN PARAMETER LIST.
+    pub const INVALID_PARAMETER: Sense = Sense::new(0x5, 0x26, 0x00);
+    /// SAVING PARAMETERS NOT SUPPORTED.
+    pub const NO_SAVED_PARAMETERS: Sense = Sense::new(0x5, 0x39, 0x00);
+    /// WRITE PROTECTED.
+    pub const WRITE_PROTECTED: Sense = Sense::new(0x7, 0x27, 0x00);
+    /// SPACE ALLOCATION FAILED WRITE PROTECT.
+    pub const NO_SPACE: Sense = Sense::new(0x7, 0x27, 0x07);
+    /// INTERNAL TARGET FAILURE of a command that may be tried again.
+    pub const TRY_AGAIN: Sense = Sense::new(0xB, 0x44, 0x00);
+
+    /// Fixed format, current error.
+    pub fn to_fixed(self) -> [u8; FIXED_LEN] {
+        let mut bytes = [0; FIXED_LEN];
+        bytes[0] = 0x70;
+        bytes[2] = self.key;
+        bytes[7] = (FIXED_LEN - 8) as u8;
+        bytes[12] = self.asc;
+        bytes[13] = self.ascq;
+        bytes
+    }
+
+    /// Descriptor format, current error.
+    pub fn to_descriptor(self) -> [u8; 8] {
+        [0x72, self.key, self.asc, self.ascq, 0, 0, 0, 0]
+    }
+
+    /// What the host's error means to the guest.
+    pub fn from_io(error: &io::Error, writing: bool) -> Sense {
+        match error.raw_os_error() {
+            Some(libc::ENOSPC | libc::EDQUOT | libc::EFBIG) => Sense::NO_SPACE,
+            Some(libc::EROFS | libc::EPERM | libc::EBADF) if writing => Sense::WRITE_PROTECTED,
+            Some(libc::ENOMEM | libc::EAGAIN | libc::EINTR | libc::ENOBUFS | libc::ECANCELED) => Sense::TRY_AGAIN,
+            Some(libc::EFAULT | libc::EINVAL) => Sense::INTERNAL_FAILURE,
+            _ if writing => Sense::WRITE_ERROR,
+            _ => Sense::READ_ERROR,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fixed_format_is_what_hosts_parse() {
+        let bytes = Sense::LBA_OUT_OF_RANGE.to_fixed();
+        assert_eq!((bytes[0], bytes[2], bytes[7], bytes[12], bytes[13]), (0x70, 5, 10, 0x21, 0));
+    }
+
+    #[test]
+    fn host_errors_have_a_meaning() {
+        let from = |code, writing| Sense::from_io(&io::Error::from_raw_os_error(code), writing);
+        assert_eq!(from(libc::EIO, false), Sense::READ_ERROR);
+        assert_eq!(from(libc::EIO, true), Sense::WRITE_ERROR);
+        assert_eq!(from(libc::ENOSPC, true), Sense::NO_SPACE);
+        assert_eq!(from(libc::EROFS, true), Sense::WRITE_PROTECTED);
+        assert_eq!(from(libc::ENOMEM, false), Sense::TRY_AGAIN);
+    }
+}

@@ -1,0 +1,86 @@
+# Functions to run one guest with `bulkhead run` and look after it; sourced by the lab's scripts (bash).
+# Console: out/console (and standard output). The supervisor's log: out/log. Exit status: out/status.
+mkdir -p out
+
+guest_start() { # [SPEC]
+    rm -f out/status input
+    : > out/console
+    mkfifo input
+    exec 9<> input
+    started=$EPOCHREALTIME
+    {
+        bulkhead run "${1:-vm.toml}" <&9 2> out/log
+        echo $? > out/status
+    } | tee out/console &
+    guest_tee=$!
+}
+
+guest_wait_for() { # PATTERN SECONDS
+    local tries=$(( $2 * 5 ))
+    while ! grep -aqE -e "$1" out/console; do
+        if [ -e out/status ] || [ $(( tries -= 1 )) -lt 0 ]; then
+            echo "scenario: no '$1' on the console"
+            return 1
+        fi
+        sleep 0.2
+    done
+}
+
+guest_type() { printf '%s\r' "$1" >&9; }
+
+ours() { pgrep -x 'bulkhead|core-vmm|vsp-[a-z]*'; }
+
+guest_end() { # waits for the guest's own end; returns what bulkhead returned
+    wait $guest_tee
+    echo
+    local status
+    status=$(cat out/status)
+    if [ "$status" != 0 ]; then
+        echo "--- bulkhead's log (status $status) ---"
+        tail -n 40 out/log
+    fi
+    exec 9>&-
+    nothing_left || return 99
+    return "$status"
+}
+
+nothing_left() {
+    local tries=20
+    while ours > /dev/null; do
+        if [ $(( tries -= 1 )) -lt 0 ]; then
+            echo 'scenario: processes were left behind:'
+            ps -o pid,ppid,uid,stat,args -p "$(ours | tr '\n' ' ')"
+            return 1
+        fi
+        sleep 0.1
+    done
+}
+
+# Memory of a process that is its own and nobody else's, in KiB; the guest's RAM does not count.
+private_dirty() { # PID
+    awk '
+        /^[0-9a-f]+-[0-9a-f]+ / { ram = ($6 ~ /^\/memfd:.*ram/) }
+        /^Private_Dirty:/ && !ram { sum += $2 }
+        END { print sum + 0 }' "/proc/$1/smaps"
+}
+
+# One line a process: who it is, and what it can still do.
+show_processes() {
+    printf '%-12s %7s %6s %-28s %-8s %-9s %-7s %s\n' process pid uid 'own namespaces' caps seccomp no_new 'private dirty'
+    local pid name uid spaces caps seccomp no_new space
+    for pid in $(ours); do
+        name=$(cat "/proc/$pid/comm")
+        uid=$(awk '/^Uid:/ { print $2 }' "/proc/$pid/status")
+        caps=$(awk '/^CapEff:/ { print ($2 ~ /^0+$/) ? "none" : $2 }' "/proc/$pid/status")
+        seccomp=$(awk '/^Seccomp:/ { print ($2 == 2) ? "filter" : "none" }' "/proc/$pid/status")
+        no_new=$(awk '/^NoNewPrivs:/ { print ($2 == 1) ? "yes" : "no" }' "/proc/$pid/status")
+        spaces=
+        for space in cgroup ipc mnt net pid user uts; do
+            if [ "$(readlink "/proc/$pid/ns/$space")" != "$(readlink "/proc/self/ns/$space")" ]; then
+                spaces="$spaces${spaces:+,}$space"
+            fi
+        done
+        printf '%-12s %7s %6s %-28s %-8s %-9s %-7s %s KiB\n' \
+            "$name" "$pid" "$uid" "${spaces:-none}" "$caps" "$seccomp" "$no_new" "$(private_dirty "$pid")"
+    done
+}

@@ -1,0 +1,156 @@
+//! The scenarios.
+
+use super::{Guest, Kernel, RUN, Scenario, Spec};
+
+/// The storage controller's class, which a guest sees before it has a driver for it.
+const STORAGE_CLASS: &str = "class {ba6163d9-04a1-4d29-b605-72e2ffb1dc7f}";
+
+/// All of them, the quickest to break first.
+pub fn all() -> Vec<Scenario> {
+    vec![
+        Scenario {
+            name: "offers-wait",
+            spec: Spec { vcpus: 1, memory: 512, ..Spec::new(Guest::Probe, "") },
+            script: RUN,
+            status: 0,
+            expect: &[STORAGE_CLASS, "probe: done"],
+            limit: 120,
+        },
+        Scenario {
+            name: "login",
+            spec: Spec::new(Guest::Bookworm, ""),
+            script: "guest_start; guest_wait_for 'login: ' 200 && guest_type root && guest_wait_for '# ' 60 \
+                && guest_type 'systemctl poweroff'; guest_end",
+            status: 0,
+            expect: &["guest login: "],
+            limit: 400,
+        },
+        Scenario {
+            name: "one-vcpu",
+            spec: Spec { vcpus: 1, memory: 512, ..Spec::new(Guest::Bookworm, "bulkhead.job=info") },
+            script: RUN,
+            status: 0,
+            expect: &["cpus: 1", "/dev/sda", "driver hv_storvsc", "job: info exit 0"],
+            limit: 300,
+        },
+        Scenario {
+            name: "four-vcpus",
+            spec: Spec { vcpus: 4, ..Spec::new(Guest::Bookworm, "bulkhead.job=info") },
+            script: RUN,
+            status: 0,
+            expect: &["cpus: 4", "driver hv_storvsc", "job: info exit 0"],
+            limit: 400,
+        },
+        Scenario {
+            name: "elf-kernel",
+            spec: Spec { kernel: Kernel::Elf, ..Spec::new(Guest::Bookworm, "bulkhead.job=info") },
+            script: RUN,
+            status: 0,
+            expect: &["cpus: 2", "job: info exit 0"],
+            limit: 300,
+        },
+        Scenario {
+            name: "clock",
+            spec: Spec {
+                vcpus: 1,
+                ..Spec::new(
+                    Guest::Bookworm,
+                    // echo "clock: $(cat /sys/devices/system/clocksource/clocksource0/current_clocksource)"
+                    "bulkhead.run=ZWNobyAiY2xvY2s6ICQoY2F0IC9zeXMvZGV2aWNlcy9zeXN0ZW0vY2xvY2tzb3VyY2UvY2xvY2tzb3VyY2UwL2N1cnJlbnRfY2xvY2tzb3VyY2UpIgo=",
+                )
+            },
+            script: "guest_start; guest_end && grep -aE '^clock: (tsc|hyperv_clocksource_tsc_page)' out/console",
+            status: 0,
+            expect: &["clock: "],
+            limit: 300,
+        },
+        Scenario {
+            name: "verified-io",
+            spec: Spec::new(Guest::Bookworm, "bulkhead.job=fio"),
+            script: RUN,
+            status: 0,
+            expect: &["fio: verified", "job: fio exit 0"],
+            limit: 400,
+        },
+        Scenario {
+            name: "disks",
+            spec: Spec {
+                disks: &["path = \"/dev/vde\"", "path = \"/job/tiny.cpio\"\nreadonly = true"],
+                ..Spec::new(
+                    Guest::Bookworm,
+                    // lsblk -dno NAME,SIZE,RO; mkfs.ext4 -q /dev/sdb && mount /dev/sdb /mnt && cp /boot/vmlinuz* /mnt && sync
+                    // && umount /mnt && e2fsck -fn /dev/sdb && echo second: clean; head -c 6 /dev/sdc; echo
+                    "bulkhead.run=bHNibGsgLWRubyBOQU1FLFNJWkUsUk8KbWtmcy5leHQ0IC1xIC9kZXYvc2RiICYmIG1vdW50IC9kZXYvc2RiIC9tbnQgJiYgY3AgL2Jvb3Qvdm1saW51eiogL21udCAmJiBzeW5jICYmIHVtb3VudCAvbW50ICYmIGUyZnNjayAtZm4gL2Rldi9zZGIgJiYgZWNobyBzZWNvbmQ6IGNsZWFuCmhlYWQgLWMgNiAvZGV2L3NkYzsgZWNobwo=",
+                )
+            },
+            script: "truncate -s %512 tiny.cpio; guest_start; guest_end",
+            status: 0,
+            expect: &["second: clean", "070701"],
+            limit: 400,
+        },
+        Scenario {
+            name: "small-memory",
+            spec: Spec { memory: 512, ..Spec::new(Guest::Bookworm, "bulkhead.job=memory") },
+            script: RUN,
+            status: 0,
+            expect: &["memory: same"],
+            limit: 400,
+        },
+        Scenario {
+            name: "memory-above-4g",
+            spec: Spec { memory: 6144, ..Spec::new(Guest::Bookworm, "bulkhead.job=memory") },
+            script: RUN,
+            status: 0,
+            expect: &["memory: same"],
+            limit: 600,
+        },
+        Scenario {
+            name: "kexec",
+            spec: Spec::new(Guest::Bookworm, "bulkhead.job=kexec"),
+            script: RUN,
+            status: 0,
+            expect: &["kexec: arrived, root on /dev/sda", "job: kexec exit 0"],
+            limit: 500,
+        },
+        Scenario {
+            name: "crash",
+            spec: Spec::new(Guest::Bookworm, "bulkhead.job=crash"),
+            script: "guest_start; guest_end; [ $? = 3 ] && echo crash: noticed",
+            status: 0,
+            expect: &["crash: noticed"],
+            limit: 300,
+        },
+        Scenario {
+            name: "killed-supervisor",
+            spec: Spec { vcpus: 1, memory: 512, ..Spec::new(Guest::Bookworm, "") },
+            script: "guest_start; sleep 15; ours | wc -l; pkill -KILL -x bulkhead; sleep 1; nothing_left && echo all: gone",
+            status: 0,
+            expect: &["all: gone"],
+            limit: 120,
+        },
+        Scenario {
+            name: "no-kvm",
+            spec: Spec { vcpus: 1, memory: 512, ..Spec::new(Guest::Tiny, "") },
+            script: "rm /dev/kvm; guest_start; guest_end; [ $? = 1 ] && [ \"$(wc -l < out/log)\" -le 2 ] && echo refused: clearly",
+            status: 0,
+            expect: &["/dev/kvm", "refused: clearly"],
+            limit: 60,
+        },
+        Scenario {
+            name: "debian-13",
+            spec: Spec { kernel: Kernel::BzImage, ..Spec::new(Guest::Trixie, "bulkhead.job=info") },
+            script: RUN,
+            status: 0,
+            expect: &["6.12", "driver hv_storvsc", "job: info exit 0"],
+            limit: 600,
+        },
+        Scenario {
+            name: "ten-reboots",
+            spec: Spec { vcpus: 1, ..Spec::new(Guest::Bookworm, "bulkhead.job=reboots bulkhead.boots=10") },
+            script: RUN,
+            status: 0,
+            expect: &["boot 1 of 10", "boot 10 of 10"],
+            limit: 1500,
+        },
+    ]
+}

@@ -1,0 +1,83 @@
+//! A machine to try, as the `vm.toml` that a user would write.
+
+use std::fmt::Write as _;
+
+/// Which guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Guest {
+    /// Debian 12, cloud kernel 6.1.
+    Bookworm,
+    /// Debian 13, generic kernel 6.12.
+    Trixie,
+    /// An initramfs with the bus driver only.
+    Probe,
+    /// An initramfs that says that it is there.
+    Tiny,
+}
+
+/// In which form its kernel is given.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kernel {
+    /// As distributions ship it.
+    BzImage,
+    /// ELF with a PVH note.
+    Elf,
+}
+
+/// A machine.
+#[derive(Clone, Debug)]
+pub struct Spec {
+    /// Which guest.
+    pub guest: Guest,
+    /// Which kernel image.
+    pub kernel: Kernel,
+    /// Virtual processors.
+    pub vcpus: u32,
+    /// Memory in MiB.
+    pub memory: u32,
+    /// Added to the guest's kernel command line.
+    pub arguments: &'static str,
+    /// More disks on the same controller, each with a line of its own options.
+    pub disks: &'static [&'static str],
+}
+
+impl Spec {
+    /// A machine with 2 vCPUs and 1 GiB that runs a job of the guest image (see `recipes/guest.sh`).
+    pub const fn new(guest: Guest, arguments: &'static str) -> Self {
+        Self { guest, kernel: Kernel::BzImage, vcpus: 2, memory: 1024, arguments, disks: &[] }
+    }
+
+    /// The specification with the lab's paths.
+    pub fn to_toml(&self) -> String {
+        let (directory, initrd, disk) = match self.guest {
+            Guest::Bookworm => ("bookworm", "bookworm/initrd.img", Some("/dev/vdc")),
+            Guest::Trixie => ("trixie", "trixie/initrd.img", Some("/dev/vdd")),
+            Guest::Probe => ("bookworm", "probe.cpio", Some("/dev/vdc")),
+            Guest::Tiny => ("bookworm", "tiny.cpio", None),
+        };
+        let kernel = match self.kernel {
+            Kernel::BzImage => "vmlinuz",
+            Kernel::Elf => "vmlinux",
+        };
+        self.with_paths(&format!("/job/{directory}/{kernel}"), &format!("/job/{initrd}"), disk)
+    }
+
+    /// The specification with these paths.
+    pub fn with_paths(&self, kernel: &str, initrd: &str, disk: Option<&str>) -> String {
+        let root = if disk.is_some() { "root=/dev/sda rw " } else { "" };
+        let mut toml = format!(
+            "name = \"lab\"\n[machine]\nvcpus = {}\nmemory = \"{}MiB\"\n[boot]\nkernel = \"{kernel}\"\n\
+             initrd = \"{initrd}\"\ncmdline = \"{root}console=ttyS0 quiet mitigations=off {}\"\n\
+             [console]\nmode = \"terminal\"\n",
+            self.vcpus, self.memory, self.arguments
+        );
+        if let Some(disk) = disk {
+            toml += "[[storage]]\nname = \"disk0\"\n";
+            let _ = writeln!(toml, "[[storage.disk]]\npath = \"{disk}\"");
+            for options in self.disks {
+                let _ = writeln!(toml, "[[storage.disk]]\n{options}");
+            }
+        }
+        toml
+    }
+}
