@@ -101,7 +101,7 @@ impl Compiler {
         let refusals = format!("{name}{REFUSALS}");
         check_policy(&filters, name, &refusals)?;
         for (key, mut program) in compile_from_json(text.as_bytes(), self.arch)? {
-            // The audit tells filters apart by their length: repeat the last instruction, which is never reached again.
+            // The audit tells filters apart by length: repeat the last instruction, which is never reached again.
             while let Some(last) = program.last().filter(|_| !self.lengths.insert(program.len())) {
                 program.push(last.clone());
             }

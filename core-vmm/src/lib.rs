@@ -10,7 +10,10 @@ pub mod layout;
 pub mod legacy;
 pub mod memory;
 pub mod partition;
+mod ration;
 pub mod runner;
 pub mod server;
 pub mod setup;
 pub mod synic;
+#[cfg(test)]
+mod testing;

@@ -264,7 +264,7 @@ impl Runner {
             }
             Question::End(outcome) => {
                 if let Outcome::Crashed(parameters) = outcome {
-                    tracing::error!(?parameters, "guest reports a crash");
+                    tracing::error!(parameters = format_args!("{parameters:#x?}"), "guest reports a crash");
                     if self.parts.on_crash == OnCrash::Continue {
                         return;
                     }

@@ -22,7 +22,11 @@ use crate::{
         donation::{Donation, Donations},
     },
     partition::{Partition, SynicRegisters, VMBUS_SINT},
+    ration::Ration,
 };
+
+#[cfg(test)]
+mod tests;
 
 /// Messages that may wait for one VP. A guest that lets more pile up is told to wait
 /// (`HV_STATUS_INSUFFICIENT_BUFFERS`); 2,047 offers fit.
@@ -55,6 +59,7 @@ pub struct Synic {
     vps: Vec<Vp>,
     /// A second handle on each event-flag memfd, for handing out.
     flags: Vec<SharedMemory>,
+    complaints: Ration,
 }
 
 impl Synic {
@@ -73,7 +78,7 @@ impl Synic {
                 })
             })
             .collect::<Result<Vec<_>, ipc::shm::ShmError>>()?;
-        Ok(Self { vps, flags })
+        Ok(Self { vps, flags, complaints: Ration::default() })
     }
 
     /// The event-flag memfd of `vp`.
@@ -95,6 +100,11 @@ impl Synic {
         self.vps.iter().any(|vp| vp.queue.len() >= QUEUE_MAX)
     }
 
+    /// Forgets messages that wait.
+    pub fn discard(&mut self) {
+        self.vps.iter_mut().for_each(|vp| vp.queue.clear());
+    }
+
     /// Queues a channel message for `vp` and delivers what can be delivered.
     pub fn post<P: Partition>(&mut self, partition: &P, ram: &Ram, vp: u32, payload: &[u8]) {
         // The sender is the port; Linux does not look at it.
@@ -111,8 +121,10 @@ impl Synic {
             Ok(Slot::Busy | Slot::Nothing) => {}
             Err(e) => {
                 // A SIMP outside RAM: there is nowhere to deliver to, now or later.
-                tracing::warn!(vp, error = %e, "guest's message page cannot be written; its messages are dropped");
                 state.queue.clear();
+                if let Some(times) = self.complaints.another() {
+                    tracing::warn!(vp, error = %e, times, "guest's message page cannot be written; its messages are dropped");
+                }
             }
         }
         let watch = !state.queue.is_empty() && state.is_on();
@@ -143,8 +155,10 @@ impl Synic {
             EventPage::Idle(_) | EventPage::Lost => None,
         };
         if wanted != now {
-            if let Err(e) = state.move_flags(partition, ram, donations, wanted) {
-                tracing::warn!(vp, error = %e, "guest's event-flag page cannot be shared; its device interrupts are lost");
+            if let Err(e) = state.move_flags(partition, ram, donations, wanted)
+                && let Some(times) = self.complaints.another()
+            {
+                tracing::warn!(vp, error = %e, times, "guest's event-flag page cannot be shared; its device interrupts are lost");
             }
             if matches!(state.flags, EventPage::Lost) {
                 state.flags = self.flags[vp as usize].try_clone().map_or(EventPage::Lost, EventPage::Idle);
@@ -192,12 +206,14 @@ impl Vp {
                 return Ok(Slot::Busy);
             }
         }
+        let mut message = *message;
+        if self.queue.len() > 1 {
+            // Before the guest can see the message: it looks at the flag once, when it has emptied the slot.
+            message[MESSAGE_FLAGS_OFFSET] |= MESSAGE_FLAG_PENDING;
+        }
         ram.write(slot + 4, &message[4..])?;
         ram.store_u32(slot, u32::from_le_bytes([message[0], message[1], message[2], message[3]]))?;
         self.queue.pop_front();
-        if !self.queue.is_empty() {
-            ram.write(flags, &[MESSAGE_FLAG_PENDING])?;
-        }
         Ok(Slot::Filled)
     }
 

@@ -127,7 +127,63 @@ fn ipc_messages() -> Vec<Vec<u8>> {
     .to_vec()
 }
 
+/// Lives of a connection, as [`bulkhead_fuzz::bus`] reads them.
+fn bus_scripts() -> Vec<Vec<u8>> {
+    let open = [&[0u8, 0, 0, 1][..], &[2, 1, 5, 10, 8], &[3, 1, 5, 0, 4], &[9, 1, 0]].concat();
+    let close = [&[4u8, 1][..], &[10, 1], &[5, 1, 5]].concat();
+    vec![
+        [&open[..], &[6, 1, 1], &close, &[8]].concat(),
+        // A crash kernel comes up while a channel is open.
+        [&open[..], &[0, 3, 1, 10, 1], &open].concat(),
+        // Teardown while open, refusal, reset, rescind.
+        [&open[..], &[5, 1, 5, 4, 1, 10, 1], &[2, 2, 6, 30, 40, 3, 2, 6, 1, 20, 9, 2, 1, 11, 12, 1, 7, 1]]
+            .concat(),
+        [&[0u8, 7, 0, 13, 8][..], &GuestMessage::RequestOffers.encode(), &[12, 3, 7, 3]].concat(),
+    ]
+}
+
+/// Commands that Linux sends to a disk.
+fn commands() -> Vec<Vec<u8>> {
+    let mut write_same = vec![0; 16];
+    (write_same[0], write_same[1], write_same[13]) = (0x93, 0x08, 8);
+    let mut synchronize = vec![0; 10];
+    synchronize[0] = 0x35;
+    vec![
+        vec![0x00, 0, 0, 0, 0, 0],
+        vec![0x03, 0, 0, 0, 18, 0],
+        vec![0x12, 0, 0, 0, 36, 0],
+        vec![0x12, 1, 0x80, 0, 255, 0],
+        vec![0x12, 1, 0xb0, 0, 64, 0],
+        vec![0x1a, 0, 0x3f, 0, 192, 0],
+        vec![0x5a, 0, 0x08, 0, 0, 0, 0, 0, 192, 0],
+        vec![0x25, 0, 0, 0, 0, 0, 0, 0, 0, 0],
+        vec![0x28, 0, 0, 0, 0, 9, 0, 0, 8, 0],
+        vec![0x2a, 8, 0, 0, 0, 9, 0, 0, 8, 0],
+        vec![0x88, 0, 0, 0, 0, 0, 0, 0, 0, 9, 0, 0, 0, 8, 0, 0],
+        vec![0x8a, 0, 0, 0, 0, 0, 0, 0, 0, 9, 0, 0, 0, 8, 0, 0],
+        vec![0x9e, 0x10, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 32, 0, 0],
+        vec![0xa0, 0, 0, 0, 0, 0, 0, 0, 16, 0, 0, 0],
+        vec![0x42, 0, 0, 0, 0, 0, 0, 0, 24, 0],
+        write_same,
+        synchronize,
+    ]
+}
+
+fn packets_to_storage() -> Vec<Vec<u8>> {
+    use vsp_storage::wire::{Address, Direction, command, operation, simple};
+    let here = Address { path: 0, target: 0, lun: 0 };
+    let simple = [
+        simple(operation::BEGIN_INITIALIZATION, 0),
+        simple(operation::QUERY_PROTOCOL_VERSION, 0x0602),
+        simple(operation::CREATE_SUB_CHANNELS, 1),
+    ];
+    let commands = commands();
+    let commands = commands.iter().map(|cdb| command(here, Direction::FromDevice, cdb, 4096));
+    simple.into_iter().chain(commands).map(|packet| [&[8u8][..], &packet].concat()).collect()
+}
+
 fn main() -> Result<(), Box<dyn Error>> {
+    write("bus", &bus_scripts())?;
     write("channel_message", &channel_messages())?;
     let two = [gpadl_messages(40), gpadl_messages(3)].concat();
     write("gpadl", &[strings(&gpadl_messages(3)), strings(&gpadl_messages(100)), strings(&two)])?;
@@ -143,5 +199,10 @@ fn main() -> Result<(), Box<dyn Error>> {
         })
         .collect();
     write("packet", &packets)?;
-    write("ipc_message", &ipc_messages())
+    write("ipc_message", &ipc_messages())?;
+    let commands: Vec<_> = commands().iter().map(|cdb| [&[8u8][..], cdb].concat()).collect();
+    write("scsi_command", &commands)?;
+    write("storvsc_packet", &packets_to_storage())?;
+    let list = vsp_storage::scsi::unmap::list(&[(5, 7), (100, 1)]);
+    write("unmap_list", &[[&1000u32.to_le_bytes()[..], &list].concat()])
 }

@@ -5,10 +5,14 @@
 
 #![forbid(unsafe_code)]
 
+mod bus;
 mod ipc_peer;
 mod script;
+mod storage;
 mod wire;
 
+pub use bus::bus;
 pub use ipc_peer::ipc_message;
 pub use script::Script;
+pub use storage::{scsi_command, storvsc_packet, unmap_list};
 pub use wire::{channel_message, gpadl, packet, ring_reader, ring_writer};

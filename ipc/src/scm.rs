@@ -33,7 +33,8 @@ pub(crate) fn send(socket: BorrowedFd<'_>, bytes: &[u8], fds: &[BorrowedFd<'_>])
     let payload = fds.len() * size_of::<RawFd>();
     let mut iov = libc::iovec { iov_base: bytes.as_ptr() as *mut c_void, iov_len: bytes.len() };
     // SAFETY: msghdr is plain data, all zeroes is its empty value; the pointers set below outlive the call,
-    // the control buffer is large enough for CMSG_SPACE(payload) and aligned for a cmsghdr, and sendmsg only reads them.
+    // the control buffer is large enough for CMSG_SPACE(payload) and aligned for a cmsghdr, and sendmsg only
+    // reads them.
     let sent = unsafe {
         let mut header: libc::msghdr = zeroed();
         header.msg_iov = &mut iov;
@@ -71,8 +72,8 @@ pub(crate) fn receive(socket: BorrowedFd<'_>, buffer: &mut [u8], wait: bool) -> 
     let mut control: ControlBuffer = [0; 8];
     let mut fds = Vec::new();
     let mut iov = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
-    // SAFETY: the buffers outlive the call and their true lengths are given. The kernel leaves a well-formed list of
-    // control messages, which the CMSG macros walk; every number in an SCM_RIGHTS message is a
+    // SAFETY: the buffers outlive the call and their true lengths are given. The kernel leaves a well-formed
+    // list of control messages, which the CMSG macros walk; every number in an SCM_RIGHTS message is a
     // descriptor that the kernel has just made for us, so owning it is right, and each is owned once.
     unsafe {
         let mut header: libc::msghdr = zeroed();

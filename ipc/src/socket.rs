@@ -246,7 +246,8 @@ impl Listener {
         Ok(Listener { fd })
     }
 
-    /// Takes the listening socket that this process was started with as descriptor `number`. Once for each number.
+    /// Takes the listening socket that this process was started with as descriptor `number`. Once for each
+    /// number.
     pub fn inherited(number: RawFd) -> Result<Listener, SocketError> {
         Listener::from_fd(scm::adopt(number)?)
     }

@@ -1,10 +1,10 @@
 //! Which rules a real workload used, and which it did not: the other half of "a rule that nothing uses
 //! fails the build".
 //!
-//! As root, run the workload under `strace -f --pidns-translation -e raw='!seccomp' -o FILE` and give the file's text to
-//! [`Usage::read`]. All arguments must be numbers, so that conditions can be compared, except for those of `seccomp`, whose
-//! filter length tells the policies apart; threads of a process in a PID namespace must be recognised as its own.
-//! Rules marked `rare:` in the policy file may stay unused.
+//! As root, run the workload under `strace -f --pidns-translation -e raw='!seccomp' -o FILE` and give the file's
+//! text to [`Usage::read`]. All arguments must be numbers, so that conditions can be compared, except for those of
+//! `seccomp`, whose filter length tells the policies apart; threads of a process in a PID namespace must be
+//! recognised as its own. Rules marked `rare:` in the policy file may stay unused.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -174,8 +174,8 @@ impl<'a> Line<'a> {
     }
 }
 
-/// A number as strace prints it raw: `0x1f`, `31`, `-1 ENOENT (...)`; `?` is none. A process id from another namespace
-/// has its number in ours behind it: `2 /* 4711 in strace's PID NS */`.
+/// A number as strace prints it raw: `0x1f`, `31`, `-1 ENOENT (...)`; `?` is none. A process id from another
+/// namespace has its number in ours behind it: `2 /* 4711 in strace's PID NS */`.
 fn number(text: &str) -> Option<i64> {
     let ours = text.split_once("/* ").filter(|(_, ours)| ours.contains("in strace's PID NS"));
     let word = ours.map_or(text, |(_, ours)| ours).split_whitespace().next()?;

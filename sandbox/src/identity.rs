@@ -12,14 +12,17 @@ use crate::{Done, Error, Ids, sys};
 /// can tell the users in `recognise` apart. Afterwards it has every capability there, and none outside.
 pub(crate) fn enter_user_namespace(ids: Option<Ids>, recognise: &[u32]) -> io::Result<()> {
     let me = ids.unwrap_or_else(current);
-    if geteuid().is_root() {
-        let mut users = vec![me.uid];
-        users.extend(recognise);
-        return unshare_as_root(identity_map(&mut users), identity_map(&mut vec![me.gid]));
-    }
-    // Half a user namespace is worse than none, so try it on a child first.
-    sys::this::succeeds_in_child(|| unshare_as_user(me))?;
-    unshare_as_user(me)
+    let unshare = || match geteuid().is_root() {
+        true => {
+            let mut users = recognise.to_vec();
+            users.push(me.uid);
+            unshare_as_root(identity_map(&mut users), identity_map(&mut vec![me.gid]))
+        }
+        false => unshare_as_user(me),
+    };
+    // Half a user namespace, in which we are nobody, is worse than none: try it on a child first.
+    sys::this::succeeds_in_child(unshare)?;
+    unshare()
 }
 
 /// Who we are.
@@ -51,21 +54,17 @@ fn unshare_as_user(me: Ids) -> io::Result<()> {
 fn unshare_as_root(users: String, groups: String) -> io::Result<()> {
     // Our number as /proc knows it, which is not getpid() if we are in a PID namespace of our own.
     let me = fs::canonicalize("/proc/self")?;
-    let (mut ready, mut start) = io::pipe()?;
-    let helper = {
-        let mut own_start = Some(start.try_clone()?);
-        sys::this::fork(|| {
-            // Our ends of the pipe for writing go first, or we would wait for ourselves.
-            drop(own_start.take());
-            let _ = nix::unistd::close(std::os::fd::AsRawFd::as_raw_fd(&start));
-            let mut byte = [0];
-            ready.read_exact(&mut byte)?;
-            fs::write(me.join("uid_map"), users)?;
-            fs::write(me.join("gid_map"), groups)
-        })?
-    };
+    let (mut ready, start) = io::pipe()?;
+    let mut start = Some(start);
+    let helper = sys::this::fork(|| {
+        // The helper's copy of the end for writing: with it, it would wait for itself.
+        drop(start.take());
+        ready.read_exact(&mut [0])?;
+        fs::write(me.join("uid_map"), users)?;
+        fs::write(me.join("gid_map"), groups)
+    })?;
     let unshared = unshare(CloneFlags::CLONE_NEWUSER).map_err(io::Error::from);
-    if unshared.is_ok() {
+    if let (Ok(()), Some(start)) = (&unshared, &mut start) {
         start.write_all(&[1])?;
     }
     drop(start);

@@ -1,7 +1,7 @@
 //! Things that a compartment must not be able to do, for tests to try.
 //!
-//! Each act is the bare system call: [`run`] returns only to a process that has survived it. A program offers it behind
-//! a flag (`--policy-test NAME`), calls it after [`crate::Compartment::enter`], and a test expects
+//! Each act is the bare system call: [`run`] returns only to a process that has survived it. A program offers
+//! it behind a flag (`--policy-test NAME`), calls it after [`crate::Compartment::enter`], and a test expects
 //! the program to die of SIGSYS.
 #![allow(unsafe_code)]
 

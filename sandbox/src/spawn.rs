@@ -82,7 +82,7 @@ impl<'fd> Command<'fd> {
                 Ok((pid, pidfd)) => {
                     return Ok(Child { pid, pidfd, own_pid_namespace: way != Way::Plain, status: None });
                 }
-                // Another way may work where this one is forbidden; if none does, the first refusal is the one to tell.
+                // Another way may work where this one is forbidden; if none does, the first refusal counts.
                 Err((step @ (Step::Clone | Step::Identity), e)) => {
                     first.get_or_insert((step, e));
                 }
@@ -167,8 +167,8 @@ impl Way {
     }
 }
 
-/// In its user namespace the child is who we are: it needs no capability to enter its compartment, only to be let into
-/// another user namespace, and a process that looked like root would be taken for it.
+/// In its user namespace the child is who we are: it needs no capability to enter its compartment, only to be
+/// let into another user namespace, and a process that looked like root would be taken for it.
 fn own_identity() -> Vec<(CString, CString)> {
     let map = |id: u32| CString::new(format!("{id} {id} 1")).unwrap_or_default();
     let (uid, gid) = (nix::unistd::geteuid().as_raw(), nix::unistd::getegid().as_raw());

@@ -68,7 +68,8 @@ impl SoftPlatform {
         let (ram, vps) = match line.recv().context("the partition says nothing")? {
             (ToGuest::Ram { regions, vps }, fds) => {
                 let memfd = fds.into_iter().next().context("no RAM came")?;
-                let stretch = |r: &ipc::message::RamRegion| Stretch { gpa: r.gpa, len: r.len, offset: r.offset };
+                let stretch =
+                    |r: &ipc::message::RamRegion| Stretch { gpa: r.gpa, len: r.len, offset: r.offset };
                 (Ram::adopt(memfd, regions.iter().map(stretch).collect())?, vps)
             }
             (other, _) => anyhow::bail!("the partition begins with {other:?}"),
@@ -121,7 +122,13 @@ impl SoftPlatform {
     }
 
     /// Writes SynIC registers as they are.
-    pub fn write_synic(&self, vp: u32, control: u64, message_page: u64, event_page: u64) -> Result<(), BoxError> {
+    pub fn write_synic(
+        &self,
+        vp: u32,
+        control: u64,
+        message_page: u64,
+        event_page: u64,
+    ) -> Result<(), BoxError> {
         self.ask(&ToPartition::Synic { vp, control, event_page, message_page }).map(|_| ())
     }
 
@@ -343,7 +350,9 @@ impl Shared {
             }
             ToGuest::Moved { gpa, pages, offset } => {
                 let backing = fds.first().map(|fd| (fd.as_fd(), offset));
-                self.ram.lay_over(gpa, pages, backing).unwrap_or_else(|e| panic!("cannot follow a page: {e}"));
+                self.ram
+                    .lay_over(gpa, pages, backing)
+                    .unwrap_or_else(|e| panic!("cannot follow a page: {e}"));
                 let _ = self.line.send(&ToPartition::Followed, &[]);
             }
             ToGuest::Ram { .. } => {}

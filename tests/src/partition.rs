@@ -29,7 +29,8 @@ impl SoftPartition {
     /// A partition of `vps` VPs.
     pub fn new(guest: Peer, vps: u32) -> std::io::Result<Self> {
         let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
-        let wires = (0..vps).map(|_| EventFd::from_value_and_flags(0, flags)).collect::<Result<Vec<_>, _>>()?;
+        let wires =
+            (0..vps).map(|_| EventFd::from_value_and_flags(0, flags)).collect::<Result<Vec<_>, _>>()?;
         let watched = RefCell::new(vec![false; vps as usize]);
         Ok(Self { guest, wires, early: RefCell::default(), watched })
     }

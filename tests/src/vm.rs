@@ -56,7 +56,12 @@ impl VmBuilder {
 
     /// Adds an echo device.
     pub fn echo(mut self, name: &str) -> Self {
-        self.devices.push(DeviceSpec { program: "vsp-echo", name: name.into(), args: vec![], guest_ram: false });
+        self.devices.push(DeviceSpec {
+            program: "vsp-echo",
+            name: name.into(),
+            args: vec![],
+            guest_ram: false,
+        });
         self
     }
 

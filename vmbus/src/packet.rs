@@ -237,10 +237,10 @@ pub struct GpaRange<'a> {
     pub pfns: &'a [U64],
 }
 
-impl GpaRange<'_> {
+impl<'a> GpaRange<'a> {
     /// The range as pieces that are contiguous in guest-physical memory, neighbours joined: address and length
     /// in bytes.
-    pub fn pieces(&self) -> impl Iterator<Item = (u64, u32)> + '_ {
+    pub fn pieces(self) -> impl Iterator<Item = (u64, u32)> + use<'a> {
         let mut pfns = self.pfns.iter().map(|pfn| pfn.get()).peekable();
         let mut left = self.len;
         let mut offset = self.offset;

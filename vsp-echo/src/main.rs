@@ -1,7 +1,7 @@
 //! The smallest device: answers each in-band packet with the packet's own payload.
 //!
-//! It shows what a VSP is made of (`docs/writing-a-vsp.md` walks through it) and is the device that tests of the core and of the
-//! runtime attach. It needs no guest RAM and touches nothing but its channel.
+//! It shows what a VSP is made of (`docs/writing-a-vsp.md` walks through it) and is the device that tests of
+//! the core and of the runtime attach. It needs no guest RAM and touches nothing but its channel.
 
 #![forbid(unsafe_code)]
 

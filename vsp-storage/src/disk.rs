@@ -12,15 +12,17 @@ use thiserror::Error;
 use crate::cli::{DiskSpec, MAX_LUN, MAX_SERIAL};
 use crate::scsi::Unit;
 
-/// How long a disk may be in use by somebody else before that is an error. The kernel frees the lock of a process that
-/// died only when its last I/O has ended, so a successor has to wait for that, and for nothing longer.
+/// How long a disk may be in use by somebody else before that is an error. The kernel frees the lock of a
+/// process that died only when its last I/O has ended, so a successor has to wait for that, and for nothing
+/// longer.
 const LOCK_PATIENCE: Duration = Duration::from_secs(5);
 /// How often the lock is tried meanwhile.
 const LOCK_INTERVAL: Duration = Duration::from_millis(1);
 
 /// Logical block of a disk image in a file.
 const FILE_BLOCK: u32 = 512;
-/// Physical block that a file is presented with: the page and the file system's block, so that guests align to it.
+/// Physical block that a file is presented with: the page and the file system's block, so that guests align
+/// to it.
 const FILE_PHYSICAL: u32 = 4096;
 
 /// A disk that cannot be served; what to do is in the text.
@@ -132,9 +134,13 @@ fn lock(file: &File, path: &Path, shared: bool) -> Result<(), DiskError> {
         let attempt = if shared { file.try_lock_shared() } else { file.try_lock() };
         match attempt {
             Ok(()) => return Ok(()),
-            Err(TryLockError::WouldBlock) if start.elapsed() < LOCK_PATIENCE => std::thread::sleep(LOCK_INTERVAL),
+            Err(TryLockError::WouldBlock) if start.elapsed() < LOCK_PATIENCE => {
+                std::thread::sleep(LOCK_INTERVAL)
+            }
             Err(TryLockError::WouldBlock) => return Err(DiskError::InUse(path.to_owned())),
-            Err(TryLockError::Error(source)) => return Err(DiskError::Open { path: path.to_owned(), source }),
+            Err(TryLockError::Error(source)) => {
+                return Err(DiskError::Open { path: path.to_owned(), source });
+            }
         }
     }
 }
@@ -154,7 +160,9 @@ impl Shape {
         let queue = if own.is_dir() { own } else { device.join("../queue") };
         let read = |name: &str| -> io::Result<u64> {
             let text = fs::read_to_string(queue.join(name))?;
-            text.trim().parse().map_err(|_| io::Error::new(io::ErrorKind::InvalidData, format!("{name}: {text}")))
+            text.trim()
+                .parse()
+                .map_err(|_| io::Error::new(io::ErrorKind::InvalidData, format!("{name}: {text}")))
         };
         let size = |value: u64| u32::try_from(value).unwrap_or(u32::MAX);
         Ok(Shape {
@@ -178,7 +186,9 @@ fn default_serial(device: &str, lun: u8) -> String {
 
 /// FNV-1a: any stable hash would do.
 fn hash(bytes: &[u8]) -> u64 {
-    bytes.iter().fold(0xCBF2_9CE4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x100_0000_01B3))
+    bytes
+        .iter()
+        .fold(0xCBF2_9CE4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x100_0000_01B3))
 }
 
 #[cfg(test)]
@@ -222,7 +232,7 @@ mod tests {
     fn a_disk_has_one_writer_or_many_readers() {
         let path = file("lock", 4096);
         let reader = DiskSpec { read_only: true, ..spec(&path) };
-        let first = open_all("d", &[reader.clone()]).unwrap();
+        let first = open_all("d", std::slice::from_ref(&reader)).unwrap();
         let second = open_all("d", &[reader]).unwrap();
         drop((first, second));
         let holder = File::open(&path).unwrap();

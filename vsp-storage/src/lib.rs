@@ -1,8 +1,9 @@
-//! One process, one SCSI controller: what a stock guest's storvsc driver talks to, over raw files and block devices.
+//! One process, one SCSI controller: what a stock guest's storvsc driver talks to, over raw files and block
+//! devices.
 //!
-//! The process holds its channel, the RAM that requests name, and an io_uring that can do nothing but read, write, flush
-//! and punch holes in the disks it was started with. It must never open anything once it serves, move data through
-//! memory of its own, or believe a length that a guest has given.
+//! The process holds its channel, the RAM that requests name, and an io_uring that can do nothing but read,
+//! write, flush and punch holes in the disks it was started with. It must never open anything once it serves,
+//! move data through memory of its own, or believe a length that a guest has given.
 //!
 //! * [`wire`]: the storvsc protocol's packets.
 //! * [`scsi`]: commands, sense data and the answers that need no disk; pure.

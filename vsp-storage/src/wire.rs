@@ -1,7 +1,7 @@
 //! The storvsc protocol: 64-byte packets, the same layout both ways (versions 5.1 to 6.2, Windows 8 to 10).
 //!
-//! Parsing is pure: a copy of the guest's bytes in, a [`Message`] or an answer out. Facts from the guest's side:
-//! `drivers/scsi/storvsc_drv.c`.
+//! Parsing is pure: a copy of the guest's bytes in, a [`Message`] or an answer out. Facts from the guest's
+//! side: `drivers/scsi/storvsc_drv.c`.
 
 use zerocopy::byteorder::little_endian::{U16, U32};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};

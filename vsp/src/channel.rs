@@ -1,7 +1,7 @@
 //! The order of steps on a channel: how a packet is consumed and how a completion becomes visible.
 //!
-//! This is the one place that decides it, for any memory under the rings, with no descriptor and no clock, so that a
-//! model checker can run it. The order is the design's:
+//! This is the one place that decides it, for any memory under the rings, with no descriptor and no clock, so
+//! that a model checker can run it. The order is the design's:
 //!
 //! 1. [`Channel::take`] reads a packet into private memory. Nothing is published.
 //! 2. [`Channel::publish_taken`] publishes the read index of all packets taken so far.
@@ -59,7 +59,8 @@ pub struct Channel<M> {
     writer: RingWriter<M>,
     /// Most requests between `take` and their completion's place in the ring.
     limit: u32,
-    /// Requests taken whose completion is not in the ring yet. Never more than `limit`, so it bounds `backlog` too.
+    /// Requests taken whose completion is not in the ring yet. Never more than `limit`, so it bounds
+    /// `backlog` too.
     outstanding: u32,
     backlog: VecDeque<Waiting>,
     /// The pending-send-size that the guest sees.
@@ -111,8 +112,8 @@ impl<M: RingMemory> Channel<M> {
 
     /// Step 3: writes the completion, or keeps it until there is room.
     ///
-    /// An error means that the guest has broken the ring, or that `payload` can never fit; the request has ended all
-    /// the same.
+    /// An error means that the guest has broken the ring, or that `payload` can never fit; the request has
+    /// ended all the same.
     pub fn complete(&mut self, ticket: Ticket, payload: &[u8]) -> Result<(), PushError> {
         if !ticket.wants_completion {
             self.outstanding -= 1;
@@ -142,7 +143,8 @@ impl<M: RingMemory> Channel<M> {
         self.backlog = VecDeque::new();
     }
 
-    /// Writes a packet of the device's own, behind the completions so far. There is no queue for them: full is full.
+    /// Writes a packet of the device's own, behind the completions so far. There is no queue for them: full
+    /// is full.
     pub fn send(&mut self, packet: &Outgoing, parts: &[&[u8]]) -> Result<(), PushError> {
         self.writer.push(packet, parts)
     }

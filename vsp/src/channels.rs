@@ -92,8 +92,8 @@ impl Interrupt {
         Ok(Interrupt { bell: Doorbell::from_fd(bell)?, flags: EventFlags::new(&page)? })
     }
 
-    /// Sets the channel's flag and interrupts the VP. The eventfd is written even if the flag was set: whoever set it may
-    /// have died before the interrupt.
+    /// Sets the channel's flag and interrupts the VP. The eventfd is written even if the flag was set:
+    /// whoever set it may have died before the interrupt.
     fn signal(&self, flag: u32) {
         self.flags.set(VMBUS_SINT, flag);
         if let Err(error) = self.bell.signal() {
@@ -164,8 +164,8 @@ impl Channels {
         }
     }
 
-    /// Sends an in-band packet of the device's own, visible at the end of the turn. False: no room, or the channel does not answer
-    /// any more.
+    /// Sends an in-band packet of the device's own, visible at the end of the turn. False: no room, or the
+    /// channel does not answer any more.
     pub fn send(&mut self, id: ChannelId, transaction_id: u64, payload: &[u8]) -> bool {
         let Some(slot) = self.slot(id).filter(|slot| slot.answers()) else { return false };
         match slot.channel.send(&Outgoing::in_band(transaction_id, false), &[payload]) {
@@ -248,7 +248,8 @@ impl Channels {
         };
         let place = self.slots.iter().position(drained)?;
         let slot = self.slots[place].take()?;
-        // Closing our descriptor would not do: the eventfd lives on in the core, and with it its place in epoll.
+        // Closing our descriptor would not do: the eventfd lives on in the core, and with it its place in
+        // epoll.
         if let Err(error) = registry.deregister(&mut SourceFd(&slot.kick.as_raw_fd())) {
             tracing::debug!("doorbell: {error}");
         }

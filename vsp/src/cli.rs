@@ -5,7 +5,8 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-/// Options of every device process. Flatten it into the device's own: `#[command(flatten)] common: vsp::Common`.
+/// Options of every device process. Flatten it into the device's own: `#[command(flatten)] common:
+/// vsp::Common`.
 #[derive(Clone, Debug, Default, Args)]
 pub struct Common {
     /// Control socket of the core to attach to

@@ -27,8 +27,8 @@ pub trait Device {
         Vec::new()
     }
 
-    /// Most requests of one channel that the device takes before it has completed some. Bounds what a guest can make it
-    /// hold in memory.
+    /// Most requests of one channel that the device takes before it has completed some. Bounds what a guest
+    /// can make it hold in memory.
     fn depth(&self) -> u32 {
         256
     }
@@ -45,8 +45,8 @@ pub trait Device {
         Ok(())
     }
 
-    /// A packet. `packet` is a private copy, checked for its form, its content still the guest's word. `request` is
-    /// completed now or later, never dropped.
+    /// A packet. `packet` is a private copy, checked for its form, its content still the guest's word.
+    /// `request` is completed now or later, never dropped.
     fn packet(&mut self, packet: Packet<'_>, request: Request, channels: &mut Channels);
 
     /// The packets at hand have been delivered, and their being taken is published: start all I/O in one go.
@@ -60,8 +60,8 @@ pub trait Device {
         let _ = (source, channels);
     }
 
-    /// The guest closed the channel: no packet follows. Requests still in flight are completed as ever (the guest
-    /// does not see it); the sooner they are, the sooner the guest goes on.
+    /// The guest closed the channel: no packet follows. Requests still in flight are completed as ever (the
+    /// guest does not see it); the sooner they are, the sooner the guest goes on.
     fn closing(&mut self, channel: ChannelId) {
         let _ = channel;
     }

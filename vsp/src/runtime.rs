@@ -1,7 +1,7 @@
 //! The main loop: one thread, one epoll, turns of bounded length.
 //!
-//! A turn waits for something to happen, reads what the core has to say, takes at most [`BATCH`] packets from each
-//! channel, and publishes what was completed. However fast a guest sends, the core is heard every turn.
+//! A turn waits for something to happen, reads what the core has to say, takes at most [`BATCH`] packets from
+//! each channel, and publishes what was completed. However fast a guest sends, the core is heard every turn.
 
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
@@ -18,9 +18,9 @@ use crate::channels::{ChannelId, Channels, NewChannel};
 use crate::device::{Device, OpenRequest, Packet, Vm};
 use crate::request::Request;
 
-/// Most packets taken from one channel in one turn. Large enough to make one submission and one publication of a
-/// full queue (Linux keeps some 30 to 60 requests a channel in flight), small enough that a storm
-/// on one channel delays the others and the core by well under a millisecond.
+/// Most packets taken from one channel in one turn. Large enough to make one submission and one publication
+/// of a full queue (Linux keeps some 30 to 60 requests a channel in flight), small enough that a storm on one
+/// channel delays the others and the core by well under a millisecond.
 pub const BATCH: usize = 64;
 
 const CONTROL: Token = Token(0);
@@ -104,8 +104,8 @@ impl<D: Device> Runtime<D> {
         for event in &self.events {
             match event.token() {
                 CONTROL => core_speaks = true,
-                // The kick eventfd is never read: epoll reports each new write of an edge-triggered one by itself,
-                // and the ring says how much there is.
+                // The kick eventfd is never read: epoll reports each new write of an edge-triggered one by
+                // itself, and the ring says how much there is.
                 Token(number) if number >= FIRST_CHANNEL => self.channels.kicked(number - FIRST_CHANNEL),
                 Token(number) => self.device.ready(number - FIRST_SOURCE, &mut self.channels),
             }

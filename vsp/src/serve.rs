@@ -40,8 +40,8 @@ enum ServeError {
 
 /// Runs a device process: opens the device, closes the compartment, attaches, serves until the core is gone.
 ///
-/// `open` opens all that the device will ever need; afterwards nothing can be opened any more. Exit code 0: the core is
-/// gone, as planned or not. 1: it could not start or go on, said in one sentence.
+/// `open` opens all that the device will ever need; afterwards nothing can be opened any more. Exit code 0:
+/// the core is gone, as planned or not. 1: it could not start or go on, said in one sentence.
 pub fn serve<D, E>(program: Program, common: &Common, open: impl FnOnce() -> Result<D, E>) -> ExitCode
 where
     D: Device,
@@ -96,7 +96,16 @@ fn serve_peer<D: Device>(mut runtime: Runtime<D>, peer: Peer, name: &str) -> Res
     };
     tracing::info!(vm = vm.name, "attached");
     runtime.attached(peer, vm)?;
-    while runtime.turn(None)? == Flow::Continue {}
-    // The core is gone: whatever is in flight has nobody to tell, and waiting would keep the disk locked.
-    std::process::exit(0)
+    // From here on the process ends without cleaning up: whatever is in flight has nobody to tell, and
+    // waiting for it would only keep a successor from the disk.
+    loop {
+        match runtime.turn(None) {
+            Ok(Flow::Continue) => {}
+            Ok(Flow::CoreGone) => std::process::exit(0),
+            Err(error) => {
+                tracing::error!("{error}");
+                std::process::exit(1)
+            }
+        }
+    }
 }

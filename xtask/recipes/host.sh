@@ -4,6 +4,7 @@ set -eu
 root=$1
 
 echo lab > "$root/etc/hostname"
+echo 0b0dca7d8e2f4d6ab1f24c3a5d6e7f81 > "$root/etc/machine-id"
 echo '/dev/vda / ext4 rw,relatime 0 0' > "$root/etc/fstab"
 echo 'export PATH=/job/bin:$PATH' > "$root/etc/profile.d/bulkhead.sh"
 printf 'kvm_amd\nvirtio_console\nvhost_net\ntun\n' > "$root/etc/modules-load.d/bulkhead.conf"

@@ -57,14 +57,6 @@ pub fn say(what: &str) {
     let _ = writeln!(stderr, "xtask: {what}");
 }
 
-/// Whether a program of that name is on the PATH.
-pub fn exists(program: &str) -> bool {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    std::env::split_paths(&path)
-        .chain(["/usr/sbin".into(), "/sbin".into()])
-        .any(|directory| directory.join(program).is_file())
-}
-
 /// The path as a word that a shell reads back unchanged.
 pub fn quote(path: &Path) -> String {
     format!("'{}'", path.display().to_string().replace('\'', r"'\''"))

@@ -1,9 +1,318 @@
-//! (being written)
-use anyhow::{Result, bail};
+//! `cargo xtask test`: every check there is, the cheap ones first.
+//!
+//! Goes on after a failure, and ends with the line `N passed, N failed`.
+
+use std::io::{BufRead, BufReader};
+use std::process::{Command, ExitCode, Stdio};
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail, ensure};
+
+use crate::images::{Images, With};
+use crate::{apt, build, lab, scenarios, sh};
+
+/// How long each fuzz target runs, in seconds.
+const FUZZ_SECONDS: u32 = 60;
+/// Fuzz targets that run at the same time.
+const FUZZ_JOBS: usize = 2;
+
 /// Options.
 #[derive(clap::Args)]
-pub struct Arguments {}
-/// Runs it.
-pub fn run(_: &Arguments) -> Result<std::process::ExitCode> {
-    bail!("not written yet")
+pub struct Arguments {
+    /// Without the lab and without fuzzing: what a developer runs before each commit.
+    #[arg(long)]
+    fast: bool,
+    /// Only checks whose name contains this ("lab" is the prefix of the lab's).
+    #[arg(long, value_name = "TEXT")]
+    only: Option<String>,
+    /// Show all output.
+    #[arg(long, short)]
+    verbose: bool,
+    /// List the checks.
+    #[arg(long)]
+    list: bool,
+}
+
+/// Single tests, not checks: a check may stand for many.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Count {
+    passed: u32,
+    failed: u32,
+}
+
+struct Check {
+    name: String,
+    run: Box<dyn Fn(bool) -> Result<Count>>,
+}
+
+impl Check {
+    fn new(name: &str, run: impl Fn(bool) -> Result<Count> + 'static) -> Self {
+        Self { name: name.to_owned(), run: Box::new(run) }
+    }
+}
+
+/// Runs the checks.
+pub fn run(arguments: &Arguments) -> Result<ExitCode> {
+    let mut checks = checks(arguments.fast)?;
+    if let Some(only) = &arguments.only {
+        checks.retain(|check| check.name.contains(only.as_str()));
+    }
+    if arguments.list {
+        for check in &checks {
+            println!("{}", check.name);
+        }
+        return Ok(ExitCode::SUCCESS);
+    }
+    let mut total = Count::default();
+    let mut failures = Vec::new();
+    let count = checks.len();
+    for (index, check) in checks.iter().enumerate() {
+        let label = format!("[{}/{count}] {}", index + 1, check.name);
+        sh::say(&format!("{label} ..."));
+        let start = Instant::now();
+        let result = (check.run)(arguments.verbose);
+        let seconds = start.elapsed().as_secs();
+        match result {
+            Ok(count) => {
+                total.passed += count.passed;
+                total.failed += count.failed;
+                if count.failed > 0 {
+                    failures.push(check.name.clone());
+                }
+                let passed = count.passed;
+                match count.failed {
+                    0 => sh::say(&format!("{label}: ok ({passed} passed, {seconds} s)")),
+                    failed => sh::say(&format!("{label}: {failed} FAILED ({passed} passed, {seconds} s)")),
+                }
+            }
+            Err(error) => {
+                total.failed += 1;
+                failures.push(check.name.clone());
+                sh::say(&format!("{label}: FAILED ({seconds} s)\n{error:#}"));
+            }
+        }
+    }
+    if !failures.is_empty() {
+        println!("failed: {}", failures.join(", "));
+    }
+    println!("{} passed, {} failed", total.passed, total.failed);
+    Ok(if total.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn checks(fast: bool) -> Result<Vec<Check>> {
+    let mut checks = vec![
+        Check::new("format", |_| cargo(&["fmt", "--all", "--check"])),
+        Check::new("lints", |_| {
+            cargo(&["clippy", "--quiet", "--workspace", "--all-targets", "--", "-D", "warnings"])
+        }),
+        Check::new("dependencies", move |_| dependencies(fast)),
+        Check::new("build", |_| {
+            cargo(&["build", "--quiet", "--workspace"])?;
+            build::binaries("release", true).map(|_| PASSED)
+        }),
+        Check::new("tests", unit_tests),
+        Check::new("documentation", |verbose| counted(&["test", "--quiet", "--workspace", "--doc"], verbose)),
+    ];
+    if fast {
+        return Ok(checks);
+    }
+    let targets = fuzz_targets()?;
+    if !targets.is_empty() {
+        checks.push(Check::new("fuzz", move |_| fuzz(&targets)));
+    }
+    checks.push(Check::new("lab images", |_| {
+        lab::freeze::frozen_host(&Images::ready(With::Trixie)?).map(|_| PASSED)
+    }));
+    for scenario in scenarios::all() {
+        let name = format!("lab {}", scenario.name);
+        checks.push(Check::new(&name, move |verbose| scenario.run(verbose).map(|_| PASSED)));
+    }
+    Ok(checks)
+}
+
+const PASSED: Count = Count { passed: 1, failed: 0 };
+
+fn cargo(arguments: &[&str]) -> Result<Count> {
+    sh::run(build::cargo().args(arguments)).map(|()| PASSED)
+}
+
+fn unit_tests(verbose: bool) -> Result<Count> {
+    if build::cargo().args(["nextest", "--version"]).output().is_ok_and(|output| output.status.success()) {
+        counted(&["nextest", "run", "--workspace", "--no-fail-fast", "--color=never"], verbose)
+    } else {
+        counted(&["test", "--workspace", "--no-fail-fast"], verbose)
+    }
+}
+
+/// Runs a test runner and adds up what it says of itself.
+fn counted(arguments: &[&str], verbose: bool) -> Result<Count> {
+    let mut command = build::cargo();
+    command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().context("starting cargo")?;
+    let stderr = child.stderr.take().context("no standard error")?;
+    let from_stderr = std::thread::spawn(move || follow(stderr, verbose));
+    let stdout = follow(child.stdout.take().context("no standard output")?, verbose);
+    let text = format!("{stdout}{}", from_stderr.join().unwrap_or_default());
+    let status = child.wait()?;
+    let count = text.lines().filter_map(summary).fold(Count::default(), |sum, count| Count {
+        passed: sum.passed + count.passed,
+        failed: sum.failed + count.failed,
+    });
+    if !status.success() {
+        let count = Count { failed: count.failed.max(1), ..count };
+        sh::say(&sh::tail(&text, 80));
+        return Ok(count);
+    }
+    Ok(count)
+}
+
+fn follow(stream: impl std::io::Read, verbose: bool) -> String {
+    let mut text = String::new();
+    for line in BufReader::new(stream).lines().map_while(Result::ok) {
+        if verbose {
+            eprintln!("{line}");
+        }
+        text.push_str(&line);
+        text.push('\n');
+    }
+    text
+}
+
+/// The counts in a summary line of cargo's test runner or of nextest.
+fn summary(line: &str) -> Option<Count> {
+    let line = line.trim();
+    let counts = if line.starts_with("Summary [") {
+        line.split_once("run:")?.1
+    } else {
+        line.strip_prefix("test result:")?.split_once('.')?.1
+    };
+    let of = |word: &str| {
+        counts.split([',', ';']).find_map(|part| {
+            let (number, rest) = part.trim().split_once(' ')?;
+            rest.starts_with(word).then(|| number.parse::<u32>().ok())?
+        })
+    };
+    let (passed, failed) = (of("passed").unwrap_or(0), of("failed").unwrap_or(0));
+    let lost = of("timed out").unwrap_or(0) + of("exec failed").unwrap_or(0);
+    Some(Count { passed, failed: failed + lost })
+}
+
+/// Licences, bans and sources always; advisories if their database can be had.
+fn dependencies(fast: bool) -> Result<Count> {
+    let present =
+        || build::cargo().args(["deny", "--version"]).output().is_ok_and(|out| out.status.success());
+    if !present() {
+        if fast {
+            sh::say("SKIPPED: cargo-deny is not installed (`cargo install cargo-deny --locked`)");
+            return Ok(Count::default());
+        }
+        sh::step("installing cargo-deny (some minutes)", || {
+            sh::run(build::cargo().args(["install", "cargo-deny", "--locked", "--quiet"]))
+        })?;
+    }
+    cargo(&["deny", "--log-level", "error", "check", "bans", "licenses", "sources"])?;
+    match sh::output(build::cargo().args(["deny", "--log-level", "error", "check", "advisories"])) {
+        Ok(_) => Ok(Count { passed: 2, failed: 0 }),
+        Err(error) => {
+            let text = error.to_string();
+            if text.contains("fetch") || text.contains("advisory database") || text.contains("advisory-db") {
+                sh::say(
+                    "SKIPPED: the advisory database cannot be reached: known vulnerabilities were NOT checked",
+                );
+                Ok(PASSED)
+            } else {
+                Err(error)
+            }
+        }
+    }
+}
+
+fn fuzz_targets() -> Result<Vec<String>> {
+    let directory = build::workspace().join("fuzz/targets");
+    if !directory.is_dir() {
+        return Ok(Vec::new());
+    }
+    let mut targets: Vec<String> = std::fs::read_dir(directory)?
+        .filter_map(|entry| entry.ok()?.path().file_stem()?.to_str().map(str::to_owned))
+        .collect();
+    targets.sort();
+    Ok(targets)
+}
+
+/// Runs every target for a while from the committed corpus; what they find is written to `fuzz/artifacts`.
+fn fuzz(targets: &[String]) -> Result<Count> {
+    apt::ensure(&["g++"])?;
+    let directory = build::workspace().join("fuzz");
+    let target_directory = build::target_directory().with_file_name("target-fuzz");
+    let target_directory = if std::env::var_os("CARGO_TARGET_DIR").is_some() {
+        target_directory
+    } else {
+        directory.join("target")
+    };
+    sh::step("building the fuzz targets", || {
+        let mut cargo = build::cargo();
+        // In that directory, because its cargo configuration carries the instrumentation.
+        cargo.current_dir(&directory).env("CARGO_TARGET_DIR", &target_directory);
+        sh::run(cargo.args(["build", "--release", "--quiet", "--bins"]))
+    })?;
+    let programs = target_directory.join("x86_64-unknown-linux-gnu/release");
+    let mut count = Count::default();
+    for group in targets.chunks(FUZZ_JOBS) {
+        sh::say(&format!("fuzzing {} for {FUZZ_SECONDS} s", group.join(" and ")));
+        let results: Vec<Result<()>> = std::thread::scope(|scope| {
+            let (directory, programs) = (&directory, &programs);
+            let running: Vec<_> = group
+                .iter()
+                .map(|target| scope.spawn(move || fuzz_one(directory, &programs.join(target), target)))
+                .collect();
+            running
+                .into_iter()
+                .map(|thread| thread.join().unwrap_or_else(|_| bail!("the fuzzing thread panicked")))
+                .collect()
+        });
+        for result in results {
+            match result {
+                Ok(()) => count.passed += 1,
+                Err(error) => {
+                    count.failed += 1;
+                    sh::say(&format!("{error:#}"));
+                }
+            }
+        }
+    }
+    Ok(count)
+}
+
+fn fuzz_one(directory: &std::path::Path, program: &std::path::Path, target: &str) -> Result<()> {
+    let corpus = directory.join("corpus").join(target);
+    ensure!(corpus.is_dir(), "fuzz target {target} has no corpus");
+    // New inputs go to the first directory; the committed corpus stays as it is.
+    let found = program.with_file_name(format!("{target}-found"));
+    std::fs::create_dir_all(&found)?;
+    let artifacts = directory.join("artifacts").join(target);
+    std::fs::create_dir_all(&artifacts)?;
+    sh::run(
+        Command::new(program)
+            .arg(format!("-max_total_time={FUZZ_SECONDS}"))
+            .args(["-print_final_stats=1", "-timeout=10", "-rss_limit_mb=2048"])
+            .arg(format!("-artifact_prefix={}/", artifacts.display()))
+            .arg(&found)
+            .arg(&corpus),
+    )
+    .with_context(|| format!("fuzz target {target}; the input is in {}", artifacts.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn summaries_of_both_runners_are_understood() {
+        let nextest =
+            "     Summary [   0.1s] 7 tests run: 4 passed (1 slow), 2 failed, 1 timed out, 0 skipped";
+        assert_eq!(summary(nextest), Some(Count { passed: 4, failed: 3 }));
+        let cargo = "test result: ok. 12 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out";
+        assert_eq!(summary(cargo), Some(Count { passed: 12, failed: 0 }));
+        assert_eq!(summary("test ring::wraps ... ok"), None);
+    }
 }

@@ -182,6 +182,13 @@ impl Gpadls {
         gone
     }
 
+    /// The channel is no more.
+    pub fn forget(&mut self, relid: Relid) {
+        for (_, gpadl) in self.all.extract_if(.., |_, g| g.relid == relid) {
+            self.pages -= gpadl.pages;
+        }
+    }
+
     pub fn clear(&mut self) {
         self.all.clear();
         self.pages = 0;

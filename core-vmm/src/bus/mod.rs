@@ -4,6 +4,7 @@
 //! guest is hostile: whatever it sends, the worst that happens is that its own request is refused.
 
 mod channel;
+mod fault;
 mod gpadl;
 #[cfg(test)]
 mod tests;
@@ -11,12 +12,13 @@ mod tests;
 use std::collections::BTreeMap;
 
 use channel::{Channel, State};
+pub use fault::GuestFault;
 use gpadl::Gpadls;
 use vmbus::{
     guid::Guid,
     message::{
-        Encoded, GuestMessage, HostMessage, InitiateContact, MessageError, ModifyChannel, Offer, OpenChannel,
-        OpenResult, VersionResponse,
+        Encoded, GuestMessage, HostMessage, InitiateContact, ModifyChannel, Offer, OpenChannel, OpenResult,
+        VersionResponse,
     },
     protocol::Version,
     synic::{EVENT_FLAGS_COUNT, MESSAGE_CONNECTION_ID, MESSAGE_CONNECTION_ID_5},
@@ -36,6 +38,8 @@ pub type Relid = u32;
 pub enum Effect {
     /// Post a message to the guest.
     Send(Encoded),
+    /// Drop messages that have not reached the guest: they were for a kernel that is no more.
+    Discard,
     /// Open the channel, then call [`Bus::opened`].
     Open(Open),
     /// Close the channel, then call [`Bus::closed`].
@@ -57,65 +61,6 @@ pub struct Open {
     pub target_vp: u32,
     /// What the guest's driver tells the device.
     pub user_data: Vec<u8>,
-}
-
-/// What the guest did wrong; for the log.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum GuestFault {
-    /// Not a message of the protocol.
-    #[error("malformed message: {0}")]
-    Malformed(MessageError),
-    /// Only an initiate-contact message is welcome before there is a connection.
-    #[error("message of type {0} without a connection")]
-    NotConnected(u32),
-    /// No such channel.
-    #[error("message of type {kind} for unknown channel {relid}")]
-    UnknownChannel {
-        /// Message type.
-        kind: u32,
-        /// The channel it names.
-        relid: Relid,
-    },
-    /// No such GPADL, or in a state in which this cannot be.
-    #[error("message of type {kind} for GPADL {gpadl:#x}, which is not in a state for it")]
-    BadGpadl {
-        /// Message type.
-        kind: u32,
-        /// The GPADL it names.
-        gpadl: u32,
-    },
-    /// The channel is in a state in which this cannot be.
-    #[error("message of type {kind} for channel {relid}, which is not in a state for it")]
-    BadState {
-        /// Message type.
-        kind: u32,
-        /// The channel it names.
-        relid: Relid,
-    },
-    /// No such VP.
-    #[error("message of type {kind} names VP {vp}, which does not exist")]
-    BadVp {
-        /// Message type.
-        kind: u32,
-        /// The VP it names.
-        vp: u32,
-    },
-    /// A request was understood and refused.
-    #[error("channel {relid} cannot be opened: {reason}")]
-    OpenRefused {
-        /// The channel.
-        relid: Relid,
-        /// Why.
-        reason: &'static str,
-    },
-    /// GPADL refused.
-    #[error("GPADL {gpadl:#x} refused: {reason}")]
-    GpadlRefused {
-        /// Its number.
-        gpadl: u32,
-        /// Why.
-        reason: String,
-    },
 }
 
 /// The connection as a whole.
@@ -205,10 +150,9 @@ impl Bus {
     pub fn rescind(&mut self, relid: Relid) {
         let Some(channel) = self.channels.get_mut(&relid) else { return };
         channel.rescinded = true;
-        if channel.begin_close() {
-            self.effects.push(Effect::Close(relid));
-        }
-        if channel.known {
+        let known = channel.known;
+        self.begin_close(relid);
+        if known {
             self.send(&HostMessage::RescindOffer(relid));
         }
         self.forget();
@@ -272,8 +216,8 @@ impl Bus {
         }
         channel.state = State::Idle;
         self.gpadls.release(relid);
-        self.forget();
         self.finish_teardowns();
+        self.forget();
         self.finish_going_down();
     }
 
@@ -322,6 +266,7 @@ impl Bus {
 
     fn accept_contact(&mut self, contact: InitiateContact) {
         let vp = contact.target_vp;
+        self.effects.push(Effect::Discard);
         let Some(version) = Version::negotiate(contact.version, Version::NEWEST) else {
             // The refusal still needs the VP that it goes to.
             self.connection = Connection::GoingDown { vp, then: Then::Nothing };
@@ -354,7 +299,13 @@ impl Bus {
     }
 
     fn finish_teardowns(&mut self) {
-        for gpadl in self.gpadls.take_torn_down() {
+        let gone = self.gpadls.take_torn_down();
+        // A kernel that has been reset, or replaced by a crash kernel, is not answered.
+        let waits = match self.connection {
+            Connection::Up { .. } | Connection::GoingDown { then: Then::UnloadResponse, .. } => true,
+            Connection::None | Connection::GoingDown { .. } => false,
+        };
+        for gpadl in gone.into_iter().filter(|_| waits) {
             self.send(&HostMessage::GpadlTorndown(gpadl));
         }
     }
@@ -393,11 +344,26 @@ impl Bus {
     }
 
     fn close(&mut self, kind: u32, relid: Relid) -> Result<(), GuestFault> {
-        if !self.channel(kind, relid)?.begin_close() {
-            return Err(GuestFault::BadState { kind, relid });
+        self.known(kind, relid)?;
+        if self.begin_close(relid) { Ok(()) } else { Err(GuestFault::BadState { kind, relid }) }
+    }
+
+    /// Has the device let go of the channel, if it has it. A guest that still waits for the channel to open is told no.
+    fn begin_close(&mut self, relid: Relid) -> bool {
+        let Some(channel) = self.channels.get_mut(&relid) else { return false };
+        let opening = match channel.state {
+            State::Opening { open_id, .. } => Some(open_id),
+            _ => None,
+        };
+        let told = channel.begin_close();
+        if let Some(open_id) = opening {
+            let status = STATUS_UNSUCCESSFUL;
+            self.send(&HostMessage::OpenResult(OpenResult { relid, open_id, status }));
         }
-        self.effects.push(Effect::Close(relid));
-        Ok(())
+        if told {
+            self.effects.push(Effect::Close(relid));
+        }
+        told
     }
 
     fn modify(&mut self, kind: u32, modify: ModifyChannel, version: Version) -> Result<(), GuestFault> {
@@ -444,9 +410,11 @@ impl Bus {
         self.finish_going_down();
     }
 
-    /// Frees the relids of channels that are over on both sides.
+    /// Frees the relids of channels that are over on both sides, and the GPADLs that nobody will tear down any more.
     fn forget(&mut self) {
-        self.channels.retain(|_, c| !c.is_over());
+        for (relid, _) in self.channels.extract_if(.., |_, c| c.is_over()) {
+            self.gpadls.forget(relid);
+        }
     }
 
     fn finish_going_down(&mut self) {

@@ -33,6 +33,24 @@ const MTRR_WRITE_BACK: u64 = 1 << 11 | 6;
 const MXCSR_RESET: u32 = 0x1f80;
 const FCW_RESET: u16 = 0x37f;
 
+/// First of the five MSRs in which a guest says why it crashed (TLFS, "Partition crash enlightenment").
+const MSR_CRASH_P0: u32 = 0x4000_0100;
+
+/// What the guest left in its crash registers. KVM passes on that it crashed, and not these.
+pub fn crash_parameters(vcpu: &VcpuFd) -> [u64; 5] {
+    let entries: [kvm_msr_entry; 5] =
+        std::array::from_fn(|i| kvm_msr_entry { index: MSR_CRASH_P0 + i as u32, ..Default::default() });
+    let mut values = [0; 5];
+    if let Ok(mut msrs) = Msrs::from_entries(&entries)
+        && vcpu.get_msrs(&mut msrs).is_ok()
+    {
+        for (value, msr) in values.iter_mut().zip(msrs.as_slice()) {
+            *value = msr.data;
+        }
+    }
+    values
+}
+
 /// State that every VP has after reset and that KVM does not set by itself.
 pub fn set_common(vcpu: &VcpuFd) -> Result<(), RegsError> {
     let fpu = kvm_fpu { fcw: FCW_RESET, mxcsr: MXCSR_RESET, ..Default::default() };

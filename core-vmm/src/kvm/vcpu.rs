@@ -10,7 +10,10 @@ use std::sync::{
 use kvm_ioctls::{VcpuExit, VcpuFd};
 use nix::sys::eventfd::EventFd;
 
-use super::ioctl::{self, HypervExit};
+use super::{
+    ioctl::{self, HypervExit},
+    regs,
+};
 use crate::{
     legacy::{Outcome, Platform},
     memory::Ram,
@@ -130,18 +133,15 @@ fn step(vcpu: &mut VcpuFd, line: &Line, ram: &Ram, platform: &Platform) -> Resul
         VcpuExit::Hyperv => hyperv(vcpu, line, ram),
         // A triple fault resets a PC.
         VcpuExit::Shutdown => Err(Some(Outcome::Reset)),
-        VcpuExit::SystemEvent(kind, data) => match kind {
+        VcpuExit::SystemEvent(kind, _) => match kind {
             kvm_bindings::KVM_SYSTEM_EVENT_SHUTDOWN => Err(Some(Outcome::PowerOff)),
             kvm_bindings::KVM_SYSTEM_EVENT_RESET => Err(Some(Outcome::Reset)),
             kvm_bindings::KVM_SYSTEM_EVENT_CRASH => {
-                let mut parameters = [0; 5];
-                for (to, from) in parameters.iter_mut().zip(data) {
-                    *to = *from;
-                }
+                let outcome = Outcome::Crashed(regs::crash_parameters(vcpu));
                 if platform.crash_ends() {
-                    return Err(Some(Outcome::Crashed(parameters)));
+                    return Err(Some(outcome));
                 }
-                line.send(Question::End(Outcome::Crashed(parameters)));
+                line.send(Question::End(outcome));
                 Ok(())
             }
             other => Err(Some(Outcome::Failed(format!("VP {}: unknown system event {other}", line.vp)))),

@@ -67,7 +67,7 @@ impl Rtc {
 }
 
 fn bcd(value: u64) -> u8 {
-    ((value / 10 % 10) << 4 | value % 10) as u8
+    (((value / 10 % 10) << 4) | (value % 10)) as u8
 }
 
 /// Year, month, day of a day number since 1970-01-01, by counting eras of 400 years from 0000-03-01.

@@ -21,6 +21,9 @@ pub enum DonationError {
     /// A page is named twice, or belongs to another donation already: the guest is confused or hostile.
     #[error("guest page {0:#x} is named twice or is shared with a device already")]
     Overlap(u64),
+    /// Each run of pages costs entries in the process's memory map, of which the kernel allows a limited number.
+    #[error("the guest's rings are too scattered: {0} separate runs of pages are shared already")]
+    Scattered(usize),
     /// Guest memory refused.
     #[error(transparent)]
     Memory(#[from] MemoryError),
@@ -29,10 +32,17 @@ pub enum DonationError {
     Create(String),
 }
 
+/// Runs of pages that may be donated at a time. Each can split the RAM mapping and so cost two mappings; the kernel
+/// allows 65,530 (`vm.max_map_count`), and a process that has used them up can allocate nothing. Linux asks
+/// for one run a ring.
+const MAX_RUNS: usize = 16 * 1024;
+
 /// All guest pages that are donated now, so that no page is donated twice.
 #[derive(Debug, Default)]
 pub struct Donations {
     pages: HashSet<u64>,
+    /// Runs that these pages are in.
+    runs: usize,
 }
 
 /// A set of guest pages that live in a memfd of their own.
@@ -102,6 +112,7 @@ impl Donations {
             follow.moved(gpas[start], run as u64, Some((memory.as_fd(), start as u64 * PAGE)));
         }
         self.pages.extend(&gpas);
+        self.runs += runs(&gpas).count();
         Ok(Donation { memory, gpas })
     }
 
@@ -114,6 +125,9 @@ impl Donations {
             if self.pages.contains(&gpa) || !seen.insert(gpa) {
                 return Err(DonationError::Overlap(gpa));
             }
+        }
+        if self.runs + runs(gpas).count() > MAX_RUNS {
+            return Err(DonationError::Scattered(self.runs));
         }
         Ok(())
     }
@@ -138,6 +152,7 @@ impl Donations {
         for gpa in &gpas {
             self.pages.remove(gpa);
         }
+        self.runs -= runs(&gpas).count();
         result.map(|()| memory)
     }
 }
@@ -192,6 +207,22 @@ mod tests {
         pwrite_all(&memory, b"orphan", 0x2000).unwrap();
         ram.read(0x9000, &mut seen).unwrap();
         assert_eq!(&seen, b"during", "a revoked holder must not reach the guest");
+    }
+
+    #[test]
+    fn scattered_pages_are_bounded() {
+        let ram = Ram::new(256 << 20, false, false).unwrap();
+        let mut donations = Donations::default();
+        let every_other = |from: u64| (from..from + 8000).map(|n| n * 2 * PAGE).collect::<Vec<_>>();
+        let first = donations.donate(&ram, "t", every_other(0), &Nobody).unwrap();
+        let second = donations.donate(&ram, "t", every_other(8000), &Nobody).unwrap();
+        let third = donations.donate(&ram, "t", every_other(16000), &Nobody);
+        assert!(matches!(third, Err(DonationError::Scattered(16000))));
+        donations.take_back(&ram, first, &Nobody).unwrap();
+        let third = donations.donate(&ram, "t", every_other(16000), &Nobody).unwrap();
+        donations.take_back(&ram, second, &Nobody).unwrap();
+        donations.take_back(&ram, third, &Nobody).unwrap();
+        assert_eq!((donations.runs, donations.pages.len()), (0, 0));
     }
 
     #[test]

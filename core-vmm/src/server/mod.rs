@@ -5,6 +5,8 @@
 
 mod device;
 mod live;
+#[cfg(test)]
+mod tests;
 
 use std::{
     os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd},
@@ -25,12 +27,13 @@ use crate::{
     layout::PAGE,
     memory::{Ram, donation::Donations},
     partition::{HvStatus, Partition, SynicRegisters},
+    ration::Ration,
     synic::Synic,
 };
 
 /// How long a device process may take to let go of a channel before it is cut off.
 const CLOSE_GRACE: Duration = Duration::from_secs(5);
-/// Connections that have not said who they are.
+/// Connections that have not said who they are, besides those of devices that are still to come.
 const STRANGERS_MAX: usize = 16;
 /// Messages that one peer may have handled before others get their turn.
 const PEER_BATCH: usize = 32;
@@ -65,6 +68,8 @@ pub struct Server {
     strangers: Vec<Peer>,
     /// User ids that may attach as any device.
     trusted: Vec<u32>,
+    /// About the guest.
+    complaints: Ration,
 }
 
 impl Server {
@@ -88,6 +93,7 @@ impl Server {
             live: Vec::new(),
             strangers: Vec::new(),
             trusted,
+            complaints: Ration::default(),
         })
     }
 
@@ -112,8 +118,10 @@ impl Server {
         if self.synic.is_congested() {
             return HvStatus::InsufficientBuffers;
         }
-        if let Err(fault) = self.bus.message(connection, payload) {
-            tracing::warn!(%fault, "guest");
+        if let Err(fault) = self.bus.message(connection, payload)
+            && let Some(times) = self.complaints.another()
+        {
+            tracing::warn!(%fault, times, "guest");
         }
         self.apply(partition);
         HvStatus::Success
@@ -161,12 +169,14 @@ impl Server {
     /// Somebody connects. Returns false when there was nobody.
     pub fn accept(&mut self, listener: &Listener) -> bool {
         match listener.accept() {
-            Ok(_) if self.strangers.len() >= STRANGERS_MAX => {
-                tracing::warn!("too many connections that do not say who they are; one was refused");
-                true
-            }
             Ok(peer) => {
-                self.add_stranger(peer);
+                if self.strangers.len() >= STRANGERS_MAX + self.missing_devices().len() {
+                    tracing::warn!("too many connections that do not say who they are; one was refused");
+                } else if let Err(error) = peer.check_user(&self.users()) {
+                    tracing::warn!(%error, "a connection was refused");
+                } else {
+                    self.add_stranger(peer);
+                }
                 true
             }
             Err(SocketError::WouldBlock) => false,
@@ -175,6 +185,11 @@ impl Server {
                 false
             }
         }
+    }
+
+    /// Everybody who may attach as some device.
+    fn users(&self) -> Vec<u32> {
+        self.devices.iter().filter_map(|d| d.uid).chain(self.trusted.iter().copied()).collect()
     }
 
     /// A connection that was made elsewhere.
@@ -206,7 +221,7 @@ impl Server {
 
     /// A stranger says who it is.
     fn introduce<P: Partition>(&mut self, partition: &P, at: usize) -> bool {
-        let hello = match self.strangers[at].recv::<ToCore>() {
+        let hello = match self.strangers[at].try_recv::<ToCore>() {
             Err(SocketError::WouldBlock) => return false,
             other => other,
         };
@@ -283,7 +298,7 @@ impl Server {
         let Some(peer) = &self.devices[i].peer else { return false };
         let name = &self.devices[i].name;
         let own = self.devices[i].relid;
-        match peer.recv::<ToCore>() {
+        match peer.try_recv::<ToCore>() {
             Ok((ToCore::OpenResult { channel, status }, _)) if own == Some(channel) => {
                 self.open_result(partition, channel, status);
             }
@@ -365,6 +380,7 @@ impl Server {
             }
             for effect in effects {
                 match effect {
+                    Effect::Discard => self.synic.discard(),
                     Effect::Send(message) => {
                         if let Some(vp) = self.bus.message_vp() {
                             self.synic.post(partition, &self.ram, vp, message.as_bytes());
@@ -381,7 +397,9 @@ impl Server {
     fn begin_open<P: Partition>(&mut self, partition: &P, open: Open) {
         let relid = open.relid;
         if let Err(reason) = self.try_open(partition, open) {
-            tracing::warn!(channel = relid, %reason, "cannot be opened");
+            if let Some(times) = self.complaints.another() {
+                tracing::warn!(channel = relid, %reason, times, "cannot be opened");
+            }
             self.take_down(partition, relid);
             self.bus.opened(relid, STATUS_UNSUCCESSFUL);
         }
@@ -417,22 +435,29 @@ impl Server {
     }
 
     fn begin_close<P: Partition>(&mut self, partition: &P, relid: Relid) {
-        let peer = self.devices.iter().find(|d| d.relid == Some(relid)).and_then(|d| d.peer.as_ref());
-        let told = peer.is_some_and(|p| p.send(&ToVsp::ChannelClose { channel: relid }, &[]).is_ok());
         if let Some(live) = self.live.iter_mut().find(|l| l.relid == relid) {
             live.close_by = Some(Instant::now() + CLOSE_GRACE);
         }
-        if !told {
+        if !self.tell(partition, relid, &ToVsp::ChannelClose { channel: relid }, None) {
             self.close_result(partition, relid);
         }
     }
 
     fn retarget<P: Partition>(&mut self, partition: &P, relid: Relid, vp: u32) {
-        let peer = self.devices.iter().find(|d| d.relid == Some(relid)).and_then(|d| d.peer.as_ref());
-        let Some(peer) = peer else { return };
-        let fds = [partition.interrupt(vp), self.synic.event_flags(vp).as_fd()];
-        if let Err(error) = peer.send(&ToVsp::Retarget { channel: relid, target_vp: vp }, &fds) {
-            tracing::error!(channel = relid, %error, "its device cannot be told of the new target VP");
+        self.tell(partition, relid, &ToVsp::Retarget { channel: relid, target_vp: vp }, Some(vp));
+    }
+
+    /// Tells the channel's device something that it has to know, with descriptors to interrupt `vp`. False: there is no
+    /// device any more. One that lets messages pile up until no more fit is hung, and is cut off.
+    fn tell<P: Partition>(&mut self, partition: &P, relid: Relid, what: &ToVsp, vp: Option<u32>) -> bool {
+        let Some(i) = self.devices.iter().position(|d| d.relid == Some(relid)) else { return false };
+        let Some(peer) = &self.devices[i].peer else { return false };
+        let fds = vp.map(|vp| [partition.interrupt(vp), self.synic.event_flags(vp).as_fd()]);
+        if let Err(error) = peer.send(what, fds.as_ref().map_or(&[], |fds| fds)) {
+            tracing::error!(device = %self.devices[i].name, %error, "cannot be told anything; it is cut off");
+            self.lose(partition, i);
+            return false;
         }
+        true
     }
 }

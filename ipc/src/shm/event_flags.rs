@@ -28,7 +28,8 @@ impl EventFlags {
         sint < SINTS && flag < FLAGS_A_SINT
     }
 
-    /// Sets a flag atomically; true if it was clear. Panics if there is no such flag: see [`EventFlags::is_valid`].
+    /// Sets a flag atomically; true if it was clear. Panics if there is no such flag: see
+    /// [`EventFlags::is_valid`].
     pub fn set(&self, sint: u32, flag: u32) -> bool {
         let (word, bit) = EventFlags::place(sint, flag);
         self.page.word(word).fetch_or(bit, Ordering::SeqCst) & bit == 0

@@ -90,8 +90,8 @@ impl Mapping {
     pub fn word(&self, offset: usize) -> &AtomicU32 {
         self.bounds(offset, 4);
         assert!(offset.is_multiple_of(4), "word at odd offset {offset}");
-        // SAFETY: in bounds and aligned (the base is page-aligned), mapped as long as `self` lives; the other side is another
-        // process, which atomics are defined to tolerate in practice on this platform.
+        // SAFETY: in bounds and aligned (the base is page-aligned), mapped as long as `self` lives; the other
+        // side is another process, which atomics are defined to tolerate in practice on this platform.
         unsafe { AtomicU32::from_ptr(self.base.as_ptr().add(offset).cast()) }
     }
 
@@ -105,7 +105,8 @@ impl Mapping {
     /// Copies in.
     pub fn write(&self, offset: usize, from: &[u8]) {
         self.bounds(offset, from.len());
-        // SAFETY: the destination is in bounds and shared (no reference to it exists), the source is a private slice.
+        // SAFETY: the destination is in bounds and shared (no reference to it exists), the source is a
+        // private slice.
         unsafe { copy(from.as_ptr(), self.base.as_ptr().add(offset), from.len()) }
     }
 
@@ -126,8 +127,8 @@ impl Drop for Mapping {
 
 /// Copies bytes, one side of which another process may be changing.
 ///
-/// Never inlined: the compiler then cannot know that the private copy came from shared memory, and so cannot read the
-/// shared bytes a second time where the copy is used.
+/// Never inlined: the compiler then cannot know that the private copy came from shared memory, and so cannot
+/// read the shared bytes a second time where the copy is used.
 ///
 /// # Safety
 /// As for [`ptr::copy_nonoverlapping`].

@@ -1,7 +1,7 @@
 //! Guest RAM as a device process sees it: the only translation from guest-physical addresses.
 //!
-//! Nothing else may assume that an address and an offset in the RAM memfd are related. A range that
-//! a guest names is translated whole or refused; the result goes to the kernel as iovecs or is copied through here.
+//! Nothing else may assume that an address and an offset in the RAM memfd are related. A range that a guest
+//! names is translated whole or refused; the result goes to the kernel as iovecs or is copied through here.
 
 use std::ptr::NonNull;
 use std::sync::Arc;
@@ -34,7 +34,8 @@ pub enum RamError {
     },
 }
 
-/// Contiguous bytes of guest RAM in our address space, laid out like an `iovec`: for the kernel, never a slice for us.
+/// Contiguous bytes of guest RAM in our address space, laid out like an `iovec`: for the kernel, never a
+/// slice for us.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
 pub struct Span {

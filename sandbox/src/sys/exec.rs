@@ -80,14 +80,11 @@ pub(crate) fn start(plan: &Plan) -> Result<(u32, OwnedFd), (Step, io::Error)> {
     let (argv, envp) = (pointers(&plan.args), pointers(&plan.env));
 
     let mut pidfd: RawFd = -1;
-    // SAFETY: all zeroes is a valid clone_args.
-    let mut args: libc::clone_args = unsafe { std::mem::zeroed() };
-    args.flags = libc::CLONE_PIDFD as u64 | plan.namespaces;
-    args.pidfd = &raw mut pidfd as u64;
-    args.exit_signal = libc::SIGCHLD as u64;
-    // SAFETY: without CLONE_VM this is fork: the child runs on a copy of our memory, and from here to exec
-    // calls only functions that are safe after a fork of a process with several threads.
-    let pid = check(unsafe { libc::syscall(libc::SYS_clone3, &raw const args, size_of_val(&args)) })
+    let flags = plan.namespaces | (libc::CLONE_PIDFD | libc::SIGCHLD) as u64;
+    // SAFETY: without CLONE_VM this is fork: the child runs on a copy of our memory and stack, and from here to exec
+    // calls only functions that are safe after a fork of a process with several threads. The kernel writes the pidfd
+    // where CLONE_PARENT_SETTID would have the pid.
+    let pid = check(unsafe { libc::syscall(libc::SYS_clone, flags, 0u64, &raw mut pidfd, 0u64, 0u64) })
         .map_err(in_parent)?;
     if pid == 0 {
         child(plan, &argv, &envp, failed.as_raw_fd(), tell.as_raw_fd());

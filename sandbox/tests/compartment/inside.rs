@@ -1,7 +1,7 @@
 //! What happens inside: `inside MODE ARGUMENTS`.
 
-use std::io::{Read, Write};
-use std::os::fd::{AsFd, FromRawFd, RawFd};
+use std::io::Write;
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, RawFd};
 use std::sync::mpsc;
 
 use sandbox::{Compartment, Ids, Namespaces, Policy, Want, policies, policy_test};
@@ -27,13 +27,16 @@ fn compartment(policy: Policy) -> Compartment {
 pub fn main(args: &[String]) {
     let args: Vec<&str> = args.iter().map(String::as_str).collect();
     match args[..] {
-        // Says what was achieved, then waits for the end of standard input.
+        // Says what was achieved, then waits for the other end of standard input, a socket, to close.
         ["hold", policy] => {
             let mut here = compartment(Policy::named(policy).unwrap());
             here.keep.push(KEPT);
             let entered = here.enter().unwrap();
             say(&format!("{entered}\n"));
-            let _ = std::io::stdin().read(&mut [0]);
+            let (mut byte, stdin) = ([0], std::io::stdin());
+            let mut buffer = [std::io::IoSliceMut::new(&mut byte)];
+            let nothing = nix::sys::socket::MsgFlags::empty();
+            let _ = nix::sys::socket::recvmsg::<()>(stdin.as_raw_fd(), &mut buffer, None, nothing);
         }
         ["act", policy, act] => {
             compartment(Policy::named(policy).unwrap()).enter().unwrap();

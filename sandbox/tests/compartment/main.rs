@@ -1,7 +1,7 @@
 //! Compartments seen from inside and from outside.
 //!
-//! This program is its own helper: `main` runs the tests, and with a first argument `inside` it becomes what the tests look
-//! at. The tests run twice, as root and as an ordinary user, if the first is who we are.
+//! This program is its own helper: `main` runs the tests, and with a first argument `inside` it becomes what
+//! the tests look at. The tests run twice, as root and as an ordinary user, if the first is who we are.
 #![allow(missing_docs, clippy::unwrap_used)]
 
 mod inside;
@@ -20,6 +20,7 @@ const TESTS: &[Test] = &[
     ("every_rule_lets_its_call_through", rules::every_rule_lets_its_call_through),
     ("every_other_call_kills", rules::every_other_call_kills),
     ("every_condition_counts", rules::every_condition_counts),
+    ("a_filter_that_is_not_installed_is_an_error", rules::a_filter_that_is_not_installed_is_an_error),
     ("other_architectures_calls_kill", rules::other_architectures_calls_kill),
     ("a_compartment_looks_closed_from_outside", outside::a_compartment_looks_closed_from_outside),
     ("no_forbidden_act_is_survived", outside::no_forbidden_act_is_survived),

@@ -2,6 +2,7 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
@@ -52,7 +53,7 @@ pub fn a_compartment_looks_closed_from_outside() {
 
 fn looks_closed(policy: &str) {
     let (answer, stdout) = std::io::pipe().unwrap();
-    let (stdin, hold) = std::io::pipe().unwrap();
+    let (stdin, hold) = UnixStream::pair().unwrap();
     // More than it may keep: the test's own files, and one that is handed over but not listed.
     let _ours = fs::File::open("/").unwrap();
     let unlisted = fs::File::open("/proc/self/exe").unwrap();
@@ -191,9 +192,11 @@ pub fn a_fault_is_seen_as_one() {
 }
 
 pub fn a_compartment_dies_with_its_parent() {
+    // Its standard input stays open: nothing but the parent's death ends it.
+    let (stdin, _hold) = UnixStream::pair().unwrap();
     let mut parent = Command::new(me())
         .args(["inside", "parent"])
-        .stdin(Stdio::piped())
+        .stdin(std::os::fd::OwnedFd::from(stdin))
         .stdout(Stdio::piped())
         .spawn()
         .unwrap();
@@ -209,8 +212,6 @@ pub fn a_compartment_dies_with_its_parent() {
     assert!(report.starts_with("test: uid"), "{report}");
     let child = PathBuf::from(format!("/proc/{}", pid.trim()));
     assert!(child.exists());
-    // Its standard input stays open: nothing but the parent's death ends it.
-    let _input = parent.stdin.take();
     parent.kill().unwrap();
     parent.wait().unwrap();
     let mut rest = String::new();

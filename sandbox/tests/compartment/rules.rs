@@ -1,7 +1,7 @@
 //! Every rule of every policy, executed: what it allows is survived, everything else is not.
 //!
-//! Each call is made in a forked child that has installed just the filter, with arguments that meet the rule's conditions and
-//! otherwise make no sense, so that a call which is let through fails or does nothing.
+//! Each call is made in a forked child that has installed just the filter, with arguments that meet the rule's
+//! conditions and otherwise make no sense, so that a call which is let through fails or does nothing.
 
 use std::collections::BTreeSet;
 
@@ -119,6 +119,17 @@ pub fn other_architectures_calls_kill() {
     });
     // A kernel without support for 32-bit programs answers with a fault.
     assert!(matches!(end, End::Signal(libc::SIGSYS | libc::SIGSEGV)), "{end:?}");
+}
+
+pub fn a_filter_that_is_not_installed_is_an_error() {
+    let end = in_child(|| {
+        let nonsense = Policy { program: &[0xff; 8], ..policies::VSP_ECHO };
+        let cut = Policy { program: &policies::VSP_ECHO.program[..12], ..policies::VSP_ECHO };
+        let empty = Policy { program: &[], ..policies::VSP_ECHO };
+        let refused = [nonsense, cut, empty].map(|policy| sandbox::restrict_thread(policy).is_err());
+        if refused == [true; 3] { SURVIVED } else { 1 }
+    });
+    assert_eq!(end, End::Survived);
 }
 
 /// Arguments that meet the rule and make no sense otherwise.

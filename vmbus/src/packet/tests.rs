@@ -37,11 +37,8 @@ fn pieces_join_neighbouring_pages() {
 fn a_page_buffer_is_ranges_of_one_page() {
     let header = page_buffer_header(&[(0xff0, 0x10, 5), (0, 0x1000, 7)]);
     let (packet, scratch) = received(PacketType::GPA_DIRECT, &header, &[]);
-    let pieces: Vec<_> = packet
-        .gpa_ranges(&scratch, LIMITS)
-        .expect("good")
-        .flat_map(|range| range.pieces().collect::<Vec<_>>())
-        .collect();
+    let pieces: Vec<_> =
+        packet.gpa_ranges(&scratch, LIMITS).expect("good").flat_map(|range| range.pieces()).collect();
     assert_eq!(pieces, [(0x5ff0, 0x10), (0x7000, 0x1000)]);
 }
 

@@ -72,9 +72,10 @@ impl<M: RingMemory> RingWriter<M> {
         for part in parts {
             at = self.put(at, part);
         }
+        // Padding and trailer in one go.
         let padding = whole - DESCRIPTOR_SIZE as usize - content;
-        at = self.put(at, &[0; 8][..padding]);
-        self.position = self.put(at, &(u64::from(start) << 32).to_le_bytes());
+        let tail = (u128::from(start) << 96).to_le_bytes();
+        self.position = self.put(at, &tail[8 - padding..]);
         Ok(())
     }
 

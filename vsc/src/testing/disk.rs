@@ -34,7 +34,7 @@ impl Disk {
                     PacketType::GPA_DIRECT => header
                         .gpa_ranges(bytes, Limits { ranges: 1, pages: 64 })
                         .expect("an honest guest")
-                        .flat_map(|range| range.pieces().collect::<Vec<_>>())
+                        .flat_map(|range| range.pieces())
                         .collect(),
                     _ => Vec::new(),
                 };

@@ -2,8 +2,8 @@
 
 use super::sense::Sense;
 
-/// A command that we know, its fields read and checked for form. Addresses and counts are in blocks, `allocation` in
-/// bytes.
+/// A command that we know, its fields read and checked for form. Addresses and counts are in blocks,
+/// `allocation` in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Command {
     /// TEST UNIT READY.

@@ -78,7 +78,8 @@ fn identification(unit: &Unit) -> Vec<u8> {
 
 fn block_limits(unit: &Unit) -> Vec<u8> {
     let mut body = vec![0; 0x3C];
-    let mut put = |offset: usize, bytes: &[u8]| body[offset - 4..offset - 4 + bytes.len()].copy_from_slice(bytes);
+    let mut put =
+        |offset: usize, bytes: &[u8]| body[offset - 4..offset - 4 + bytes.len()].copy_from_slice(bytes);
     let physical = 1u32 << unit.physical_exponent;
     // WSNZ: a WRITE SAME of 0 blocks is refused.
     put(4, &[1]);
@@ -106,7 +107,8 @@ fn provisioning(unit: &Unit) -> Vec<u8> {
     if !unit.can_unmap {
         return vec![0; 4];
     }
-    // LBPU, LBPWS, LBPWS10: UNMAP and both WRITE SAME deallocate; LBPRZ: deallocated blocks read as zeroes. Thin.
+    // LBPU, LBPWS, LBPWS10: UNMAP and both WRITE SAME deallocate; LBPRZ: deallocated blocks read as zeroes.
+    // Thin.
     vec![0, 0x80 | 0x40 | 0x20 | 0x04, 2, 0]
 }
 

@@ -98,8 +98,11 @@ mod tests {
 
     #[test]
     fn all_pages_with_descriptor_in_the_long_form() {
-        let data = sense(&Unit { read_only: true, ..unit() }, Query { long: true, no_descriptors: false, page: ALL, ..CACHE })
-            .unwrap();
+        let data = sense(
+            &Unit { read_only: true, ..unit() },
+            Query { long: true, no_descriptors: false, page: ALL, ..CACHE },
+        )
+        .unwrap();
         assert_eq!(usize::from(u16::from_be_bytes([data[0], data[1]])), data.len() - 2);
         assert_eq!(data[3] & 0x80, 0x80);
         assert_eq!(data[7], 8);

@@ -82,7 +82,9 @@ pub fn plan(unit: &Unit, luns: &[u8], cdb: &[u8]) -> Result<Plan, Sense> {
             Ok(respond(data, allocation))
         }
         Command::Inquiry { page: None, allocation } => Ok(respond(inquiry::standard(), allocation)),
-        Command::Inquiry { page: Some(page), allocation } => Ok(respond(inquiry::page(unit, page)?, allocation)),
+        Command::Inquiry { page: Some(page), allocation } => {
+            Ok(respond(inquiry::page(unit, page)?, allocation))
+        }
         Command::ModeSense { long, no_descriptors, control, page, subpage, allocation } => {
             let query = Query { long, no_descriptors, control, page, subpage };
             Ok(respond(mode::sense(unit, query)?, allocation))
@@ -148,7 +150,9 @@ fn respond(data: Vec<u8>, allocation: u32) -> Plan {
 fn extent(unit: &Unit, lba: u64, blocks: u64) -> Result<(u64, u64), Sense> {
     match lba.checked_add(blocks) {
         // Capacity in bytes fits an i64 (it is a file's size), so nothing inside it overflows.
-        Some(end) if end <= unit.blocks => Ok((lba * u64::from(unit.block_size), blocks * u64::from(unit.block_size))),
+        Some(end) if end <= unit.blocks => {
+            Ok((lba * u64::from(unit.block_size), blocks * u64::from(unit.block_size)))
+        }
         _ => Err(Sense::LBA_OUT_OF_RANGE),
     }
 }

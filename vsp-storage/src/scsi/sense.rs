@@ -69,7 +69,9 @@ impl Sense {
         match error.raw_os_error() {
             Some(libc::ENOSPC | libc::EDQUOT | libc::EFBIG) => Sense::NO_SPACE,
             Some(libc::EROFS | libc::EPERM | libc::EBADF) if writing => Sense::WRITE_PROTECTED,
-            Some(libc::ENOMEM | libc::EAGAIN | libc::EINTR | libc::ENOBUFS | libc::ECANCELED) => Sense::TRY_AGAIN,
+            Some(libc::ENOMEM | libc::EAGAIN | libc::EINTR | libc::ENOBUFS | libc::ECANCELED) => {
+                Sense::TRY_AGAIN
+            }
             Some(libc::EFAULT | libc::EINVAL) => Sense::INTERNAL_FAILURE,
             _ if writing => Sense::WRITE_ERROR,
             _ => Sense::READ_ERROR,

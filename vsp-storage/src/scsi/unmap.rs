@@ -4,8 +4,8 @@ use super::sense::Sense;
 
 /// Most descriptors in a list; told to the guest in VPD page B0.
 pub const MAX_DESCRIPTORS: u32 = 64;
-/// Most blocks in all descriptors together; told to the guest in VPD page B0. Bounds how long one command can keep
-/// a disk busy.
+/// Most blocks in all descriptors together; told to the guest in VPD page B0. Bounds how long one command can
+/// keep a disk busy.
 pub const MAX_BLOCKS: u32 = 1 << 22;
 /// Bytes of the longest list that is taken.
 pub const MAX_LIST: usize = 8 + 16 * MAX_DESCRIPTORS as usize;
@@ -34,12 +34,18 @@ pub fn parse(list: &[u8], capacity: u64) -> Result<Vec<Blocks>, Sense> {
     let mut total = 0u32;
     for descriptor in descriptors.as_chunks::<16>().0 {
         let [a, b, c, d, e, f, g, h, i, j, k, l, ..] = *descriptor;
-        let range = Blocks { lba: u64::from_be_bytes([a, b, c, d, e, f, g, h]), count: u32::from_be_bytes([i, j, k, l]) };
+        let range = Blocks {
+            lba: u64::from_be_bytes([a, b, c, d, e, f, g, h]),
+            count: u32::from_be_bytes([i, j, k, l]),
+        };
         let end = range.lba.checked_add(range.count.into()).ok_or(Sense::LBA_OUT_OF_RANGE)?;
         if end > capacity {
             return Err(Sense::LBA_OUT_OF_RANGE);
         }
-        total = total.checked_add(range.count).filter(|total| *total <= MAX_BLOCKS).ok_or(Sense::INVALID_PARAMETER)?;
+        total = total
+            .checked_add(range.count)
+            .filter(|total| *total <= MAX_BLOCKS)
+            .ok_or(Sense::INVALID_PARAMETER)?;
         if range.count > 0 {
             ranges.push(range);
         }

@@ -1,9 +1,58 @@
-//! (being written)
-use anyhow::{Result, bail};
+//! `cargo xtask bench NAME`: figures against a peer or a limit, taken in pairs within one boot of the lab host.
+//!
+//! Absolute times in the lab mean nothing; ratios within one boot do.
+
+mod boot;
+mod table;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Result;
+
+use crate::{build, sh};
+
 /// Options.
 #[derive(clap::Args)]
-pub struct Arguments {}
-/// Runs it.
-pub fn run(_: &Arguments) -> Result<std::process::ExitCode> {
-    bail!("not written yet")
+pub struct Arguments {
+    /// Which benchmark.
+    #[arg(value_enum)]
+    name: Name,
+    /// Exit with 1 if a figure is not what is asked.
+    #[arg(long)]
+    check: bool,
+    /// How often each pair is measured; the medians count.
+    #[arg(long, default_value_t = 7)]
+    rounds: u32,
+    /// Where the JSON goes (default: bench-NAME.json in the target directory).
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Show what the lab prints.
+    #[arg(long, short)]
+    verbose: bool,
+}
+
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+enum Name {
+    /// Time to init against QEMU, exits a read, memory.
+    Boot,
+}
+
+/// Runs a benchmark.
+pub fn run(arguments: &Arguments) -> Result<ExitCode> {
+    let (name, figures) = match arguments.name {
+        Name::Boot => ("boot", boot::measure(arguments.rounds, arguments.verbose)?),
+    };
+    let path = match &arguments.json {
+        Some(path) => path.clone(),
+        None => build::target_directory().join(format!("bench-{name}.json")),
+    };
+    print!("{}", table::text(&figures));
+    std::fs::write(&path, table::json(name, &figures))?;
+    sh::say(&format!("the figures as JSON: {}", path.display()));
+    let missed = figures.iter().filter(|figure| !figure.met()).count();
+    if missed > 0 {
+        println!("{missed} of {} figures are not what is asked", figures.len());
+    }
+    Ok(if arguments.check && missed > 0 { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }

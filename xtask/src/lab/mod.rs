@@ -40,6 +40,14 @@ pub fn run(job: &Job) -> Result<Outcome> {
     writeln!(machine.control, "go {} 24 80", epoch()).context("giving the order")?;
     let outcome = follow(&mut machine, job, start);
     machine.end();
+    if job.verbose {
+        sh::say(&format!(
+            "{}: status {} after {:.1} s",
+            job.name,
+            outcome.status,
+            outcome.elapsed.as_secs_f32()
+        ));
+    }
     if outcome.status != 0 {
         explain(&outcome, &run.directory);
     }

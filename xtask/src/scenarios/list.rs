@@ -53,11 +53,8 @@ pub fn all() -> Vec<Scenario> {
             name: "clock",
             spec: Spec {
                 vcpus: 1,
-                ..Spec::new(
-                    Guest::Bookworm,
-                    // echo "clock: $(cat /sys/devices/system/clocksource/clocksource0/current_clocksource)"
-                    "bulkhead.run=ZWNobyAiY2xvY2s6ICQoY2F0IC9zeXMvZGV2aWNlcy9zeXN0ZW0vY2xvY2tzb3VyY2UvY2xvY2tzb3VyY2UwL2N1cnJlbnRfY2xvY2tzb3VyY2UpIgo=",
-                )
+                job: "echo \"clock: $(cat /sys/devices/system/clocksource/clocksource0/current_clocksource)\"",
+                ..Spec::new(Guest::Bookworm, "")
             },
             script: "guest_start; guest_end && grep -aE '^clock: (tsc|hyperv_clocksource_tsc_page)' out/console",
             status: 0,
@@ -76,12 +73,9 @@ pub fn all() -> Vec<Scenario> {
             name: "disks",
             spec: Spec {
                 disks: &["path = \"/dev/vde\"", "path = \"/job/tiny.cpio\"\nreadonly = true"],
-                ..Spec::new(
-                    Guest::Bookworm,
-                    // lsblk -dno NAME,SIZE,RO; mkfs.ext4 -q /dev/sdb && mount /dev/sdb /mnt && cp /boot/vmlinuz* /mnt && sync
-                    // && umount /mnt && e2fsck -fn /dev/sdb && echo second: clean; head -c 6 /dev/sdc; echo
-                    "bulkhead.run=bHNibGsgLWRubyBOQU1FLFNJWkUsUk8KbWtmcy5leHQ0IC1xIC9kZXYvc2RiICYmIG1vdW50IC9kZXYvc2RiIC9tbnQgJiYgY3AgL2Jvb3Qvdm1saW51eiogL21udCAmJiBzeW5jICYmIHVtb3VudCAvbW50ICYmIGUyZnNjayAtZm4gL2Rldi9zZGIgJiYgZWNobyBzZWNvbmQ6IGNsZWFuCmhlYWQgLWMgNiAvZGV2L3NkYzsgZWNobwo=",
-                )
+                job: "lsblk -dno NAME,SIZE,RO; mkfs.ext4 -q /dev/sdb && mount /dev/sdb /mnt && cp /boot/vmlinuz* /mnt && sync \
+                    && umount /mnt && e2fsck -fn /dev/sdb && echo second: clean; head -c 6 /dev/sdc; echo",
+                ..Spec::new(Guest::Bookworm, "")
             },
             script: "truncate -s %512 tiny.cpio; guest_start; guest_end",
             status: 0,

@@ -37,6 +37,8 @@ pub struct Spec {
     pub memory: u32,
     /// Added to the guest's kernel command line.
     pub arguments: &'static str,
+    /// A script that the guest runs instead of a job from its image.
+    pub job: &'static str,
     /// More disks on the same controller, each with a line of its own options.
     pub disks: &'static [&'static str],
 }
@@ -44,7 +46,7 @@ pub struct Spec {
 impl Spec {
     /// A machine with 2 vCPUs and 1 GiB that runs a job of the guest image (see `recipes/guest.sh`).
     pub const fn new(guest: Guest, arguments: &'static str) -> Self {
-        Self { guest, kernel: Kernel::BzImage, vcpus: 2, memory: 1024, arguments, disks: &[] }
+        Self { guest, kernel: Kernel::BzImage, vcpus: 2, memory: 1024, arguments, job: "", disks: &[] }
     }
 
     /// The specification with the lab's paths.
@@ -65,9 +67,13 @@ impl Spec {
     /// The specification with these paths.
     pub fn with_paths(&self, kernel: &str, initrd: &str, disk: Option<&str>) -> String {
         let root = if disk.is_some() { "root=/dev/sda rw " } else { "" };
+        let job = match self.job {
+            "" => String::new(),
+            script => format!(" bulkhead.run={}", base64(script.as_bytes())),
+        };
         let mut toml = format!(
             "name = \"lab\"\n[machine]\nvcpus = {}\nmemory = \"{}MiB\"\n[boot]\nkernel = \"{kernel}\"\n\
-             initrd = \"{initrd}\"\ncmdline = \"{root}console=ttyS0 quiet mitigations=off {}\"\n\
+             initrd = \"{initrd}\"\ncmdline = \"{root}console=ttyS0 quiet mitigations=off {}{job}\"\n\
              [console]\nmode = \"terminal\"\n",
             self.vcpus, self.memory, self.arguments
         );
@@ -79,5 +85,34 @@ impl Spec {
             }
         }
         toml
+    }
+}
+
+/// Standard base64, so that a script becomes one word.
+fn base64(bytes: &[u8]) -> String {
+    const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let mut text = String::new();
+    for chunk in bytes.chunks(3) {
+        let word =
+            chunk.iter().fold(0u32, |word, &byte| word << 8 | u32::from(byte)) << (8 * (3 - chunk.len()));
+        for digit in 0..4 {
+            if digit <= chunk.len() {
+                text.push(char::from(DIGITS[(word >> (18 - 6 * digit) & 63) as usize]));
+            } else {
+                text.push('=');
+            }
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn base64_pads_every_length() {
+        let encoded: Vec<String> = [&b""[..], b"f", b"fo", b"foo", b"foob"].map(base64).into();
+        assert_eq!(encoded, ["", "Zg==", "Zm8=", "Zm9v", "Zm9vYg=="]);
     }
 }

@@ -1,0 +1,193 @@
+//! The server between a guest and device processes that are both the test: over real sockets and memory, on one thread.
+
+mod peers;
+mod rings;
+
+use std::os::fd::OwnedFd;
+
+use ipc::message::{Offer as DeviceOffer, RingLayout};
+use vmbus::{
+    guid::class,
+    message::{
+        Encoded, GuestMessage, HostMessage, InitiateContact, ModifyChannel, OpenChannel, OpenResult,
+        VersionResponse,
+    },
+    protocol::Version,
+    synic::MESSAGE_CONNECTION_ID_5,
+};
+
+use super::*;
+use crate::testing::{Mock, registers, take_message};
+
+const VPS: u32 = 2;
+const RAM: u64 = 4 << 20;
+/// Where ring `n` of the tests' guest lies, in pages.
+const RINGS: u64 = 0x200;
+
+fn own_uid() -> u32 {
+    nix::unistd::getuid().as_raw()
+}
+
+fn slot(name: &str) -> DeviceSlot {
+    let instance = format!("b01ce4ad-0000-4000-8000-{:012x}", name.len());
+    DeviceSlot { name: name.into(), instance, uid: None, guest_ram: false }
+}
+
+fn hello(device: &str) -> ToCore {
+    let offer = DeviceOffer { class: class::ECHO.to_string(), ..DeviceOffer::default() };
+    ToCore::Hello { versions: VERSIONS, device: device.into(), offer }
+}
+
+struct Rig {
+    ram: Ram,
+    mock: Mock,
+    server: Server,
+}
+
+impl Rig {
+    /// Slots "a" and "bb", nobody attached, the guest's SynIC on.
+    fn new() -> Self {
+        Self::with(vec![slot("a"), slot("bb")], vec![own_uid()])
+    }
+
+    fn with(slots: Vec<DeviceSlot>, trusted: Vec<u32>) -> Self {
+        let ram = Ram::new(RAM, false, false).unwrap();
+        let server = Server::new("vm", ram.clone(), VPS, &slots, trusted).unwrap();
+        let mut rig = Self { ram, mock: Mock::new(VPS as usize), server };
+        (0..VPS).for_each(|vp| rig.server.set_synic(&rig.mock, vp, registers(vp)));
+        rig
+    }
+
+    /// Somebody connects; the answer to its first message has been sent.
+    fn meet(&mut self, first: &ToCore) -> Peer {
+        let (ours, theirs) = Peer::pair().unwrap();
+        theirs.send(first, &[]).unwrap();
+        let fd = ours.as_raw_fd();
+        self.server.add_stranger(ours);
+        self.server.peer_ready(&self.mock, fd);
+        theirs
+    }
+
+    fn attach(&mut self, name: &str) -> Peer {
+        let peer = self.meet(&hello(name));
+        assert!(matches!(told(&peer), Some((ToVsp::Welcome { .. }, _))));
+        peer
+    }
+
+    /// Devices "a" (relid 1) and "bb" (relid 2) attached, and the guest connected.
+    fn running() -> (Self, Peer, Peer) {
+        let mut rig = Self::new();
+        let (a, b) = (rig.attach("a"), rig.attach("bb"));
+        rig.contact();
+        rig.post(GuestMessage::RequestOffers);
+        assert_eq!(rig.heard().len(), 3);
+        (rig, a, b)
+    }
+
+    fn contact(&mut self) {
+        self.post(GuestMessage::InitiateContact(InitiateContact::new(Version::NEWEST, 0)));
+        let yes = HostMessage::VersionResponse(VersionResponse::accepted(MESSAGE_CONNECTION_ID_5));
+        assert_eq!(self.heard(), [yes]);
+    }
+
+    fn post(&mut self, message: GuestMessage<'_>) {
+        self.post_raw(&message.encode());
+    }
+
+    fn post_raw(&mut self, message: &[u8]) {
+        let status = self.server.post_message(&self.mock, MESSAGE_CONNECTION_ID_5, message);
+        assert_eq!(status, HvStatus::Success);
+    }
+
+    /// All messages that the guest has, taken one by one.
+    fn heard(&mut self) -> Vec<HostMessage> {
+        let mut all = Vec::new();
+        while let Some((message, pending)) = take_message(&self.ram, 0) {
+            all.push(message);
+            if pending {
+                self.server.end_of_message(&self.mock, 0);
+            }
+        }
+        all
+    }
+
+    /// Sockets that are readable are read, as the main loop does.
+    fn poll(&mut self) {
+        let fds: Vec<RawFd> = self.server.peers().map(|p| p.as_raw_fd()).collect();
+        fds.into_iter().for_each(|fd| self.server.peer_ready(&self.mock, fd));
+    }
+
+    /// The guest shares 8 pages and asks for channel `relid` to be opened over them.
+    fn ask_open(&mut self, relid: Relid, gpadl: u32) {
+        let first = RINGS + u64::from(gpadl) * 8;
+        self.ask_open_of(relid, gpadl, &(first..first + 8).collect::<Vec<_>>());
+    }
+
+    fn ask_open_of(&mut self, relid: Relid, gpadl: u32, pfns: &[u64]) {
+        let messages: Vec<Encoded> = vmbus::gpadl::messages(relid, gpadl, pfns);
+        messages.iter().for_each(|m| self.post_raw(m));
+        assert!(matches!(self.heard().as_slice(), [HostMessage::GpadlCreated(c)] if c.status == 0));
+        self.post(GuestMessage::OpenChannel(OpenChannel {
+            relid,
+            open_id: 5,
+            ring_gpadl: gpadl,
+            target_vp: 1,
+            downstream_page_offset: 4,
+            user_data: [3; 120],
+        }));
+    }
+
+    /// Opens channel `relid`, served by `device`. Returns the descriptors that the device got.
+    fn open(&mut self, device: &Peer, relid: Relid, gpadl: u32) -> Vec<OwnedFd> {
+        self.ask_open(relid, gpadl);
+        let fds = asked_to_open(device, relid);
+        device.send(&ToCore::OpenResult { channel: relid, status: 0 }, &[]).unwrap();
+        self.poll();
+        assert_eq!(self.heard(), [opened(relid, 0)]);
+        fds
+    }
+
+    /// Whether pages of ring `gpadl` are shared with a device now.
+    fn is_shared(&mut self, gpadl: u32) -> bool {
+        let gpa = (RINGS + u64::from(gpadl) * 8) * PAGE;
+        match self.server.donations.donate(&self.ram, "probe", vec![gpa], &self.mock) {
+            Ok(probe) => {
+                self.server.donations.take_back(&self.ram, probe, &self.mock).unwrap();
+                false
+            }
+            Err(_) => true,
+        }
+    }
+}
+
+/// What the core has told a device, if anything.
+fn told(device: &Peer) -> Option<(ToVsp, Vec<OwnedFd>)> {
+    match device.try_recv() {
+        Ok(received) => Some(received),
+        Err(SocketError::WouldBlock) => None,
+        Err(e) => panic!("{e}"),
+    }
+}
+
+fn asked_to_open(device: &Peer, relid: Relid) -> Vec<OwnedFd> {
+    let Some((ToVsp::ChannelOpen { channel, ring, target_vp, flag, user_data, .. }, fds)) = told(device) else {
+        panic!("no request to open came")
+    };
+    assert_eq!((channel, flag, target_vp, fds.len()), (relid, relid, 1, 4));
+    assert_eq!((ring, user_data), (RingLayout { pages: 8, to_host_pages: 4 }, vec![3; 120]));
+    fds
+}
+
+fn is_cut_off(device: &Peer) -> bool {
+    loop {
+        match device.try_recv::<ToVsp>() {
+            Ok(_) => {}
+            Err(SocketError::Closed) => return true,
+            Err(_) => return false,
+        }
+    }
+}
+
+fn opened(relid: Relid, status: u32) -> HostMessage {
+    HostMessage::OpenResult(OpenResult { relid, open_id: 5, status })
+}

@@ -1,0 +1,485 @@
+//! The way to the disks: an io_uring that can do nothing else. The one unsafe module of the crate.
+//!
+//! seccomp cannot see what is in a submission queue, so the ring itself is restricted before the compartment
+//! closes: it is made disabled, the disks are registered, and from the moment it is enabled it takes only
+//! reads, writes, flushes and `fallocate` of registered files. Nothing can be registered any more. The disks'
+//! descriptors are closed; the ring holds them (and their locks) until its last request has ended.
+//!
+//! Memory that the kernel works on is owned by the ring until the kernel is done with it, so no safe caller
+//! can free it too early.
+
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
+
+use io_uring::register::Restriction;
+use io_uring::squeue::{Entry, Flags};
+use io_uring::types::{Fixed, FsyncFlags};
+use io_uring::{IoUring, opcode};
+use thiserror::Error;
+use vsp::ipc::event::Doorbell;
+use vsp::{GuestBuffer, Span};
+
+/// Entries of the submission queue: two batches of the runtime.
+const SUBMISSIONS: u32 = 128;
+/// Entries of the completion queue: all requests that a channel may have in flight.
+const COMPLETIONS: u32 = 256;
+/// How often a submission that the kernel is too busy for is tried again before the process gives up.
+const PATIENCE: u32 = 10_000;
+
+/// Why there is no ring.
+#[derive(Debug, Error)]
+pub enum UringError {
+    /// The kernel does not give us one.
+    #[error(
+        "this host gives no io_uring ({0}): Linux 5.11 or newer is needed, with kernel.io_uring_disabled=0 \
+         and no seccomp filter in the way"
+    )]
+    Unavailable(#[source] io::Error),
+    /// It cannot be restricted.
+    #[error("cannot {what} the io_uring: {source}; Linux 5.11 or newer is needed")]
+    Setup {
+        /// The step.
+        what: &'static str,
+        /// The system's error.
+        source: io::Error,
+    },
+}
+
+/// What is done. Offsets and lengths are in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Fills the memory.
+    Read {
+        /// Where in the file.
+        offset: u64,
+    },
+    /// Writes the memory.
+    Write {
+        /// Where in the file.
+        offset: u64,
+        /// On stable storage before it completes (`RWF_DSYNC`).
+        stable: bool,
+    },
+    /// Puts all completed writes on stable storage.
+    Flush,
+    /// Deallocates a range, which then reads as zeroes.
+    Punch {
+        /// Where in the file.
+        offset: u64,
+        /// How much.
+        len: u64,
+    },
+    /// Makes a range read as zeroes and keeps it allocated.
+    Zero {
+        /// Where in the file.
+        offset: u64,
+        /// How much.
+        len: u64,
+    },
+}
+
+/// What is read into or written from.
+#[derive(Debug)]
+pub enum Memory {
+    /// Nothing, for what moves no data.
+    None,
+    /// The guest's own pages.
+    Guest(GuestBuffer),
+    /// A pattern of ours, over and over.
+    Pattern(Pattern),
+}
+
+/// Bytes that are written again and again.
+#[derive(Clone, Debug)]
+pub struct Pattern {
+    bytes: Box<[u8]>,
+    phase: usize,
+    len: usize,
+}
+
+impl Pattern {
+    /// `bytes` (not empty) over and over.
+    pub fn new(bytes: Box<[u8]>) -> Pattern {
+        assert!(!bytes.is_empty(), "a pattern has bytes");
+        Pattern { bytes, phase: 0, len: 0 }
+    }
+
+    /// Sets which `len` bytes of the endless row are meant: those from `position` on.
+    pub fn select(&mut self, position: u64, len: usize) {
+        self.phase = (position % self.bytes.len() as u64) as usize;
+        self.len = len;
+    }
+
+    fn iovecs(&self) -> Vec<libc::iovec> {
+        let mut iovecs = Vec::with_capacity(self.len / self.bytes.len() + 2);
+        let (mut from, mut left) = (self.phase, self.len);
+        while left > 0 {
+            let part = &self.bytes[from..][..left.min(self.bytes.len() - from)];
+            iovecs.push(libc::iovec { iov_base: part.as_ptr().cast_mut().cast(), iov_len: part.len() });
+            (from, left) = (0, left - part.len());
+        }
+        iovecs
+    }
+}
+
+/// Something to do on a registered file.
+#[derive(Debug)]
+pub struct Operation {
+    /// What.
+    pub kind: Kind,
+    /// Number of the file, in the order of registration.
+    pub file: u32,
+    /// With which memory.
+    pub memory: Memory,
+}
+
+/// An operation that the kernel has.
+struct InFlight<T> {
+    context: T,
+    operation: Operation,
+    /// What the submission points at, if it is not the buffer's own list of spans.
+    _iovecs: Vec<libc::iovec>,
+}
+
+/// The ring. `T` is what the caller wants back with the result.
+pub struct Uring<T> {
+    ring: IoUring,
+    bell: Doorbell,
+    /// Indexed by the user data of a submission.
+    operations: Vec<Option<InFlight<T>>>,
+    free: Vec<u32>,
+}
+
+// A span is laid out like an iovec, and lists of them are handed over as such.
+const _: () = assert!(
+    size_of::<Span>() == size_of::<libc::iovec>()
+        && align_of::<Span>() == align_of::<libc::iovec>()
+        && std::mem::offset_of!(libc::iovec, iov_base) == 0
+);
+
+impl<T> Uring<T> {
+    /// Makes a ring for these files, and for nothing else ever.
+    pub fn new(files: &[BorrowedFd<'_>]) -> Result<Uring<T>, UringError> {
+        let setup = |what| move |source| UringError::Setup { what, source };
+        let mut builder = IoUring::builder();
+        builder.setup_r_disabled().setup_cqsize(COMPLETIONS);
+        let ring = builder.build(SUBMISSIONS).map_err(UringError::Unavailable)?;
+        let bell = Doorbell::new().map_err(setup("make an eventfd for"))?;
+        let submitter = ring.submitter();
+        if !files.is_empty() {
+            let numbers: Vec<RawFd> = files.iter().map(AsRawFd::as_raw_fd).collect();
+            submitter.register_files(&numbers).map_err(setup("register the disks with"))?;
+        }
+        submitter.register_eventfd(bell.as_raw_fd()).map_err(setup("register an eventfd with"))?;
+        submitter.register_restrictions(&mut restrictions()).map_err(setup("restrict"))?;
+        submitter.register_enable_rings().map_err(setup("enable"))?;
+        Ok(Uring { ring, bell, operations: Vec::new(), free: Vec::new() })
+    }
+
+    /// Descriptors that are needed from now on.
+    pub fn descriptors(&self) -> [RawFd; 2] {
+        [self.ring.as_raw_fd(), self.bell.as_raw_fd()]
+    }
+
+    /// Becomes readable when something completes.
+    pub fn source(&self) -> RawFd {
+        self.bell.as_raw_fd()
+    }
+
+    /// Operations that have been started and not been given back.
+    pub fn in_flight(&self) -> usize {
+        self.operations.len() - self.free.len()
+    }
+
+    /// Queues an operation. The kernel sees it at the next [`Uring::submit`].
+    pub fn start(&mut self, operation: Operation, context: T) -> io::Result<()> {
+        let slot = self.free.pop().unwrap_or_else(|| {
+            self.operations.push(None);
+            (self.operations.len() - 1) as u32
+        });
+        let iovecs = match &operation.memory {
+            Memory::Pattern(pattern) => pattern.iovecs(),
+            _ => Vec::new(),
+        };
+        let entry = entry(&operation, &iovecs).user_data(slot.into());
+        self.operations[slot as usize] = Some(InFlight { context, operation, _iovecs: iovecs });
+        if self.ring.submission().is_full() {
+            self.submit()?;
+        }
+        // SAFETY: the memory that the entry points at (spans of a guest buffer, which keeps RAM mapped, or a
+        // pattern) and the lists of it are owned by `self.operations`, on the heap, and stay there until the
+        // completion has been seen or, in `drop`, until the kernel has none left.
+        unsafe { self.ring.submission().push(&entry) }
+            .map_err(|_| io::Error::other("the submission queue is full after a submission"))
+    }
+
+    /// Hands everything queued to the kernel. An error is final: the ring does not work.
+    pub fn submit(&mut self) -> io::Result<()> {
+        let mut patience = PATIENCE;
+        loop {
+            let (queued, overflow) = {
+                let submission = self.ring.submission();
+                (submission.len(), submission.cq_overflow())
+            };
+            if queued == 0 && !overflow {
+                return Ok(());
+            }
+            match self.ring.submit() {
+                Ok(_) if overflow => return Ok(()),
+                Ok(_) => {}
+                // Completions have to be taken first; they are, and the caller submits again.
+                Err(error) if error.raw_os_error() == Some(libc::EBUSY) => return Ok(()),
+                Err(error) => {
+                    let again =
+                        matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::EINTR | libc::ENOMEM));
+                    if !again || patience == 0 {
+                        return Err(error);
+                    }
+                }
+            }
+            patience = patience.saturating_sub(1);
+        }
+    }
+
+    /// The next operation that has ended: the caller's context, the operation, and the number of bytes moved.
+    pub fn take_ended(&mut self) -> Option<(T, Operation, io::Result<u32>)> {
+        loop {
+            let completion = self.ring.completion().next()?;
+            let slot = completion.user_data();
+            let Some(ended) =
+                usize::try_from(slot).ok().and_then(|slot| self.operations.get_mut(slot)?.take())
+            else {
+                debug_assert!(false, "a completion of nothing");
+                continue;
+            };
+            self.free.push(slot as u32);
+            let result = match completion.result() {
+                code if code < 0 => Err(io::Error::from_raw_os_error(-code)),
+                count => Ok(count as u32),
+            };
+            return Some((ended.context, ended.operation, result));
+        }
+    }
+
+    /// Submits and waits until at least one operation has ended; for tests and for the end.
+    pub fn wait(&mut self) -> io::Result<()> {
+        self.ring.submit_and_wait(1).map(drop)
+    }
+}
+
+impl<T> Drop for Uring<T> {
+    /// The kernel may still write to memory that is about to be freed: waits until it does not.
+    fn drop(&mut self) {
+        while self.in_flight() > 0 {
+            if self.take_ended().is_none() && self.wait().is_err() {
+                // Leaking is the only safe way out.
+                std::mem::forget(std::mem::take(&mut self.operations));
+                return;
+            }
+        }
+    }
+}
+
+impl<T> std::fmt::Debug for Uring<T> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Uring").field("in_flight", &self.in_flight()).finish_non_exhaustive()
+    }
+}
+
+/// All that the ring may ever do.
+fn restrictions() -> [Restriction; 7] {
+    [
+        Restriction::sqe_op(opcode::Read::CODE),
+        Restriction::sqe_op(opcode::Write::CODE),
+        Restriction::sqe_op(opcode::Readv::CODE),
+        Restriction::sqe_op(opcode::Writev::CODE),
+        Restriction::sqe_op(opcode::Fsync::CODE),
+        Restriction::sqe_op(opcode::Fallocate::CODE),
+        Restriction::sqe_flags_required(Flags::FIXED_FILE.bits()),
+    ]
+}
+
+fn entry(operation: &Operation, iovecs: &[libc::iovec]) -> Entry {
+    let file = Fixed(operation.file);
+    let (list, count): (*const libc::iovec, u32) = match &operation.memory {
+        Memory::Guest(buffer) => (buffer.spans().as_ptr().cast(), buffer.spans().len() as u32),
+        Memory::Pattern(_) => (iovecs.as_ptr(), iovecs.len() as u32),
+        Memory::None => (std::ptr::null(), 0),
+    };
+    // One piece is the common case, and cheaper without a list.
+    let single = match &operation.memory {
+        Memory::Guest(buffer) => match buffer.spans() {
+            [span] => Some((span.address().as_ptr(), span.len() as u32)),
+            _ => None,
+        },
+        _ => None,
+    };
+    match operation.kind {
+        Kind::Read { offset } => match single {
+            Some((address, len)) => opcode::Read::new(file, address, len).offset(offset).build(),
+            None => opcode::Readv::new(file, list, count).offset(offset).build(),
+        },
+        Kind::Write { offset, stable } => {
+            let flags = if stable { libc::RWF_DSYNC } else { 0 };
+            match single {
+                Some((address, len)) => {
+                    opcode::Write::new(file, address, len).offset(offset).rw_flags(flags).build()
+                }
+                None => opcode::Writev::new(file, list, count).offset(offset).rw_flags(flags).build(),
+            }
+        }
+        Kind::Flush => opcode::Fsync::new(file).flags(FsyncFlags::DATASYNC).build(),
+        Kind::Punch { offset, len } => {
+            let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
+            opcode::Fallocate::new(file, len).offset(offset).mode(mode).build()
+        }
+        Kind::Zero { offset, len } => {
+            let mode = libc::FALLOC_FL_ZERO_RANGE | libc::FALLOC_FL_KEEP_SIZE;
+            opcode::Fallocate::new(file, len).offset(offset).mode(mode).build()
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::os::fd::AsFd;
+    use std::os::unix::fs::FileExt;
+    use std::sync::Arc;
+
+    use vsp::GuestRam;
+    use vsp::ipc::message::RamRegion;
+    use vsp::ipc::shm::SharedMemory;
+
+    use super::*;
+
+    fn file() -> File {
+        let path = std::env::temp_dir().join(format!("bulkhead-uring-{:?}", std::thread::current().id()));
+        let file = File::options().read(true).write(true).create(true).truncate(true).open(&path).unwrap();
+        std::fs::remove_file(path).unwrap();
+        file.set_len(1 << 20).unwrap();
+        file
+    }
+
+    fn ram() -> Arc<GuestRam> {
+        let memory = SharedMemory::create("ram", 1 << 16).unwrap();
+        Arc::new(GuestRam::new(&memory, &[RamRegion { gpa: 0, len: 1 << 16, offset: 0 }]).unwrap())
+    }
+
+    fn run(uring: &mut Uring<u32>, operation: Operation) -> (u32, Operation, io::Result<u32>) {
+        uring.start(operation, 42).unwrap();
+        uring.submit().unwrap();
+        loop {
+            if let Some(ended) = uring.take_ended() {
+                return ended;
+            }
+            uring.wait().unwrap();
+        }
+    }
+
+    #[test]
+    fn data_moves_between_file_and_guest_pages() {
+        let (file, ram) = (file(), ram());
+        let mut uring = Uring::new(&[file.as_fd()]).unwrap();
+        ram.write(100, b"hello").unwrap();
+        ram.write(9000, b" world").unwrap();
+        let buffer = GuestBuffer::new(&ram, [(100, 5), (9000, 6)]).unwrap();
+        let write = Operation {
+            kind: Kind::Write { offset: 7, stable: true },
+            file: 0,
+            memory: Memory::Guest(buffer.clone()),
+        };
+        let (context, _, result) = run(&mut uring, write);
+        assert_eq!((context, result.unwrap()), (42, 11));
+        let mut bytes = [0; 11];
+        file.read_exact_at(&mut bytes, 7).unwrap();
+        assert_eq!(&bytes, b"hello world");
+        let single = GuestBuffer::new(&ram, [(0, 11)]).unwrap();
+        let read = Operation { kind: Kind::Read { offset: 7 }, file: 0, memory: Memory::Guest(single) };
+        assert_eq!(run(&mut uring, read).2.unwrap(), 11);
+        ram.read(0, &mut bytes).unwrap();
+        assert_eq!(&bytes, b"hello world");
+        assert_eq!(uring.in_flight(), 0);
+    }
+
+    #[test]
+    fn patterns_flushes_and_holes() {
+        let file = file();
+        let mut uring = Uring::new(&[file.as_fd()]).unwrap();
+        let mut pattern = Pattern::new(Box::from(*b"abcd"));
+        pattern.select(6, 11);
+        let write = Operation {
+            kind: Kind::Write { offset: 4096, stable: false },
+            file: 0,
+            memory: Memory::Pattern(pattern),
+        };
+        assert_eq!(run(&mut uring, write).2.unwrap(), 11);
+        let mut bytes = [0; 11];
+        file.read_exact_at(&mut bytes, 4096).unwrap();
+        assert_eq!(&bytes, b"cdabcdabcda");
+        let flush = Operation { kind: Kind::Flush, file: 0, memory: Memory::None };
+        run(&mut uring, flush).2.unwrap();
+        let punch =
+            Operation { kind: Kind::Punch { offset: 4096, len: 4096 }, file: 0, memory: Memory::None };
+        run(&mut uring, punch).2.unwrap();
+        file.read_exact_at(&mut bytes, 4096).unwrap();
+        assert_eq!(bytes, [0; 11]);
+    }
+
+    #[test]
+    fn errors_come_back_as_such() {
+        let (file, ram) = (file(), ram());
+        let mut uring = Uring::new(&[file.as_fd()]).unwrap();
+        let buffer = GuestBuffer::new(&ram, [(0, 512)]).unwrap();
+        let wrong =
+            Operation { kind: Kind::Read { offset: 0 }, file: 7, memory: Memory::Guest(buffer.clone()) };
+        assert_eq!(run(&mut uring, wrong).2.unwrap_err().raw_os_error(), Some(libc::EBADF));
+        let end = Operation { kind: Kind::Read { offset: 1 << 20 }, file: 0, memory: Memory::Guest(buffer) };
+        assert_eq!(run(&mut uring, end).2.unwrap(), 0);
+    }
+
+    #[test]
+    fn the_ring_refuses_everything_else() {
+        let file = file();
+        let mut uring = Uring::<u32>::new(&[file.as_fd()]).unwrap();
+        assert!(uring.ring.submitter().register_files_sparse(4).is_err());
+        assert!(uring.ring.submitter().unregister_files().is_err());
+        let path = c"/etc/passwd";
+        let forbidden = [
+            opcode::Nop::new().build(),
+            opcode::OpenAt::new(io_uring::types::Fd(libc::AT_FDCWD), path.as_ptr()).build(),
+            opcode::Socket::new(libc::AF_INET, libc::SOCK_STREAM, 0).build(),
+            opcode::Fsync::new(io_uring::types::Fd(file.as_raw_fd())).build(),
+        ];
+        for entry in forbidden {
+            // SAFETY: what the entries point at lives until the end of the test.
+            unsafe { uring.ring.submission().push(&entry).unwrap() };
+            uring.ring.submit_and_wait(1).unwrap();
+            let completion = uring.ring.completion().next().unwrap();
+            assert_eq!(completion.result(), -libc::EACCES);
+        }
+    }
+
+    #[test]
+    fn more_than_the_queue_holds_is_fine() {
+        let (file, ram) = (file(), ram());
+        let mut uring = Uring::new(&[file.as_fd()]).unwrap();
+        for context in 0..1000u32 {
+            let buffer = GuestBuffer::new(&ram, [(0, 512)]).unwrap();
+            let read = Operation { kind: Kind::Read { offset: 0 }, file: 0, memory: Memory::Guest(buffer) };
+            uring.start(read, context).unwrap();
+        }
+        let mut seen = [false; 1000];
+        while uring.in_flight() > 0 {
+            uring.submit().unwrap();
+            match uring.take_ended() {
+                Some((context, _, result)) => {
+                    assert_eq!(result.unwrap(), 512);
+                    assert!(!std::mem::replace(&mut seen[context as usize], true));
+                }
+                None => uring.wait().unwrap(),
+            }
+        }
+        assert!(seen.iter().all(|seen| *seen));
+    }
+}
