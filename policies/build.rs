@@ -3,6 +3,8 @@
 //! A file that does not compile fails the build, and so does one that breaks a rule of the house:
 //! default `kill_process`, a reason for every syscall, a name for every number.
 
+#![forbid(unsafe_code)]
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::error::Error;
 use std::fmt::Write as _;

@@ -1,5 +1,7 @@
 //! The core of one VM. Started by `bulkhead run` or by systemd; people do not type it.
 
+#![forbid(unsafe_code)]
+
 use std::{os::fd::RawFd, path::PathBuf, process::ExitCode};
 
 use clap::Parser;
@@ -64,14 +66,21 @@ fn run(args: &Args) -> u8 {
             return CANNOT_RUN;
         }
     };
-    match Runner::new(parts).and_then(Runner::run) {
+    let runner = match Runner::new(parts) {
+        Ok(runner) => runner,
+        Err(error) => {
+            tracing::error!("{error}");
+            return CANNOT_RUN;
+        }
+    };
+    match runner.run() {
         Ok(Outcome::PowerOff | Outcome::Reset) => POWERED_OFF,
         Ok(Outcome::Crashed(_)) => CRASHED,
         Ok(Outcome::Failed(reason)) => {
             tracing::error!("{reason}");
             FAILED
         }
-        Err(error @ (RunError::Boot(_) | RunError::Missing(_))) => {
+        Err(error @ RunError::Missing(_)) => {
             tracing::error!("{error}");
             CANNOT_RUN
         }

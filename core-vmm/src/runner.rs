@@ -1,36 +1,39 @@
 //! The life of one VM: devices attach, the guest runs, is reset, ends. One thread, one `poll`.
 
 use std::{
-    os::{
-        fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd},
-        unix::net::UnixListener,
-    },
+    os::fd::{AsFd, AsRawFd, RawFd},
     sync::{Arc, mpsc},
     time::{Duration, Instant},
 };
 
 use ipc::{config::OnCrash, socket::Listener};
+use logs::Ration;
 use nix::{
     errno::Errno,
     poll::{PollFd, PollFlags, PollTimeout, poll},
 };
 
 use crate::{
-    boot::{BootError, Payload},
+    boot::{BootError, Entry, Payload},
     kvm::{
         Host,
         machine::{Machine, MachineError, Wires},
         vcpu::{Asked, Question},
     },
-    legacy::{Outcome, Platform},
-    memory::{MemoryError, Ram},
+    legacy::{Outcome, Platform, console::Output},
+    memory::{MemoryError, Ram, large::Gatherer},
+    partition::HvStatus,
     server::Server,
+    terminal::{CHUNK, Terminal},
 };
 
 /// How long the configured devices may take to attach.
 const ATTACH_GRACE: Duration = Duration::from_secs(30);
 /// Console input taken at a time, in bytes.
 const INPUT_CHUNK: usize = 256;
+/// How long the guest's last output may take to be written.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+const LAST_WORDS_POLL: u8 = 100;
 /// Questions that VPs may have under way; each has one at most.
 const QUESTIONS: usize = 64;
 
@@ -73,30 +76,16 @@ pub struct Parts {
     pub server: Server,
     /// Where device processes connect.
     pub listener: Option<Listener>,
-    /// Where console input comes from.
-    pub input: Input,
+    /// Where the console leads.
+    pub terminal: Terminal,
     /// What a crash means.
     pub on_crash: OnCrash,
+    /// Whether all memory is made present before the guest starts.
+    pub prefault: bool,
+    /// Whether memory that the guest uses is gathered into large pages.
+    pub large_pages: bool,
     /// Runs on each VP thread before the guest does.
     pub restrict: fn() -> Result<(), String>,
-}
-
-/// Where console input comes from.
-#[derive(Debug)]
-pub enum Input {
-    /// A descriptor; `None` once it has ended.
-    File(Option<OwnedFd>),
-    /// Clients of a socket, the newest one counts.
-    Socket(UnixListener, Option<OwnedFd>),
-}
-
-impl Input {
-    fn fd(&self) -> Option<BorrowedFd<'_>> {
-        match self {
-            Input::File(fd) => fd.as_ref().map(AsFd::as_fd),
-            Input::Socket(_, client) => client.as_ref().map(AsFd::as_fd),
-        }
-    }
 }
 
 /// What the guest's life is at.
@@ -113,8 +102,15 @@ enum Phase {
 #[derive(Debug)]
 pub struct Runner {
     parts: Parts,
-    machine: Machine,
+    /// Made and not started while devices attach; gone only for the moment in which a reset makes the next one.
+    machine: Option<Machine>,
+    entry: Entry,
+    gatherer: Option<Gatherer>,
     phase: Phase,
+    crashes: Ration,
+    resets: Ration,
+    /// Taken from the console, and not yet by the terminal.
+    unwritten: Vec<u8>,
     ask: mpsc::SyncSender<Asked>,
     asked: mpsc::Receiver<Asked>,
 }
@@ -127,20 +123,56 @@ enum Source {
     Listener,
     Peer(RawFd),
     Input,
-    ConsoleListener,
+    Output,
+    Client,
 }
 
 impl Runner {
-    /// Makes the machine; nothing runs yet.
+    /// Makes the machine and loads the guest; nothing runs yet.
     pub fn new(parts: Parts) -> Result<Self, RunError> {
         let (ask, asked) = mpsc::sync_channel(QUESTIONS);
-        let machine = Machine::new(&parts.host, &parts.ram, Arc::clone(&parts.wires), parts.vps)?;
         let phase = Phase::Attaching(Instant::now() + ATTACH_GRACE);
-        Ok(Self { parts, machine, phase, ask, asked })
+        let entry = Entry::Linux64 { rip: 0 };
+        let (crashes, resets) = (Ration::new(), Ration::new());
+        let mut runner = Self {
+            parts,
+            machine: None,
+            entry,
+            gatherer: None,
+            phase,
+            crashes,
+            resets,
+            unwritten: Vec::new(),
+            ask,
+            asked,
+        };
+        runner.prepare()?;
+        Ok(runner)
+    }
+
+    /// A machine with a freshly loaded guest. The old machine must be gone: a kernel from 6.17 on does not let two
+    /// of them listen to the same eventfd.
+    fn prepare(&mut self) -> Result<(), RunError> {
+        let parts = &mut self.parts;
+        let wires = Arc::clone(&parts.wires);
+        self.machine = Some(Machine::new(&parts.host, &parts.ram, wires, parts.vps)?);
+        if parts.large_pages {
+            // Before loading: what is loaded then goes into large pages at once.
+            self.gatherer =
+                Gatherer::start(&parts.ram).map_err(|e| tracing::warn!("no large pages: {e}")).ok();
+        }
+        self.entry = parts.payload.load(&parts.ram, parts.vps)?;
+        Ok(())
     }
 
     /// Runs the guest to its end, through all its resets.
     pub fn run(mut self) -> Result<Outcome, RunError> {
+        let outcome = self.turns();
+        self.write_rest();
+        outcome
+    }
+
+    fn turns(&mut self) -> Result<Outcome, RunError> {
         loop {
             if let Some(outcome) = self.advance()? {
                 return Ok(outcome);
@@ -149,7 +181,9 @@ impl Runner {
             for source in ready {
                 self.handle(source);
             }
-            self.parts.server.tick(&self.machine, Instant::now());
+            if let Some(machine) = &self.machine {
+                self.parts.server.tick(machine, Instant::now());
+            }
         }
     }
 
@@ -170,22 +204,33 @@ impl Runner {
                     if *outcome != Outcome::Reset {
                         return Ok(Some(outcome.clone()));
                     }
-                    tracing::info!("guest reset");
-                    self.parts.ram.discard()?;
-                    self.parts.platform.console().reset();
-                    let wires = Arc::clone(&self.parts.wires);
-                    self.machine = Machine::new(&self.parts.host, &self.parts.ram, wires, self.parts.vps)?;
-                    self.start()?;
+                    self.reset()?;
                 }
             }
         }
         Ok(None)
     }
 
+    fn reset(&mut self) -> Result<(), RunError> {
+        if let Some(times) = self.resets.another() {
+            tracing::info!(times, "guest reset");
+        }
+        self.gatherer = None;
+        self.machine = None;
+        self.parts.ram.discard()?;
+        if self.parts.prefault {
+            self.parts.ram.prefault()?;
+        }
+        self.parts.platform.console().reset();
+        self.prepare()?;
+        self.start()
+    }
+
     fn start(&mut self) -> Result<(), RunError> {
-        let parts = &mut self.parts;
-        let entry = parts.payload.load(&parts.ram, parts.vps)?;
-        self.machine.start(&parts.ram, entry, &parts.platform, &self.ask, parts.restrict)?;
+        let parts = &self.parts;
+        if let Some(machine) = &mut self.machine {
+            machine.start(self.entry, &parts.platform, &self.ask, parts.restrict)?;
+        }
         self.phase = Phase::Running;
         tracing::info!(vps = parts.vps, "guest started");
         Ok(())
@@ -198,12 +243,16 @@ impl Runner {
         sources.extend(ended.map(|(vp, fd)| (fd.as_fd(), Source::Ended(vp as u32))));
         sources.extend(parts.listener.iter().map(|l| (l.as_fd(), Source::Listener)));
         sources.extend(parts.server.peers().map(|p| (p, Source::Peer(p.as_raw_fd()))));
-        sources.extend(parts.input.fd().map(|fd| (fd, Source::Input)));
-        if let Input::Socket(listener, _) = &parts.input {
-            sources.push((listener.as_fd(), Source::ConsoleListener));
-        }
+        sources.extend(parts.terminal.input().map(|fd| (fd, Source::Input)));
+        sources.extend(parts.terminal.listener().map(|fd| (fd, Source::Client)));
         let mut fds: Vec<PollFd<'_>> =
             sources.iter().map(|(fd, _)| PollFd::new(*fd, PollFlags::POLLIN)).collect();
+        if (!self.unwritten.is_empty() || parts.platform.console().output() == Output::Now)
+            && let Some(fd) = parts.terminal.output()
+        {
+            sources.push((fd, Source::Output));
+            fds.push(PollFd::new(fd, PollFlags::POLLOUT));
+        }
         match poll(&mut fds, self.timeout()) {
             Ok(_) | Err(Errno::EINTR) => {}
             Err(e) => return Err(RunError::Poll(e)),
@@ -217,7 +266,12 @@ impl Runner {
             Phase::Attaching(until) => Some(until),
             _ => None,
         };
-        let Some(until) = attach.into_iter().chain(self.parts.server.deadline()).min() else {
+        let print = match self.parts.platform.console().output() {
+            Output::At(at) => Some(at),
+            Output::None | Output::Now => None,
+        };
+        let deadlines = attach.into_iter().chain(self.parts.server.deadline()).chain(print);
+        let Some(until) = deadlines.min() else {
             return PollTimeout::NONE;
         };
         // Rounded up, so that the deadline has passed when poll returns.
@@ -226,87 +280,100 @@ impl Runner {
     }
 
     fn handle(&mut self, source: Source) {
+        let parts = &mut self.parts;
         match source {
             Source::Questions => {
-                let _ = self.parts.wires.wake.read();
+                let _ = parts.wires.wake.read();
                 while let Ok(asked) = self.asked.try_recv() {
                     self.answer(asked);
                 }
             }
             Source::Ended(vp) => {
-                let _ = self.parts.wires.ended()[vp as usize].read();
-                self.parts.server.end_of_message(&self.machine, vp);
-            }
-            Source::Listener => {
-                if let Some(listener) = &self.parts.listener {
-                    while self.parts.server.accept(listener) {}
+                let _ = parts.wires.ended()[vp as usize].read();
+                if let Some(machine) = &self.machine {
+                    parts.server.end_of_message(machine, vp);
                 }
             }
-            Source::Peer(fd) => self.parts.server.peer_ready(&self.machine, fd),
-            Source::Input => self.input(),
-            Source::ConsoleListener => self.console_client(),
+            Source::Listener => {
+                if let Some(listener) = &parts.listener {
+                    while parts.server.accept(listener) {}
+                }
+            }
+            Source::Peer(fd) => {
+                if let Some(machine) = &self.machine {
+                    parts.server.peer_ready(machine, fd);
+                }
+            }
+            Source::Input => {
+                let mut chunk = [0; INPUT_CHUNK];
+                let n = parts.terminal.read(&mut chunk);
+                parts.platform.console().input(&chunk[..n]);
+            }
+            Source::Output => self.print(),
+            Source::Client => parts.terminal.accept(),
         }
+    }
+
+    /// Writes out what the terminal takes without blocking.
+    fn print(&mut self) {
+        if self.unwritten.is_empty() {
+            self.unwritten = self.parts.platform.console().take_output(CHUNK);
+        }
+        let n = self.parts.terminal.write(&self.unwritten);
+        self.unwritten.drain(..n.min(self.unwritten.len()));
+    }
+
+    /// The guest's last words, for as long as somebody takes them.
+    fn write_rest(&mut self) {
+        let until = Instant::now() + LAST_WORDS;
+        while self.has_output() && Instant::now() < until {
+            let Some(fd) = self.parts.terminal.output() else { return };
+            let mut fds = [PollFd::new(fd, PollFlags::POLLOUT)];
+            if matches!(poll(&mut fds, LAST_WORDS_POLL), Ok(1)) {
+                self.print();
+            }
+        }
+    }
+
+    fn has_output(&self) -> bool {
+        !self.unwritten.is_empty() || self.parts.platform.console().output() != Output::None
     }
 
     fn answer(&mut self, Asked { vp, question }: Asked) {
         // What VPs asked before they were stopped concerns nobody any more.
-        if !matches!(self.phase, Phase::Running) {
-            return;
-        }
+        let (Phase::Running, Some(machine)) = (&self.phase, &mut self.machine) else { return };
         match question {
             Question::PostMessage { connection, payload } => {
-                let status = self.parts.server.post_message(&self.machine, connection, &payload);
-                self.machine.answer(vp, status);
+                let status = self.parts.server.post_message(machine, connection, &payload);
+                machine.answer(vp, status);
             }
             Question::Synic(registers) => {
-                self.parts.server.set_synic(&self.machine, vp, registers);
-                self.machine.answer(vp, crate::partition::HvStatus::Success);
+                self.parts.server.set_synic(machine, vp, registers);
+                machine.answer(vp, HvStatus::Success);
             }
-            Question::End(outcome) => {
-                if let Outcome::Crashed(parameters) = outcome {
-                    tracing::error!(parameters = format_args!("{parameters:#x?}"), "guest reports a crash");
-                    if self.parts.on_crash == OnCrash::Continue {
-                        return;
-                    }
+            Question::Crash(parameters) => {
+                if let Some(times) = self.crashes.another() {
+                    let hex = parameters.map(|p| format!("{p:#x}")).join(" ");
+                    tracing::error!(times, parameters = %hex, "guest reports a crash");
                 }
-                self.machine.stop();
-                self.parts.server.reset(&self.machine);
-                self.phase = Phase::Quiescing(outcome);
+                match self.parts.on_crash {
+                    OnCrash::Continue => machine.answer(vp, HvStatus::Success),
+                    OnCrash::Exit => self.end(Outcome::Crashed(parameters)),
+                }
             }
+            Question::End(outcome) => self.end(outcome),
         }
     }
 
-    fn input(&mut self) {
-        let mut chunk = [0; INPUT_CHUNK];
-        let Some(fd) = self.parts.input.fd() else { return };
-        match nix::unistd::read(fd, &mut chunk) {
-            Ok(0) => self.input_ended(),
-            Ok(n) => self.parts.platform.console().input(&chunk[..n]),
-            Err(Errno::EAGAIN | Errno::EINTR) => {}
-            Err(_) => self.input_ended(),
+    /// The guest has come to an end, or to a new beginning.
+    fn end(&mut self, outcome: Outcome) {
+        self.parts.platform.console().release();
+        if let Some(machine) = &mut self.machine {
+            machine.stop();
+            self.parts.server.reset(machine);
         }
-    }
-
-    fn input_ended(&mut self) {
-        match &mut self.parts.input {
-            Input::File(fd) => *fd = None,
-            Input::Socket(_, client) => {
-                *client = None;
-                self.parts.platform.console().set_client(None);
-            }
-        }
-    }
-
-    fn console_client(&mut self) {
-        let Input::Socket(listener, client) = &mut self.parts.input else { return };
-        let Ok((stream, _)) = listener.accept() else { return };
-        if stream.set_nonblocking(true).is_err() {
-            return;
-        }
-        let fd = OwnedFd::from(stream);
-        if let Ok(output) = fd.try_clone() {
-            self.parts.platform.console().set_client(Some(output));
-            *client = Some(fd);
-        }
+        // Questions from before the stop must not be taken for the next guest's.
+        while self.asked.try_recv().is_ok() {}
+        self.phase = Phase::Quiescing(outcome);
     }
 }

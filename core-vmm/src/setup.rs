@@ -2,16 +2,13 @@
 
 use std::{
     fs,
-    os::{
-        fd::{AsFd, AsRawFd, OwnedFd, RawFd},
-        unix::net::UnixListener,
-    },
+    os::fd::{AsRawFd, RawFd},
     path::Path,
     sync::Arc,
 };
 
 use ipc::{
-    config::{Console as ConsoleConfig, CoreConfig, OnCrash},
+    config::{Console as ConsoleConfig, CoreConfig},
     socket::{Listener, SocketError},
 };
 use sandbox::{Compartment, Ids, Namespaces};
@@ -25,11 +22,12 @@ use crate::{
     },
     legacy::{
         Platform,
-        console::{Console, Sink},
+        console::{Console, Overflow},
     },
-    memory::{MemoryError, Ram},
-    runner::{Input, Parts},
+    memory::{MemoryError, Ram, large},
+    runner::Parts,
     server::{Server, ServerError},
+    terminal::Terminal,
 };
 
 /// VPs at most; the APIC ids of one socket and the ACPI tables have room for them.
@@ -108,17 +106,21 @@ fn check(config: &CoreConfig) -> Result<(), SetupError> {
 
 /// Opens everything that the VM needs. `listener` is the inherited control socket.
 pub fn open(config: &CoreConfig, listener: Option<RawFd>) -> Result<Parts, SetupError> {
+    // First, while no descriptor of ours can be taken for it.
+    let listener = match listener {
+        Some(fd) => Some(Listener::inherited(fd).map_err(|source| SetupError::Listener { fd, source })?),
+        None => None,
+    };
     check(config)?;
     let host = Host::open(config.vcpus)?;
     signal::install().map_err(|source| SetupError::Open { what: "signal handler".into(), source })?;
     let payload = Payload::open(&config.kernel, config.initrd.as_deref(), &config.cmdline)?;
-    let ram = Ram::new(config.memory, config.hugepages, config.prefault)?;
+    let ram = Ram::new(config.memory, config.prefault)?;
     let wires =
         Wires::new(config.vcpus).map_err(|source| SetupError::Open { what: "eventfds".into(), source })?;
-    let listener = listener.map(inherit_listener).transpose()?;
-    let (sink, input) = open_console(&config.console)?;
-    let console = Console::new(sink, wires.serial());
-    let platform = Platform::new(console, config.on_crash == OnCrash::Exit);
+    let (overflow, terminal) = open_terminal(&config.console)?;
+    let console = Console::new(overflow, wires.serial(), Arc::clone(&wires.wake));
+    let platform = Platform::new(console);
     let own = nix::unistd::geteuid().as_raw();
     let mut trusted = vec![0, own];
     trusted.extend(config.uid);
@@ -132,47 +134,25 @@ pub fn open(config: &CoreConfig, listener: Option<RawFd>) -> Result<Parts, Setup
         platform: Arc::new(platform),
         server,
         listener,
-        input,
+        terminal,
         on_crash: config.on_crash,
+        prefault: config.prefault,
+        large_pages: config.hugepages || large::host_prefers(),
         restrict: if config.sandbox { restrict_vp } else { || Ok(()) },
     })
 }
 
-fn inherit_listener(fd: RawFd) -> Result<Listener, SetupError> {
-    let owned = crate::memory::inherit(fd)
-        .map_err(|source| SetupError::Open { what: format!("descriptor {fd}"), source })?;
-    Listener::from_fd(owned).map_err(|source| SetupError::Listener { fd, source })
-}
-
-fn open_console(config: &ConsoleConfig) -> Result<(Sink, Input), SetupError> {
-    let fail = |what: &str| {
-        let what = what.to_owned();
-        move |source| SetupError::Open { what, source }
-    };
+fn open_terminal(config: &ConsoleConfig) -> Result<(Overflow, Terminal), SetupError> {
+    let fail = |what: String| move |source| SetupError::Open { what, source };
     match config {
         ConsoleConfig::Stdio => {
-            let dup = |fd: &dyn AsFdDyn| fd.dup();
-            let output = dup(&std::io::stdout()).map_err(fail("standard output"))?;
-            let input = dup(&std::io::stdin()).map_err(fail("standard input"))?;
-            Ok((Sink::File(output), Input::File(Some(input))))
+            let terminal = Terminal::stdio().map_err(fail("standard input and output".into()))?;
+            Ok((Overflow::Wait, terminal))
         }
         ConsoleConfig::Socket(path) => {
             let what = format!("console socket {}", path.display());
-            let listener = UnixListener::bind(path).map_err(fail(&what))?;
-            listener.set_nonblocking(true).map_err(fail(&what))?;
-            Ok((Sink::Client(None), Input::Socket(listener, None)))
+            Ok((Overflow::Drop, Terminal::socket(path).map_err(fail(what))?))
         }
-    }
-}
-
-/// `AsFd` as a trait object.
-trait AsFdDyn {
-    fn dup(&self) -> std::io::Result<OwnedFd>;
-}
-
-impl<T: AsFd> AsFdDyn for T {
-    fn dup(&self) -> std::io::Result<OwnedFd> {
-        self.as_fd().try_clone_to_owned()
     }
 }
 
@@ -184,14 +164,11 @@ fn restrict_vp() -> Result<(), String> {
 pub fn close_door(config: &CoreConfig, parts: &Parts) -> Result<(), SetupError> {
     let mut keep = descriptors(&parts.host, &parts.wires);
     keep.extend([2, parts.ram.memfd().as_raw_fd()]);
+    keep.extend(logs::descriptors());
     keep.extend(parts.payload.descriptors());
     keep.extend(parts.server.descriptors());
-    keep.extend(parts.platform.console().descriptor());
     keep.extend(parts.listener.as_ref().map(AsRawFd::as_raw_fd));
-    match &parts.input {
-        Input::File(fd) => keep.extend(fd.as_ref().map(AsRawFd::as_raw_fd)),
-        Input::Socket(listener, _) => keep.push(listener.as_raw_fd()),
-    }
+    keep.extend(parts.terminal.descriptors());
     let ids = config.uid.map(|uid| Ids { uid, gid: config.gid.unwrap_or(uid) });
     let peers = config.devices.iter().filter_map(|d| d.uid);
     let compartment = Compartment {
@@ -202,6 +179,10 @@ pub fn close_door(config: &CoreConfig, parts: &Parts) -> Result<(), SetupError> 
         namespaces: Namespaces::all().recognising(peers.chain([0])),
     };
     let entered = compartment.enter()?;
-    tracing::debug!(?entered, "compartment closed");
+    if entered.is_complete() {
+        tracing::debug!("in the compartment: {entered}");
+    } else {
+        tracing::warn!("the compartment has gaps that this host does not let us close: {entered}");
+    }
     Ok(())
 }

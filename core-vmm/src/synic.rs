@@ -10,6 +10,7 @@ use std::{
 };
 
 use ipc::shm::SharedMemory;
+use logs::Ration;
 use vmbus::synic::{
     MESSAGE_CONNECTION_ID, MESSAGE_FLAG_PENDING, MESSAGE_FLAGS_OFFSET, MESSAGE_SIZE, MESSAGE_TYPE_CHANNEL,
     MESSAGE_TYPE_NONE, encode_message,
@@ -22,7 +23,6 @@ use crate::{
         donation::{Donation, Donations},
     },
     partition::{Partition, SynicRegisters, VMBUS_SINT},
-    ration::Ration,
 };
 
 #[cfg(test)]

@@ -17,7 +17,7 @@ pub struct CoreConfig {
     pub vcpus: u32,
     /// Guest RAM in bytes; a multiple of 2 MiB.
     pub memory: u64,
-    /// Back guest RAM by 2 MiB pages of hugetlbfs.
+    /// Gather guest RAM into 2 MiB pages, also where the host does not do so by itself.
     #[serde(default)]
     pub hugepages: bool,
     /// Touch all of guest RAM before the guest starts.

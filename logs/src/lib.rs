@@ -13,10 +13,13 @@ mod clock;
 mod human;
 mod journal;
 mod json;
+mod ration;
 mod record;
 mod sink;
 
+use std::os::fd::RawFd;
 use std::str::FromStr;
+use std::sync::OnceLock;
 
 use tracing::span::{Attributes, Id, Record as SpanRecord};
 use tracing::subscriber::Interest;
@@ -24,6 +27,7 @@ use tracing::{Event, Metadata, Subscriber};
 
 /// How much is logged: `Level::INFO` and so on; parses from `"off"`, `"error"`, `"warn"`, `"info"`,
 /// `"debug"`, `"trace"`.
+pub use ration::Ration;
 pub use tracing::level_filters::LevelFilter as Level;
 
 use crate::record::Record;
@@ -66,16 +70,28 @@ impl std::fmt::Display for Format {
     }
 }
 
+/// What [`init`] opened and logging still uses; see [`descriptors`].
+static OPENED: OnceLock<Option<RawFd>> = OnceLock::new();
+
 /// Starts logging for this process, panics included. `process` is what the records are signed with
 /// (`core-vmm`, `disk0`).
 ///
 /// Call it before the compartment closes. It cannot fail: where the journal is not reachable,
 /// stderr is used. A second call changes nothing.
 pub fn init(format: Format, level: Level, process: &str) {
-    let subscriber = Lines { level, process: process.to_owned(), sink: Sink::for_this_process(format) };
+    let sink = Sink::for_this_process(format);
+    let opened = sink.descriptor();
+    let subscriber = Lines { level, process: process.to_owned(), sink };
     if tracing::subscriber::set_global_default(subscriber).is_ok() {
+        let _ = OPENED.set(opened);
         std::panic::set_hook(Box::new(log_panic));
     }
+}
+
+/// Descriptors beyond standard error that logging writes to: the socket to the journal, where there is one. A process
+/// that closes all but a list of its descriptors has to put these on the list.
+pub fn descriptors() -> Vec<RawFd> {
+    OPENED.get().copied().flatten().into_iter().collect()
 }
 
 /// The standard hook may open files (for a backtrace) and knows nothing of JSON or the journal.

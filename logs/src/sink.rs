@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::{IsTerminal, Write};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd, RawFd};
 
 use crate::record::Record;
 use crate::{Format, human, journal, json};
@@ -47,6 +47,14 @@ impl Sink {
         match format {
             Format::Human => Self::Human { out, colour },
             Format::Json => Self::Json { out },
+        }
+    }
+
+    /// The descriptor that it opened, if any. It stays open as long as the sink is there.
+    pub(crate) fn descriptor(&self) -> Option<RawFd> {
+        match self {
+            Self::Journal { socket, .. } => Some(socket.as_raw_fd()),
+            Self::Human { .. } | Self::Json { .. } => None,
         }
     }
 

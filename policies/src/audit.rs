@@ -105,23 +105,43 @@ fn lines(log: &str) -> impl Iterator<Item = (u32, Line<'_>)> {
 }
 
 /// Who made whom. A task may speak before its maker's call has returned, so this is looked up beforehand.
+///
+/// What a maker in a PID namespace gets is its child's number in there, which strace does not always translate. Numbers
+/// are given out in order: the tasks that nobody is known to have made are then the children of those calls, in order.
 fn parents(log: &str) -> BTreeMap<u32, u32> {
+    let tasks: BTreeSet<u32> = lines(log).map(|(task, _)| task).collect();
     let mut parents = BTreeMap::new();
-    let mut making = BTreeSet::new();
+    // Makers in the order of their calls; the call's place is known before its result.
+    let mut unknown: Vec<Option<u32>> = Vec::new();
+    let mut making: BTreeMap<u32, usize> = BTreeMap::new();
     for (task, line) in lines(log) {
-        let result = match line {
-            Line::Whole(call) if call.makes_task() => call.result,
+        let (place, result) = match line {
             Line::Begun(call) if call.makes_task() => {
-                making.insert(task);
-                None
+                making.insert(task, unknown.len());
+                unknown.push(None);
+                continue;
             }
-            Line::Resumed(result) if making.remove(&task) => result,
-            _ => None,
+            Line::Whole(call) if call.makes_task() => {
+                unknown.push(None);
+                (unknown.len() - 1, call.result)
+            }
+            Line::Resumed(result) => match making.remove(&task) {
+                Some(place) => (place, result),
+                None => continue,
+            },
+            _ => continue,
         };
-        if let Some(child) = result.and_then(|child| u32::try_from(child).ok()) {
-            parents.insert(child, task);
+        match result.and_then(|child| u32::try_from(child).ok()) {
+            Some(child) if tasks.contains(&child) => _ = parents.insert(child, task),
+            Some(_) => unknown[place] = Some(task),
+            // It failed.
+            None => {}
         }
     }
+    // The very first task was made by strace.
+    let orphans = tasks.iter().skip(1).filter(|task| !parents.contains_key(task)).copied();
+    let matched: Vec<_> = orphans.zip(unknown.into_iter().flatten()).collect();
+    parents.extend(matched);
     parents
 }
 
@@ -235,8 +255,17 @@ mod tests {
 
     #[test]
     fn threads_inherit_and_stack() {
+        inherit_and_stack("0x2 /* 9 in strace's PID NS */");
+    }
+
+    #[test]
+    fn children_are_recognised_without_translation() {
+        inherit_and_stack("0x2");
+    }
+
+    fn inherit_and_stack(child: &str) {
         let log = format!(
-            "7 {}\n7 clone(0x3d0f00, 0, 0, 0, 0, 0 <unfinished ...>\n9 rseq(0x1)\n7 <... clone resumed>) = 0x2 /* 9 in strace's PID NS */\n\
+            "7 {}\n7 clone(0x3d0f00, 0, 0, 0, 0, 0 <unfinished ...>\n9 rseq(0x1)\n7 <... clone resumed>) = {child}\n\
              9 {}\n9 ioctl(0x5, 0xae80, 0) = 0\n7 futex(0x1, 0, 0) = 0\n",
             filter(&CORE),
             filter(&VCPU)

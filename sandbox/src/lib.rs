@@ -5,7 +5,8 @@
 //! later comes as file descriptors over the sockets it kept.
 //!
 //! This crate must never decide *what* a process may do (that is `policies/`), and must never carry on
-//! when the seccomp filter could not be installed. All unsafe code is in `sys`.
+//! when the seccomp filter could not be installed. All unsafe code is in `sys` and in the acts
+//! of [`policy_test`].
 
 #![deny(unsafe_code)]
 

@@ -104,7 +104,7 @@ impl SoftPlatform {
         anyhow::ensure!(*started, "the devices did not attach");
         drop(started);
         for vp in 0..vps {
-            platform.set_synic(vp, true).map_err(anyhow::Error::from_boxed)?;
+            platform.set_synic(vp, true)?;
         }
         Ok(platform)
     }
@@ -115,7 +115,7 @@ impl SoftPlatform {
     }
 
     /// Switches a VP's SynIC on or off.
-    pub fn set_synic(&self, vp: u32, on: bool) -> Result<(), BoxError> {
+    pub fn set_synic(&self, vp: u32, on: bool) -> anyhow::Result<()> {
         let (control, on) = if on { (1, 1) } else { (0, 0) };
         let pages = SYNIC_PAGES + u64::from(vp) * 2 * PAGE;
         self.write_synic(vp, control, pages | on, (pages + PAGE) | on)
@@ -128,13 +128,15 @@ impl SoftPlatform {
         control: u64,
         message_page: u64,
         event_page: u64,
-    ) -> Result<(), BoxError> {
-        self.ask(&ToPartition::Synic { vp, control, event_page, message_page }).map(|_| ())
+    ) -> anyhow::Result<()> {
+        self.ask(&ToPartition::Synic { vp, control, event_page, message_page })
+            .map(drop)
+            .map_err(anyhow::Error::from_boxed)
     }
 
     /// Resets the guest: returns when the host has closed everything.
-    pub fn reset(&self) -> Result<(), BoxError> {
-        self.ask(&ToPartition::Reset).map(|_| ())
+    pub fn reset(&self) -> anyhow::Result<()> {
+        self.ask(&ToPartition::Reset).map(drop).map_err(anyhow::Error::from_boxed)
     }
 
     fn ask(&self, question: &ToPartition) -> Result<u16, BoxError> {
@@ -160,13 +162,20 @@ impl SoftPlatform {
     }
 }
 
-impl Drop for SoftPlatform {
-    fn drop(&mut self) {
+impl SoftPlatform {
+    /// The guest is gone, as when its processors end. Nothing else works afterwards.
+    pub fn leave(&self) {
         // The processor's thread holds the line too; this makes it, and the core, see the end.
         let _ = nix::sys::socket::shutdown(
             std::os::fd::AsRawFd::as_raw_fd(&*self.shared.line),
             nix::sys::socket::Shutdown::Both,
         );
+    }
+}
+
+impl Drop for SoftPlatform {
+    fn drop(&mut self) {
+        self.leave();
     }
 }
 

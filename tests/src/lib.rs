@@ -6,9 +6,12 @@
 
 #![forbid(unsafe_code)]
 
+pub mod disk;
 pub mod guest;
 pub mod line;
 pub mod partition;
+pub mod steps;
+mod trace;
 pub mod vm;
 
 pub use guest::SoftPlatform;

@@ -12,16 +12,18 @@ use std::{
 use anyhow::Context;
 use ipc::{
     config::{Console, CoreConfig, DeviceSlot, OnCrash},
+    message::{Offer, ToCore, ToVsp, VERSIONS},
     socket::{Listener, Peer},
 };
 use sandbox::spawn::{Child, Command};
 
-use crate::guest::SoftPlatform;
+use crate::{guest::SoftPlatform, trace};
 
 /// A device of the VM.
 #[derive(Debug, Clone)]
 struct DeviceSpec {
-    program: &'static str,
+    /// None: the test itself plays the device.
+    program: Option<&'static str>,
     name: String,
     args: Vec<String>,
     guest_ram: bool,
@@ -33,11 +35,13 @@ pub struct VmBuilder {
     vps: u32,
     memory: u64,
     devices: Vec<DeviceSpec>,
+    traced: bool,
+    quiet: bool,
 }
 
 impl Default for VmBuilder {
     fn default() -> Self {
-        Self { vps: 2, memory: 64 << 20, devices: Vec::new() }
+        Self { vps: 2, memory: 64 << 20, devices: Vec::new(), traced: false, quiet: false }
     }
 }
 
@@ -57,7 +61,7 @@ impl VmBuilder {
     /// Adds an echo device.
     pub fn echo(mut self, name: &str) -> Self {
         self.devices.push(DeviceSpec {
-            program: "vsp-echo",
+            program: Some("vsp-echo"),
             name: name.into(),
             args: vec![],
             guest_ram: false,
@@ -68,7 +72,30 @@ impl VmBuilder {
     /// Adds a SCSI controller; each disk is what follows `--disk`.
     pub fn storage(mut self, name: &str, disks: &[String]) -> Self {
         let args = disks.iter().flat_map(|d| ["--disk".to_owned(), d.clone()]).collect();
-        self.devices.push(DeviceSpec { program: "vsp-storage", name: name.into(), args, guest_ram: true });
+        self.devices.push(DeviceSpec {
+            program: Some("vsp-storage"),
+            name: name.into(),
+            args,
+            guest_ram: true,
+        });
+        self
+    }
+
+    /// Adds a device that the test itself plays: see [`Vm::played`]. It offers itself as an echo device.
+    pub fn played(mut self, name: &str) -> Self {
+        self.devices.push(DeviceSpec { program: None, name: name.into(), args: vec![], guest_ram: false });
+        self
+    }
+
+    /// Runs each device process under strace, for the audit of its policy: see [`Vm::trace`].
+    pub fn traced(mut self) -> Self {
+        self.traced = true;
+        self
+    }
+
+    /// Errors are expected and not shown, unless `BULKHEAD_TEST_LOG` asks for them.
+    pub fn quiet(mut self) -> Self {
+        self.quiet = true;
         self
     }
 
@@ -94,26 +121,46 @@ impl VmBuilder {
             on_crash: OnCrash::Exit,
             sandbox: true,
         };
+        let level = if self.quiet { "off" } else { "error" };
+        let level = std::env::var("BULKHEAD_TEST_LOG").unwrap_or(level.into());
         let core = Command::new(program("soft-core")?)
             .arg(serde_json::to_string(&config)?)
-            .env("BULKHEAD_TEST_LOG", std::env::var("BULKHEAD_TEST_LOG").unwrap_or_default())
+            .env("BULKHEAD_TEST_LOG", &level)
             .fd(partition.as_fd(), 3)
             .fd(listener.as_fd(), 4)
             .spawn()?;
         drop((partition, listener));
-        let mut devices = Vec::new();
+        let (mut devices, mut played) = (Vec::new(), Vec::new());
         for device in &self.devices {
             let connection = Peer::connect(&socket)?;
-            let child = Command::new(program(device.program)?)
+            let Some(binary) = device.program else {
+                played.push((device.name.clone(), introduce(connection, &device.name)?));
+                continue;
+            };
+            let command = match self.traced {
+                false => Command::new(program(binary)?),
+                true => trace::command(&program(binary)?, &trace::log(&directory, &device.name))?,
+            };
+            let child = command
                 .args(["--core-fd", "3", "--device", &device.name])
                 .args(&device.args)
-                .args(["--log-level", &std::env::var("BULKHEAD_TEST_LOG").unwrap_or("error".into())])
+                .args(["--log-level", &level])
                 .fd(connection.as_fd(), 3)
                 .spawn()?;
             devices.push((device.name.clone(), child));
         }
         let platform = Arc::new(SoftPlatform::start(guest)?);
-        Ok(Vm { platform, core, devices, directory })
+        Ok(Vm { platform, core, devices, played, directory })
+    }
+}
+
+/// Attaches as a device.
+fn introduce(connection: Peer, name: &str) -> anyhow::Result<Peer> {
+    let offer = Offer { class: vmbus::guid::class::ECHO.to_string(), ..Offer::default() };
+    connection.send(&ToCore::Hello { versions: VERSIONS, device: name.into(), offer }, &[])?;
+    match connection.recv()? {
+        (ToVsp::Welcome { .. }, _) => Ok(connection),
+        (other, _) => anyhow::bail!("the core answers a hello with {other:?}"),
     }
 }
 
@@ -148,6 +195,7 @@ pub struct Vm {
     platform: Arc<SoftPlatform>,
     core: Child,
     devices: Vec<(String, Child)>,
+    played: Vec<(String, Peer)>,
     directory: PathBuf,
 }
 
@@ -171,6 +219,25 @@ impl Vm {
     pub fn device(&mut self, name: &str) -> &mut Child {
         let found = self.devices.iter_mut().find(|(n, _)| n == name);
         &mut found.unwrap_or_else(|| panic!("the VM has no device {name}")).1
+    }
+
+    /// The core's socket to a device that the test plays. It waits on receiving.
+    pub fn played(&self, name: &str) -> &Peer {
+        let found = self.played.iter().find(|(n, _)| n == name);
+        &found.unwrap_or_else(|| panic!("the test plays no device {name}")).1
+    }
+
+    /// Where device processes connect.
+    pub fn socket(&self) -> PathBuf {
+        self.directory.join("core.sock")
+    }
+
+    /// What a device process of a VM that is [traced](VmBuilder::traced) has done so far; all of it once the
+    /// process has ended. It is in the form that `policies::audit` reads.
+    pub fn trace(&self, name: &str) -> anyhow::Result<String> {
+        let log = trace::log(&self.directory, name);
+        let text = std::fs::read(&log).with_context(|| format!("there is no {}", log.display()))?;
+        Ok(String::from_utf8_lossy(&text).into_owned())
     }
 
     /// A place for files.

@@ -78,6 +78,19 @@ pub trait RingMemory {
     fn read(&self, offset: u32, into: &mut [u8]);
     /// Copies data in. The same bounds as for [`Self::read`].
     fn write(&self, offset: u32, from: &[u8]);
+    /// Reads 8 bytes of data, little-endian, once. `offset` is a multiple of 8, else as for [`Self::read`], and may
+    /// be `data_len` itself. Worth an implementation of its own: a call of a copy routine costs more than the copy.
+    #[inline]
+    fn read_u64(&self, offset: u32) -> u64 {
+        let mut bytes = [0; 8];
+        self.read(offset % self.data_len(), &mut bytes);
+        u64::from_le_bytes(bytes)
+    }
+    /// Writes 8 bytes of data, little-endian. The same bounds as for [`Self::read_u64`].
+    #[inline]
+    fn write_u64(&self, offset: u32, value: u64) {
+        self.write(offset % self.data_len(), &value.to_le_bytes());
+    }
 }
 
 impl<M: RingMemory + ?Sized> RingMemory for &M {
@@ -98,6 +111,12 @@ impl<M: RingMemory + ?Sized> RingMemory for &M {
     }
     fn write(&self, offset: u32, from: &[u8]) {
         (**self).write(offset, from);
+    }
+    fn read_u64(&self, offset: u32) -> u64 {
+        (**self).read_u64(offset)
+    }
+    fn write_u64(&self, offset: u32, value: u64) {
+        (**self).write_u64(offset, value);
     }
 }
 

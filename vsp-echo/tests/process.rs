@@ -1,5 +1,7 @@
 //! The echo device as a real, confined process: the runtime's behaviour towards a core and a hostile guest.
 
+#![allow(unsafe_code, reason = "a descriptor is handed over between fork and exec")]
+
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Child, Command, ExitStatus, Stdio};

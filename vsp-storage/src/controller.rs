@@ -15,10 +15,14 @@ use crate::cli::DiskSpec;
 use crate::disk::{self, DiskError};
 use crate::job::{Job, Next, Work};
 use crate::scsi::plan::{MAX_TRANSFER, plan, plan_without_unit};
-use crate::scsi::{Plan, Sense, Unit, unmap};
+use crate::scsi::{Plan, Sense, Unit, sense, unmap};
 use crate::transfer;
-use crate::uring::{Operation, Uring, UringError};
+use crate::uring::{Kind, Operation, Uring, UringError};
 use crate::wire::{self, Address, Direction, Message, Outcome, Properties, Srb, status};
+
+/// How often in one turn operations are handed over whose predecessors completed at once. One command can have
+/// hundreds in a row (WRITE SAME, UNMAP), and meanwhile no answer becomes visible and the core is not heard.
+const ROUNDS: usize = 4;
 
 /// Why a controller cannot start.
 #[derive(Debug, Error)]
@@ -39,6 +43,34 @@ struct Lun {
     path: PathBuf,
     /// Commands that failed for the host's fault, for the log.
     failures: u64,
+    /// The host could not put on stable storage what the guest believes to be written, and the kernel tells so
+    /// only once: the next flush would succeed. So none may, until somebody has looked after the disk and the
+    /// process is started anew.
+    lost_writes: bool,
+}
+
+impl Lun {
+    /// An operation has failed for good: remembers what that means and says so.
+    fn failed(&mut self, kind: Kind, error: &std::io::Error) {
+        let (lun, path) = (self.lun, self.path.display());
+        if kind.is_promise() && sense::may_lose_writes(error) && !self.lost_writes {
+            self.lost_writes = true;
+            tracing::error!(
+                lun,
+                "{path}: {kind:?} failed: {error}; writes that were acknowledged may be lost, so flushes of this \
+                 disk fail until its process is started anew"
+            );
+        }
+        self.failures += 1;
+        if self.failures.is_power_of_two() {
+            tracing::error!(lun, so_far = self.failures, "{path}: {kind:?} failed: {error}");
+        }
+    }
+
+    /// What an operation's success is worth: nothing, if it promises what cannot be kept any more.
+    fn succeeded(&self, kind: Kind, moved: u32) -> Result<u32, Sense> {
+        if self.lost_writes && kind.is_promise() { Err(Sense::WRITE_ERROR) } else { Ok(moved) }
+    }
 }
 
 /// How far the guest's driver has come.
@@ -98,7 +130,7 @@ impl Controller {
                 disk.path.display()
             );
             // The file's descriptor is closed here; the ring holds the file and its lock.
-            luns.push(Lun { lun, unit: disk.unit, path: disk.path, failures: 0 });
+            luns.push(Lun { lun, unit: disk.unit, path: disk.path, failures: 0, lost_writes: false });
         }
         let numbers = luns.iter().map(|lun| lun.lun).collect();
         let phase = Phase::Opened;
@@ -204,26 +236,22 @@ impl Controller {
         }
     }
 
-    /// Hands over what is queued and finishes what has ended, until neither is left.
+    /// Hands over what is queued and finishes what has ended, until neither is left or it takes too long.
     fn pump(&mut self, channels: &mut Channels) {
-        loop {
-            if let Err(error) = self.uring.submit() {
-                broken(&error);
-            }
+        for _ in 0..ROUNDS {
+            self.submit_queued();
             let mut ended = false;
             while let Some((mut job, operation, result)) = self.uring.take_ended() {
                 ended = true;
                 let kind = operation.kind;
                 match job.work.step(operation, result) {
                     Next::Again(operation) => self.start(operation, job),
-                    Next::Done(moved) => self.finish(job, Outcome::Good(moved), channels),
+                    Next::Done(moved) => match self.luns[job.unit].succeeded(kind, moved) {
+                        Ok(moved) => self.finish(job, Outcome::Good(moved), channels),
+                        Err(sense) => self.finish(job, Outcome::Check(&sense.to_fixed()), channels),
+                    },
                     Next::Failed(sense, error) => {
-                        let lun = &mut self.luns[job.unit];
-                        lun.failures += 1;
-                        if lun.failures.is_power_of_two() {
-                            let (number, path, so_far) = (lun.lun, lun.path.display(), lun.failures);
-                            tracing::error!(lun = number, so_far, "{path}: {kind:?} failed: {error}");
-                        }
+                        self.luns[job.unit].failed(kind, &error);
                         self.finish(job, Outcome::Check(&sense.to_fixed()), channels);
                     }
                 }
@@ -231,6 +259,14 @@ impl Controller {
             if !ended {
                 return;
             }
+        }
+        // What of this completes at once is announced by the ring, so the next turn goes on with it.
+        self.submit_queued();
+    }
+
+    fn submit_queued(&mut self) {
+        if let Err(error) = self.uring.submit() {
+            broken(&error);
         }
     }
 
@@ -283,7 +319,7 @@ impl Device for Controller {
     }
 
     fn descriptors(&self) -> Vec<RawFd> {
-        self.uring.descriptors().to_vec()
+        vec![self.uring.source()]
     }
 
     fn sources(&self) -> Vec<RawFd> {
@@ -385,4 +421,45 @@ fn fail(srb: &Srb, sense: Sense, request: Request, channels: &mut Channels) {
 fn broken(error: &std::io::Error) -> ! {
     tracing::error!("the io_uring does not work any more: {error}");
     std::process::exit(1)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use super::*;
+    use crate::scsi::plan::tests::unit;
+
+    const FLUSH: Kind = Kind::Flush;
+    const FUA: Kind = Kind::Write { offset: 0, stable: true };
+    const WRITE: Kind = Kind::Write { offset: 0, stable: false };
+
+    fn lun() -> Lun {
+        Lun { lun: 0, unit: unit(), path: PathBuf::new(), failures: 0, lost_writes: false }
+    }
+
+    /// The kernel reports a write-back error to one `fsync` and calls the pages clean; Linux guests try a failed
+    /// flush again, and would take the second one's success for theirs.
+    #[test]
+    fn a_flush_that_failed_cannot_be_made_up_for() {
+        for (kind, code) in [(FLUSH, libc::EIO), (FLUSH, libc::ENOSPC), (FUA, libc::EIO)] {
+            let mut lun = lun();
+            assert_eq!(lun.succeeded(FLUSH, 0), Ok(0));
+            lun.failed(kind, &io::Error::from_raw_os_error(code));
+            assert_eq!(lun.succeeded(FLUSH, 0), Err(Sense::WRITE_ERROR));
+            assert_eq!(lun.succeeded(FUA, 512), Err(Sense::WRITE_ERROR));
+            assert_eq!(lun.succeeded(WRITE, 512), Ok(512), "it promises nothing");
+            assert_eq!(lun.succeeded(Kind::Read { offset: 0 }, 512), Ok(512));
+        }
+    }
+
+    #[test]
+    fn failures_that_lose_nothing_are_forgotten() {
+        let failures = [(FLUSH, libc::EINTR), (FUA, libc::EROFS), (WRITE, libc::EIO), (WRITE, libc::ENOSPC)];
+        for (kind, code) in failures {
+            let mut lun = lun();
+            lun.failed(kind, &io::Error::from_raw_os_error(code));
+            assert_eq!(lun.succeeded(FLUSH, 0), Ok(0));
+        }
+    }
 }

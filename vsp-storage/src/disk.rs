@@ -112,7 +112,12 @@ fn open(device: &str, lun: u8, spec: &DiskSpec) -> Result<Disk, DiskError> {
         return Err(DiskError::Empty(path));
     }
     if !bytes.is_multiple_of(u64::from(shape.block_size)) {
-        tracing::warn!(lun, "{}: the last {} bytes are no whole block", path.display(), bytes % 512);
+        tracing::warn!(
+            lun,
+            "{}: the last {} bytes are no whole block",
+            path.display(),
+            bytes % u64::from(shape.block_size)
+        );
     }
     let serial = spec.serial.clone().unwrap_or_else(|| default_serial(device, lun));
     let unit = Unit {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use thiserror::Error;
 use vsp::vmbus::gpadl::Limits;
-use vsp::vmbus::packet::{PacketError, PacketHeader, PacketType};
+use vsp::vmbus::packet::{GpaRange, PacketError, PacketHeader, PacketType};
 use vsp::{GuestBuffer, GuestRam, RamError};
 
 use crate::scsi::plan::MAX_TRANSFER;
@@ -35,11 +35,8 @@ pub fn buffer(
         return Ok(None);
     }
     let ranges = header.gpa_ranges(bytes, LIMITS)?;
-    let pieces = ranges.flat_map(|range| {
-        // The iterator borrows the range, which lives in this closure only.
-        range.pieces().map(|(gpa, len)| (gpa, u64::from(len))).collect::<Vec<_>>()
-    });
-    let mut buffer = GuestBuffer::new(ram, pieces)?;
+    let pieces = ranges.flat_map(GpaRange::pieces);
+    let mut buffer = GuestBuffer::new(ram, pieces.map(|(gpa, len)| (gpa, len.into())))?;
     buffer.truncate(limit as usize);
     Ok(Some(buffer))
 }

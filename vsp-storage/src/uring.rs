@@ -16,13 +16,13 @@ use io_uring::squeue::{Entry, Flags};
 use io_uring::types::{Fixed, FsyncFlags};
 use io_uring::{IoUring, opcode};
 use thiserror::Error;
-use vsp::ipc::event::Doorbell;
 use vsp::{GuestBuffer, Span};
 
 /// Entries of the submission queue: two batches of the runtime.
 const SUBMISSIONS: u32 = 128;
-/// Entries of the completion queue: all requests that a channel may have in flight.
-const COMPLETIONS: u32 = 256;
+/// Entries of the completion queue: all requests that a channel may have in flight, and those of a closed
+/// predecessor that drains.
+const COMPLETIONS: u32 = 512;
 /// How often a submission that the kernel is too busy for is tried again before the process gives up.
 const PATIENCE: u32 = 10_000;
 
@@ -76,6 +76,13 @@ pub enum Kind {
         /// How much.
         len: u64,
     },
+}
+
+impl Kind {
+    /// Whether its success promises that data is on stable storage.
+    pub fn is_promise(self) -> bool {
+        matches!(self, Kind::Flush | Kind::Write { stable: true, .. })
+    }
 }
 
 /// What is read into or written from.
@@ -144,7 +151,6 @@ struct InFlight<T> {
 /// The ring. `T` is what the caller wants back with the result.
 pub struct Uring<T> {
     ring: IoUring,
-    bell: Doorbell,
     /// Indexed by the user data of a submission.
     operations: Vec<Option<InFlight<T>>>,
     free: Vec<u32>,
@@ -164,26 +170,21 @@ impl<T> Uring<T> {
         let mut builder = IoUring::builder();
         builder.setup_r_disabled().setup_cqsize(COMPLETIONS);
         let ring = builder.build(SUBMISSIONS).map_err(UringError::Unavailable)?;
-        let bell = Doorbell::new().map_err(setup("make an eventfd for"))?;
         let submitter = ring.submitter();
         if !files.is_empty() {
             let numbers: Vec<RawFd> = files.iter().map(AsRawFd::as_raw_fd).collect();
             submitter.register_files(&numbers).map_err(setup("register the disks with"))?;
         }
-        submitter.register_eventfd(bell.as_raw_fd()).map_err(setup("register an eventfd with"))?;
         submitter.register_restrictions(&mut restrictions()).map_err(setup("restrict"))?;
         submitter.register_enable_rings().map_err(setup("enable"))?;
-        Ok(Uring { ring, bell, operations: Vec::new(), free: Vec::new() })
+        Ok(Uring { ring, operations: Vec::new(), free: Vec::new() })
     }
 
-    /// Descriptors that are needed from now on.
-    pub fn descriptors(&self) -> [RawFd; 2] {
-        [self.ring.as_raw_fd(), self.bell.as_raw_fd()]
-    }
-
-    /// Becomes readable when something completes.
+    /// The ring's descriptor: needed from now on, and readable while there is something to take.
+    ///
+    /// (Not an eventfd: that one would also wake us for what completed inline and is long taken.)
     pub fn source(&self) -> RawFd {
-        self.bell.as_raw_fd()
+        self.ring.as_raw_fd()
     }
 
     /// Operations that have been started and not been given back.
@@ -341,145 +342,4 @@ fn entry(operation: &Operation, iovecs: &[libc::iovec]) -> Entry {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::fs::File;
-    use std::os::fd::AsFd;
-    use std::os::unix::fs::FileExt;
-    use std::sync::Arc;
-
-    use vsp::GuestRam;
-    use vsp::ipc::message::RamRegion;
-    use vsp::ipc::shm::SharedMemory;
-
-    use super::*;
-
-    fn file() -> File {
-        let path = std::env::temp_dir().join(format!("bulkhead-uring-{:?}", std::thread::current().id()));
-        let file = File::options().read(true).write(true).create(true).truncate(true).open(&path).unwrap();
-        std::fs::remove_file(path).unwrap();
-        file.set_len(1 << 20).unwrap();
-        file
-    }
-
-    fn ram() -> Arc<GuestRam> {
-        let memory = SharedMemory::create("ram", 1 << 16).unwrap();
-        Arc::new(GuestRam::new(&memory, &[RamRegion { gpa: 0, len: 1 << 16, offset: 0 }]).unwrap())
-    }
-
-    fn run(uring: &mut Uring<u32>, operation: Operation) -> (u32, Operation, io::Result<u32>) {
-        uring.start(operation, 42).unwrap();
-        uring.submit().unwrap();
-        loop {
-            if let Some(ended) = uring.take_ended() {
-                return ended;
-            }
-            uring.wait().unwrap();
-        }
-    }
-
-    #[test]
-    fn data_moves_between_file_and_guest_pages() {
-        let (file, ram) = (file(), ram());
-        let mut uring = Uring::new(&[file.as_fd()]).unwrap();
-        ram.write(100, b"hello").unwrap();
-        ram.write(9000, b" world").unwrap();
-        let buffer = GuestBuffer::new(&ram, [(100, 5), (9000, 6)]).unwrap();
-        let write = Operation {
-            kind: Kind::Write { offset: 7, stable: true },
-            file: 0,
-            memory: Memory::Guest(buffer.clone()),
-        };
-        let (context, _, result) = run(&mut uring, write);
-        assert_eq!((context, result.unwrap()), (42, 11));
-        let mut bytes = [0; 11];
-        file.read_exact_at(&mut bytes, 7).unwrap();
-        assert_eq!(&bytes, b"hello world");
-        let single = GuestBuffer::new(&ram, [(0, 11)]).unwrap();
-        let read = Operation { kind: Kind::Read { offset: 7 }, file: 0, memory: Memory::Guest(single) };
-        assert_eq!(run(&mut uring, read).2.unwrap(), 11);
-        ram.read(0, &mut bytes).unwrap();
-        assert_eq!(&bytes, b"hello world");
-        assert_eq!(uring.in_flight(), 0);
-    }
-
-    #[test]
-    fn patterns_flushes_and_holes() {
-        let file = file();
-        let mut uring = Uring::new(&[file.as_fd()]).unwrap();
-        let mut pattern = Pattern::new(Box::from(*b"abcd"));
-        pattern.select(6, 11);
-        let write = Operation {
-            kind: Kind::Write { offset: 4096, stable: false },
-            file: 0,
-            memory: Memory::Pattern(pattern),
-        };
-        assert_eq!(run(&mut uring, write).2.unwrap(), 11);
-        let mut bytes = [0; 11];
-        file.read_exact_at(&mut bytes, 4096).unwrap();
-        assert_eq!(&bytes, b"cdabcdabcda");
-        let flush = Operation { kind: Kind::Flush, file: 0, memory: Memory::None };
-        run(&mut uring, flush).2.unwrap();
-        let punch =
-            Operation { kind: Kind::Punch { offset: 4096, len: 4096 }, file: 0, memory: Memory::None };
-        run(&mut uring, punch).2.unwrap();
-        file.read_exact_at(&mut bytes, 4096).unwrap();
-        assert_eq!(bytes, [0; 11]);
-    }
-
-    #[test]
-    fn errors_come_back_as_such() {
-        let (file, ram) = (file(), ram());
-        let mut uring = Uring::new(&[file.as_fd()]).unwrap();
-        let buffer = GuestBuffer::new(&ram, [(0, 512)]).unwrap();
-        let wrong =
-            Operation { kind: Kind::Read { offset: 0 }, file: 7, memory: Memory::Guest(buffer.clone()) };
-        assert_eq!(run(&mut uring, wrong).2.unwrap_err().raw_os_error(), Some(libc::EBADF));
-        let end = Operation { kind: Kind::Read { offset: 1 << 20 }, file: 0, memory: Memory::Guest(buffer) };
-        assert_eq!(run(&mut uring, end).2.unwrap(), 0);
-    }
-
-    #[test]
-    fn the_ring_refuses_everything_else() {
-        let file = file();
-        let mut uring = Uring::<u32>::new(&[file.as_fd()]).unwrap();
-        assert!(uring.ring.submitter().register_files_sparse(4).is_err());
-        assert!(uring.ring.submitter().unregister_files().is_err());
-        let path = c"/etc/passwd";
-        let forbidden = [
-            opcode::Nop::new().build(),
-            opcode::OpenAt::new(io_uring::types::Fd(libc::AT_FDCWD), path.as_ptr()).build(),
-            opcode::Socket::new(libc::AF_INET, libc::SOCK_STREAM, 0).build(),
-            opcode::Fsync::new(io_uring::types::Fd(file.as_raw_fd())).build(),
-        ];
-        for entry in forbidden {
-            // SAFETY: what the entries point at lives until the end of the test.
-            unsafe { uring.ring.submission().push(&entry).unwrap() };
-            uring.ring.submit_and_wait(1).unwrap();
-            let completion = uring.ring.completion().next().unwrap();
-            assert_eq!(completion.result(), -libc::EACCES);
-        }
-    }
-
-    #[test]
-    fn more_than_the_queue_holds_is_fine() {
-        let (file, ram) = (file(), ram());
-        let mut uring = Uring::new(&[file.as_fd()]).unwrap();
-        for context in 0..1000u32 {
-            let buffer = GuestBuffer::new(&ram, [(0, 512)]).unwrap();
-            let read = Operation { kind: Kind::Read { offset: 0 }, file: 0, memory: Memory::Guest(buffer) };
-            uring.start(read, context).unwrap();
-        }
-        let mut seen = [false; 1000];
-        while uring.in_flight() > 0 {
-            uring.submit().unwrap();
-            match uring.take_ended() {
-                Some((context, _, result)) => {
-                    assert_eq!(result.unwrap(), 512);
-                    assert!(!std::mem::replace(&mut seen[context as usize], true));
-                }
-                None => uring.wait().unwrap(),
-            }
-        }
-        assert!(seen.iter().all(|seen| *seen));
-    }
-}
+mod tests;

@@ -1,6 +1,7 @@
 //! The real program in its real compartment.
 
 #![allow(clippy::unwrap_used, reason = "tests may panic")]
+#![allow(unsafe_code, reason = "a descriptor is handed over between fork and exec")]
 
 mod guest;
 

@@ -72,9 +72,12 @@ pub struct Channel<M> {
 impl<M: RingMemory> Channel<M> {
     /// Takes up a channel wherever its indices stand. `limit` is at least 1.
     pub fn new(to_host: M, to_guest: M, limit: u32) -> Result<Channel<M>, RingError> {
+        let mut writer = RingWriter::new(to_guest)?;
+        // What a predecessor waited for, or what a reused page still says.
+        writer.set_pending_send_size(0);
         Ok(Channel {
             reader: RingReader::new(to_host)?.with_longest_packet(LONGEST_PACKET),
-            writer: RingWriter::new(to_guest)?,
+            writer,
             limit: limit.max(1),
             outstanding: 0,
             backlog: VecDeque::new(),
@@ -144,8 +147,11 @@ impl<M: RingMemory> Channel<M> {
     }
 
     /// Writes a packet of the device's own, behind the completions so far. There is no queue for them: full
-    /// is full.
+    /// is full, and a packet never overtakes a completion that waits for room.
     pub fn send(&mut self, packet: &Outgoing, parts: &[&[u8]]) -> Result<(), PushError> {
+        if !self.backlog.is_empty() {
+            return Err(PushError::Full { needed: self.pending });
+        }
         self.writer.push(packet, parts)
     }
 
@@ -154,7 +160,9 @@ impl<M: RingMemory> Channel<M> {
     pub fn publish_completions(&mut self) -> Result<(), PushError> {
         self.publish_taken();
         loop {
+            let (announced, visible) = (self.pending, self.writer.published_position());
             let blocked = self.push_backlog()?;
+            let all_was_visible = self.writer.write_position() == visible;
             self.owes_signal |= self.writer.publish();
             match blocked {
                 None if self.pending == 0 => return Ok(()),
@@ -163,12 +171,15 @@ impl<M: RingMemory> Channel<M> {
                     self.pending = 0;
                     return Ok(());
                 }
-                // Announced before this attempt: the guest will signal.
-                Some(needed) if self.pending == needed => return Ok(()),
+                // The guest signals when it sees too little room become enough. It saw too little only if it
+                // knew, before the attempt that failed, what is wanted and everything that lies in the ring.
+                Some(needed) if announced == needed && all_was_visible => return Ok(()),
+                // Otherwise it may have made the room meanwhile and thought nothing of it: one more attempt.
                 Some(needed) => {
-                    // The guest may have made room just before it could see this, so one more attempt follows.
-                    self.writer.set_pending_send_size(needed);
-                    self.pending = needed;
+                    if announced != needed {
+                        self.writer.set_pending_send_size(needed);
+                        self.pending = needed;
+                    }
                 }
             }
         }
@@ -221,172 +232,4 @@ impl<M: RingMemory> Channel<M> {
 }
 
 #[cfg(test)]
-mod tests {
-    use vmbus::ring::ControlWord;
-    use vmbus::ring::testing::TestRing;
-
-    use super::*;
-
-    struct Guest {
-        writer: RingWriter<TestRing>,
-        reader: RingReader<TestRing>,
-        to_host: TestRing,
-        to_guest: TestRing,
-    }
-
-    fn channel(limit: u32) -> (Guest, Channel<TestRing>) {
-        let (to_host, to_guest) = (TestRing::new(1), TestRing::new(1));
-        let guest = Guest {
-            writer: RingWriter::new(to_host.clone()).unwrap(),
-            reader: RingReader::new(to_guest.clone()).unwrap(),
-            to_host: to_host.clone(),
-            to_guest: to_guest.clone(),
-        };
-        (guest, Channel::new(to_host, to_guest, limit).unwrap())
-    }
-
-    impl Guest {
-        fn send(&mut self, id: u64) -> bool {
-            self.writer.push(&Outgoing::in_band(id, true), &[b"request!"]).unwrap();
-            self.writer.publish()
-        }
-
-        fn collect(&mut self) -> Vec<u64> {
-            let (mut ids, mut scratch) = (Vec::new(), Vec::new());
-            while let Some(header) = self.reader.next(&mut scratch).unwrap() {
-                ids.push(header.transaction_id);
-            }
-            ids
-        }
-    }
-
-    fn ticket(taken: Taken) -> Ticket {
-        let Taken::Packet(_, ticket) = taken else { panic!("{taken:?}") };
-        ticket
-    }
-
-    #[test]
-    fn nothing_is_visible_before_its_step() {
-        let (mut guest, mut channel) = channel(8);
-        let mut scratch = Vec::new();
-        guest.send(7);
-        let ticket = ticket(channel.take(&mut scratch));
-        assert_eq!(guest.to_host.load(ControlWord::ReadIndex), 0, "taken, not published");
-        channel.complete(ticket, b"answer").unwrap();
-        assert_eq!(guest.to_guest.load(ControlWord::WriteIndex), 0, "completed, not published");
-        channel.publish_completions().unwrap();
-        assert_ne!(guest.to_host.load(ControlWord::ReadIndex), 0, "reads are published before completions");
-        assert!(channel.take_signal());
-        assert!(!channel.take_signal());
-        assert_eq!(guest.collect(), [7]);
-        assert_eq!(channel.outstanding(), 0);
-    }
-
-    #[test]
-    fn the_limit_stops_taking_until_something_completes() {
-        let (mut guest, mut channel) = channel(2);
-        let mut scratch = Vec::new();
-        (1..=3).for_each(|id| _ = guest.send(id));
-        let first = ticket(channel.take(&mut scratch));
-        let second = ticket(channel.take(&mut scratch));
-        assert!(matches!(channel.take(&mut scratch), Taken::Wait));
-        channel.complete(first, b"").unwrap();
-        let third = ticket(channel.take(&mut scratch));
-        assert_eq!((second.sequence, third.sequence), (1, 2));
-    }
-
-    #[test]
-    fn a_full_ring_keeps_completions_and_asks_for_a_signal() {
-        let (mut guest, mut channel) = channel(64);
-        let mut scratch = Vec::new();
-        (0..40).for_each(|id| _ = guest.send(id));
-        let tickets: Vec<_> = (0..40).map(|_| ticket(channel.take(&mut scratch))).collect();
-        for ticket in tickets {
-            channel.complete(ticket, &[0; 184]).unwrap();
-        }
-        channel.publish_completions().unwrap();
-        let pending = guest.to_guest.load(ControlWord::PendingSendSize);
-        assert_eq!(pending, 16 + 184 + 8);
-        assert!(channel.is_blocked());
-        let _ = guest.send(99);
-        assert!(matches!(channel.take(&mut scratch), Taken::Wait));
-
-        let mut seen = guest.collect();
-        assert!(guest.reader.publish(), "the guest sees that we wait");
-        channel.publish_completions().unwrap();
-        assert_eq!(guest.to_guest.load(ControlWord::PendingSendSize), pending, "still waiting");
-        seen.extend(guest.collect());
-        assert!(guest.reader.publish());
-        channel.publish_completions().unwrap();
-        seen.extend(guest.collect());
-        let _ = guest.reader.publish();
-        channel.publish_completions().unwrap();
-        seen.extend(guest.collect());
-        assert_eq!(seen, (0..40).collect::<Vec<_>>(), "each once, in order");
-        assert_eq!(guest.to_guest.load(ControlWord::PendingSendSize), 0);
-        assert_eq!(channel.outstanding(), 0);
-        assert_eq!(ticket(channel.take(&mut scratch)).transaction_id, 99);
-    }
-
-    #[test]
-    fn a_guest_that_waits_for_room_is_signalled() {
-        let (mut guest, mut channel) = channel(1000);
-        let mut scratch = Vec::new();
-        let mut sent = 0;
-        while guest.writer.push(&Outgoing::in_band(sent, true), &[&[0; 40]]).is_ok() {
-            sent += 1;
-        }
-        let _ = guest.writer.publish();
-        guest.writer.set_pending_send_size(64);
-        for _ in 0..sent {
-            let ticket = ticket(channel.take(&mut scratch));
-            channel.abandon(ticket);
-        }
-        channel.publish_taken();
-        assert!(channel.take_signal());
-    }
-
-    #[test]
-    fn jumping_indices_are_failures_not_loops() {
-        let (guest, mut channel) = channel(8);
-        let mut scratch = Vec::new();
-        for index in [3, 4096, u32::MAX] {
-            guest.to_host.store(ControlWord::WriteIndex, index);
-            assert!(matches!(channel.take(&mut scratch), Taken::Failed(_)), "{index}");
-        }
-        guest.to_host.store(ControlWord::WriteIndex, 8);
-        assert!(matches!(channel.take(&mut scratch), Taken::Failed(RingError::Truncated(8))));
-        guest.to_guest.store(ControlWord::ReadIndex, 5);
-        let ticket = Ticket { transaction_id: 1, wants_completion: true, sequence: 0 };
-        channel.outstanding = 1;
-        assert!(matches!(channel.complete(ticket, b""), Err(PushError::Ring(_))));
-        assert_eq!(channel.outstanding(), 0);
-    }
-
-    #[test]
-    fn a_packet_that_wants_no_answer_gets_none() {
-        let (mut guest, mut channel) = channel(8);
-        let mut scratch = Vec::new();
-        guest.writer.push(&Outgoing::in_band(5, false), &[b"note"]).unwrap();
-        assert!(guest.writer.publish());
-        let ticket = ticket(channel.take(&mut scratch));
-        channel.complete(ticket, b"ignored").unwrap();
-        channel.publish_completions().unwrap();
-        assert!(guest.collect().is_empty());
-        assert_eq!(channel.outstanding(), 0);
-    }
-
-    #[test]
-    fn unmasking_finds_what_came_meanwhile() {
-        let (mut guest, mut channel) = channel(8);
-        channel.mask();
-        assert!(!guest.send(1), "masked: no signal");
-        assert!(channel.unmask());
-        let mut scratch = Vec::new();
-        let ticket = ticket(channel.take(&mut scratch));
-        channel.abandon(ticket);
-        channel.publish_taken();
-        assert!(!channel.unmask());
-        assert!(guest.send(2), "unmasked and empty: signal");
-    }
-}
+mod tests;

@@ -6,6 +6,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use ipc::event::Doorbell;
 use ipc::message::RingLayout;
 use ipc::shm::{EventFlags, PAGE, RingMapping, SharedMemory, ShmError, VMBUS_SINT};
+use logs::Ration;
 use mio::unix::SourceFd;
 use mio::{Interest, Registry, Token};
 use thiserror::Error;
@@ -13,6 +14,9 @@ use vmbus::packet::Outgoing;
 use vmbus::ring::{PushError, RingError};
 
 use crate::channel::{Channel, Taken, Ticket};
+
+/// How often guests have broken channels, or opened what is none.
+pub(crate) static BROKEN: Ration = Ration::new();
 
 /// Names an open channel inside the process. Used again after the channel has closed, which is after all its
 /// requests have ended.
@@ -120,10 +124,13 @@ impl Slot {
     /// The guest broke the ring: says so, once.
     fn fail(&mut self, error: &dyn std::fmt::Display) {
         if self.answers() {
-            tracing::error!(
-                channel = self.core_id,
-                "the guest broke this channel, it is not served any more: {error}"
-            );
+            if let Some(times) = BROKEN.another() {
+                tracing::error!(
+                    channel = self.core_id,
+                    times,
+                    "the guest broke this channel, it is not served any more: {error}"
+                );
+            }
             self.state = State::Failed;
             self.channel.abandon_backlog();
         }

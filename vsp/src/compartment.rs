@@ -41,9 +41,3 @@ pub(crate) fn try_forbidden(act: &str) -> String {
         Some(Err(error)) => format!("the compartment let `{act}` through to the kernel: {error}"),
     }
 }
-
-/// Numbers of the descriptors that are open right now; empty if /proc is not there.
-pub(crate) fn open_descriptors() -> Vec<RawFd> {
-    let Ok(folder) = std::fs::read_dir("/proc/self/fd") else { return Vec::new() };
-    folder.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect()
-}

@@ -14,7 +14,7 @@ use mio::{Events, Interest, Poll, Token};
 use thiserror::Error;
 
 use crate::channel::Taken;
-use crate::channels::{ChannelId, Channels, NewChannel};
+use crate::channels::{BROKEN, ChannelId, Channels, NewChannel};
 use crate::device::{Device, OpenRequest, Packet, Vm};
 use crate::request::Request;
 
@@ -180,7 +180,9 @@ impl<D: Device> Runtime<D> {
         let id = match self.channels.open(new, self.device.depth()) {
             Ok(id) => id,
             Err(error) => {
-                tracing::warn!(channel = core_id, "a channel cannot be opened: {error}");
+                if let Some(times) = BROKEN.another() {
+                    tracing::warn!(channel = core_id, times, "a channel cannot be opened: {error}");
+                }
                 return STATUS_REFUSED;
             }
         };

@@ -3,7 +3,7 @@
 use std::fmt::Display;
 use std::process::ExitCode;
 
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::AsRawFd;
 
 use ipc::socket::Peer;
 use sandbox::Policy;
@@ -47,12 +47,8 @@ where
     D: Device,
     E: Display,
 {
-    let before = compartment::open_descriptors();
     logs::init(common.log_format, common.log_level.0, &common.device);
-    // What logging has opened (a journal socket) must outlive the closing of the door.
-    let mut keep = compartment::open_descriptors();
-    keep.retain(|number| *number > 2 && !before.contains(number));
-    match run(program, common, keep, open) {
+    match run(program, common, open) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             tracing::error!("{error}");
@@ -61,12 +57,7 @@ where
     }
 }
 
-fn run<D, E>(
-    program: Program,
-    common: &Common,
-    mut keep: Vec<RawFd>,
-    open: impl FnOnce() -> Result<D, E>,
-) -> Result<(), ServeError>
+fn run<D, E>(program: Program, common: &Common, open: impl FnOnce() -> Result<D, E>) -> Result<(), ServeError>
 where
     D: Device,
     E: Display,
@@ -74,12 +65,10 @@ where
     let peer = if common.policy_test.is_some() { None } else { Some(connect(common)?) };
     let device = open().map_err(|error| ServeError::Device(error.to_string()))?;
     let runtime = Runtime::new(device)?;
-    keep.extend([0, 1, 2]);
+    let mut keep = vec![0, 1, 2];
+    keep.extend(logs::descriptors());
     keep.extend(runtime.descriptors());
     keep.extend(peer.as_ref().map(AsRawFd::as_raw_fd));
-    // The listing of /proc/self/fd has a descriptor of its own, which is gone by now.
-    keep.sort_unstable();
-    keep.dedup();
     compartment::enter(program.name, program.policy, common, keep).map_err(ServeError::Compartment)?;
     if let Some(act) = &common.policy_test {
         return Err(ServeError::PolicyTest(compartment::try_forbidden(act)));

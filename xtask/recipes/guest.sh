@@ -32,8 +32,8 @@ bash /run/bulkhead-job
 echo "bulkhead-job: $job exit $?"
 case $(word then) in
     stay) ;;
-    reboot) systemctl reboot ;;
-    *) systemctl poweroff ;;
+    reboot) systemctl reboot 2> /dev/null ;;
+    *) systemctl poweroff 2> /dev/null ;;
 esac
 RUNNER
 cat > "$root/usr/lib/bulkhead/getty" <<'GETTY'

@@ -13,6 +13,7 @@ pub const BINARIES: [&str; 4] = ["bulkhead", "core-vmm", "vsp-storage", "vsp-ech
 /// Builds (if asked to) and returns those binaries that exist.
 pub fn binaries(profile: &str, build: bool) -> Result<Vec<PathBuf>> {
     if build {
+        sh::say("building the binaries");
         let mut cargo = cargo();
         cargo.args(["build", "--quiet"]).args(BINARIES.iter().flat_map(|name| ["--package", name]));
         if profile == "release" {

@@ -22,6 +22,9 @@ pub struct Arguments {
     /// In the lab even if this host could do it.
     #[arg(long)]
     lab: bool,
+    /// Take the binaries as they are.
+    #[arg(long)]
+    no_build: bool,
     /// Show the lab host's own messages too.
     #[arg(long, short)]
     verbose: bool,
@@ -29,7 +32,7 @@ pub struct Arguments {
 
 /// Runs the demonstration.
 pub fn run(arguments: &Arguments) -> Result<ExitCode> {
-    let binaries = sh::step("building bulkhead, core-vmm, vsp-storage", || build::binaries("release", true))?;
+    let binaries = build::binaries("release", !arguments.no_build)?;
     let images = Images::ready(With::Bookworm)?;
     let machine = Machine::new()?;
     let reason =

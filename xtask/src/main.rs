@@ -8,6 +8,8 @@
 //! What these need and the machine lacks is installed (as root) or named (otherwise). What is expensive is
 //! made once and kept, under a key that says what it was made from. Nothing here is part of the product.
 
+#![forbid(unsafe_code)]
+
 mod apt;
 mod bench;
 mod build;

@@ -6,13 +6,15 @@ use std::io::{BufRead, BufReader};
 use std::process::{Command, ExitCode, Stdio};
 use std::time::Instant;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, bail};
 
 use crate::images::{Images, With};
 use crate::{apt, build, lab, scenarios, sh};
 
 /// How long each fuzz target runs, in seconds.
 const FUZZ_SECONDS: u32 = 60;
+/// They are a workspace of their own.
+const FUZZ_MANIFEST: &str = "fuzz/Cargo.toml";
 /// Fuzz targets that run at the same time.
 const FUZZ_JOBS: usize = 2;
 
@@ -101,7 +103,10 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
 
 fn checks(fast: bool) -> Result<Vec<Check>> {
     let mut checks = vec![
-        Check::new("format", |_| cargo(&["fmt", "--all", "--check"])),
+        Check::new("format", |_| {
+            cargo(&["fmt", "--all", "--check"])?;
+            cargo(&["fmt", "--all", "--check", "--manifest-path", FUZZ_MANIFEST])
+        }),
         Check::new("lints", |_| {
             cargo(&["clippy", "--quiet", "--workspace", "--all-targets", "--", "-D", "warnings"])
         }),
@@ -127,6 +132,7 @@ fn checks(fast: bool) -> Result<Vec<Check>> {
         let name = format!("lab {}", scenario.name);
         checks.push(Check::new(&name, move |verbose| scenario.run(verbose).map(|_| PASSED)));
     }
+    checks.push(Check::new("lab policies", |verbose| scenarios::policies::audit(verbose).map(|_| PASSED)));
     Ok(checks)
 }
 
@@ -137,6 +143,10 @@ fn cargo(arguments: &[&str]) -> Result<Count> {
 }
 
 fn unit_tests(verbose: bool) -> Result<Count> {
+    if apt::is_root() {
+        // Policies are audited with it; nobody else may look into a compartment.
+        apt::ensure(&["strace"])?;
+    }
     if build::cargo().args(["nextest", "--version"]).output().is_ok_and(|output| output.status.success()) {
         counted(&["nextest", "run", "--workspace", "--no-fail-fast", "--color=never"], verbose)
     } else {
@@ -210,7 +220,10 @@ fn dependencies(fast: bool) -> Result<Count> {
             sh::run(build::cargo().args(["install", "cargo-deny", "--locked", "--quiet"]))
         })?;
     }
-    cargo(&["deny", "--log-level", "error", "check", "bans", "licenses", "sources"])?;
+    for manifest in ["Cargo.toml", "fuzz/Cargo.toml"] {
+        let rest = ["--log-level", "error", "check", "bans", "licenses", "sources"];
+        sh::run(build::cargo().args(["deny", "--manifest-path", manifest]).args(rest))?;
+    }
     match sh::output(build::cargo().args(["deny", "--log-level", "error", "check", "advisories"])) {
         Ok(_) => Ok(Count { passed: 2, failed: 0 }),
         Err(error) => {
@@ -239,31 +252,17 @@ fn fuzz_targets() -> Result<Vec<String>> {
     Ok(targets)
 }
 
-/// Runs every target for a while from the committed corpus; what they find is written to `fuzz/artifacts`.
+/// Runs every target for a while from the committed corpus.
 fn fuzz(targets: &[String]) -> Result<Count> {
     apt::ensure(&["g++"])?;
-    let directory = build::workspace().join("fuzz");
-    let target_directory = build::target_directory().with_file_name("target-fuzz");
-    let target_directory = if std::env::var_os("CARGO_TARGET_DIR").is_some() {
-        target_directory
-    } else {
-        directory.join("target")
-    };
-    sh::step("building the fuzz targets", || {
-        let mut cargo = build::cargo();
-        // In that directory, because its cargo configuration carries the instrumentation.
-        cargo.current_dir(&directory).env("CARGO_TARGET_DIR", &target_directory);
-        sh::run(cargo.args(["build", "--release", "--quiet", "--bins"]))
-    })?;
-    let programs = target_directory.join("x86_64-unknown-linux-gnu/release");
+    sh::step("building the fuzz targets and replaying the corpus", || fuzz_run(0, None))?;
     let mut count = Count::default();
     for group in targets.chunks(FUZZ_JOBS) {
         sh::say(&format!("fuzzing {} for {FUZZ_SECONDS} s", group.join(" and ")));
         let results: Vec<Result<()>> = std::thread::scope(|scope| {
-            let (directory, programs) = (&directory, &programs);
             let running: Vec<_> = group
                 .iter()
-                .map(|target| scope.spawn(move || fuzz_one(directory, &programs.join(target), target)))
+                .map(|target| scope.spawn(|| fuzz_run(FUZZ_SECONDS, Some(target.as_str()))))
                 .collect();
             running
                 .into_iter()
@@ -283,23 +282,13 @@ fn fuzz(targets: &[String]) -> Result<Count> {
     Ok(count)
 }
 
-fn fuzz_one(directory: &std::path::Path, program: &std::path::Path, target: &str) -> Result<()> {
-    let corpus = directory.join("corpus").join(target);
-    ensure!(corpus.is_dir(), "fuzz target {target} has no corpus");
-    // New inputs go to the first directory; the committed corpus stays as it is.
-    let found = program.with_file_name(format!("{target}-found"));
-    std::fs::create_dir_all(&found)?;
-    let artifacts = directory.join("artifacts").join(target);
-    std::fs::create_dir_all(&artifacts)?;
+fn fuzz_run(seconds: u32, target: Option<&str>) -> Result<()> {
     sh::run(
-        Command::new(program)
-            .arg(format!("-max_total_time={FUZZ_SECONDS}"))
-            .args(["-print_final_stats=1", "-timeout=10", "-rss_limit_mb=2048"])
-            .arg(format!("-artifact_prefix={}/", artifacts.display()))
-            .arg(&found)
-            .arg(&corpus),
+        Command::new(build::workspace().join("fuzz/run"))
+            .arg(seconds.to_string())
+            .args(target)
+            .env("CARGO_TARGET_DIR", build::target_directory().join("fuzz")),
     )
-    .with_context(|| format!("fuzz target {target}; the input is in {}", artifacts.display()))
 }
 
 #[cfg(test)]

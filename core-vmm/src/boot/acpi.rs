@@ -154,7 +154,7 @@ mod tests {
 
     #[test]
     fn tables_are_summed_and_linked() {
-        let ram = Ram::new(64 << 20, false, false).unwrap();
+        let ram = Ram::new(64 << 20, false).unwrap();
         let rsdp = write_tables(&ram, 64).unwrap();
         let mut root = [0; 36];
         ram.read(rsdp, &mut root).unwrap();

@@ -15,18 +15,28 @@ pub const ENTRY_64: u64 = 0x200;
 /// Boot loader type "undefined" (boot.rst, `type_of_loader`).
 const LOADER_UNDEFINED: u8 = 0xff;
 
+/// First address beyond what the kernel may use before it has looked at its memory map: it unpacks itself at its
+/// preferred address, or higher if it was loaded higher and can be moved (boot.rst, `init_size`).
+pub fn runtime_end(header: &setup_header, load: u64) -> u64 {
+    let preferred = header.pref_address;
+    let start = if header.relocatable_kernel != 0 {
+        load.next_multiple_of(u64::from(header.kernel_alignment).max(1)).max(preferred)
+    } else {
+        preferred
+    };
+    start.saturating_add(u64::from(header.init_size))
+}
+
 /// Fills the zero page.
 pub fn write_zero_page(
     ram: &Ram,
     header: setup_header,
     rsdp: u64,
     initrd: Option<(u64, u64)>,
-    cmdline_len: usize,
 ) -> Result<(), BootError> {
     let mut params = boot_params { hdr: header, acpi_rsdp_addr: rsdp, ..Default::default() };
     params.hdr.type_of_loader = LOADER_UNDEFINED;
     params.hdr.cmd_line_ptr = layout::CMDLINE as u32;
-    params.hdr.cmdline_size = cmdline_len as u32;
     if let Some((start, len)) = initrd {
         params.hdr.ramdisk_image = start as u32;
         params.hdr.ramdisk_size =

@@ -49,6 +49,11 @@ pub enum BootError {
         /// Why.
         reason: String,
     },
+    /// A kernel that we cannot enter.
+    #[error(
+        "kernel {0} is a bzImage without a 64-bit entry (boot protocol 2.12 with XLF_KERNEL_64); give a 64-bit kernel"
+    )]
+    Not64(String),
     /// RAM is too small.
     #[error("{what} of {need} bytes does not fit into guest memory; raise [machine] memory")]
     TooSmall {
@@ -64,6 +69,10 @@ pub enum BootError {
     #[error(transparent)]
     Memory(#[from] MemoryError),
 }
+
+/// Boot protocol version from which `xloadflags` exist, and the flag for a 64-bit entry (boot.rst).
+const PROTOCOL_2_12: u16 = 0x20c;
+const XLF_KERNEL_64: u16 = 1;
 
 /// How the boot VP starts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -164,11 +173,16 @@ impl Payload {
         let loaded = BzImage::load(ram.map_ref(), None, &mut self.kernel, high)
             .map_err(|e| fail(&self.kernel_path, &e))?;
         let header = loaded.setup_header.ok_or_else(|| BootError::Format(self.kernel_path.clone()))?;
-        // Decompression happens in place: the kernel's own figure says how far it reaches.
-        let end = (loaded.kernel_load.0 + u64::from(header.init_size)).max(loaded.kernel_end);
+        if header.version < PROTOCOL_2_12 || header.xloadflags & XLF_KERNEL_64 == 0 {
+            return Err(BootError::Not64(self.kernel_path.clone()));
+        }
+        let end = linux::runtime_end(&header, loaded.kernel_load.0).max(loaded.kernel_end);
+        if end > ram.low_end() {
+            return Err(BootError::TooSmall { what: "the kernel, unpacked,", need: end });
+        }
         let max = if header.initrd_addr_max == 0 { 0x37ff_ffff } else { u64::from(header.initrd_addr_max) };
         let initrd = self.load_initrd(ram, end, max)?;
-        linux::write_zero_page(ram, header, rsdp, initrd, self.cmdline.len())?;
+        linux::write_zero_page(ram, header, rsdp, initrd)?;
         linux::write_page_tables(ram)?;
         Ok(Entry::Linux64 { rip: loaded.kernel_load.0 + linux::ENTRY_64 })
     }

@@ -314,10 +314,9 @@ impl Bus {
         let relid = open.relid;
         let vps = self.vps;
         let channel = self.channel(kind, relid)?;
-        if channel.state != State::Idle || channel.rescinded {
-            return Err(GuestFault::BadState { kind, relid });
-        }
-        let refused = if open.target_vp >= vps {
+        let refused = if channel.state != State::Idle || channel.rescinded {
+            Err("it is open, or on the way, or gone")
+        } else if open.target_vp >= vps {
             Err("its target VP does not exist")
         } else {
             self.gpadls.claim_ring(relid, open.ring_gpadl, open.downstream_page_offset)

@@ -102,6 +102,13 @@ fn created(relid: Relid, gpadl: u32, status: u32) -> HostMessage {
     HostMessage::GpadlCreated(GpadlCreated { relid, gpadl, status })
 }
 
+/// The guest asks in vain, and is told so.
+fn open_refused(bus: &mut Bus, relid: Relid, gpadl: u32) {
+    let result = say(bus, GuestMessage::OpenChannel(open_request(relid, gpadl)));
+    assert!(matches!(result, Err(GuestFault::OpenRefused { .. })), "{result:?}");
+    assert_eq!(heard(bus), [open_result(relid, STATUS_UNSUCCESSFUL)]);
+}
+
 fn bad_state<T: std::fmt::Debug>(result: Result<T, GuestFault>) {
     assert!(matches!(result, Err(GuestFault::BadState { .. })), "{result:?}");
 }

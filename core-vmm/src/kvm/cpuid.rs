@@ -1,10 +1,21 @@
 //! What the processor tells the guest: KVM's own leaves, a topology of one socket with one thread
 //! a core, and Hyper-V's identification in place of KVM's.
 
-use kvm_bindings::{CpuId, kvm_cpuid_entry2};
+use kvm_bindings::{CpuId, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, kvm_cpuid_entry2};
 
 /// Hyper-V and KVM share this range; Linux takes whoever sits at its start (or higher up) for the hypervisor.
 const HYPERVISOR_LEAVES: std::ops::RangeInclusive<u32> = 0x4000_0000..=0x4fff_ffff;
+
+/// Processor topology, one sub-leaf a level.
+const EXTENDED_TOPOLOGY: u32 = 0xb;
+/// Leaves that we fill ourselves (KVM gives one empty level), and those that we do not show: the second form of the topology,
+/// and nested SVM, which nobody has asked for.
+const REPLACED_LEAVES: [u32; 3] = [EXTENDED_TOPOLOGY, 0x1f, 0x8000_000a];
+/// Virtualization extensions: leaf 1 ECX and leaf 0x80000001 ECX.
+const VMX: u32 = 1 << 5;
+const SVM: u32 = 1 << 2;
+/// Leaf 0x80000001 ECX: "several processors a package are cores, not threads" (AMD).
+const CMP_LEGACY: u32 = 1 << 1;
 
 /// Leaf numbers as in the Hypervisor Top-Level Functional Specification, "Feature and interface discovery".
 mod leaf {
@@ -33,9 +44,12 @@ pub fn leaves(host: &CpuId, hyperv: &CpuId, vp: u32, vps: u32, tsc_deadline: boo
     let mut out: Vec<kvm_cpuid_entry2> = host
         .as_slice()
         .iter()
-        .filter(|e| !HYPERVISOR_LEAVES.contains(&e.function))
+        .filter(|e| !HYPERVISOR_LEAVES.contains(&e.function) && !REPLACED_LEAVES.contains(&e.function))
         .map(|e| topology(*e, vp, vps, tsc_deadline))
         .collect();
+    if host.as_slice().iter().any(|e| e.function == EXTENDED_TOPOLOGY) {
+        out.extend((0..3).map(|level| extended_topology(level, vp, vps)));
+    }
     out.extend(hyperv.as_slice().iter().filter_map(|e| hyperv_leaf(*e)));
     out
 }
@@ -49,7 +63,7 @@ fn topology(mut e: kvm_cpuid_entry2, vp: u32, vps: u32, tsc_deadline: bool) -> k
     match e.function {
         1 => {
             e.ebx = (e.ebx & 0x0000_ffff) | (vp << 24) | (vps.min(255) << 16);
-            e.ecx |= HYPERVISOR_PRESENT;
+            e.ecx = (e.ecx | HYPERVISOR_PRESENT) & !VMX;
             e.ecx = if tsc_deadline { e.ecx | TSC_DEADLINE } else { e.ecx & !TSC_DEADLINE };
             e.edx = if vps > 1 { e.edx | HTT } else { e.edx & !HTT };
         }
@@ -60,16 +74,8 @@ fn topology(mut e: kvm_cpuid_entry2, vp: u32, vps: u32, tsc_deadline: bool) -> k
                 e.eax |= (vps - 1).min(0xfff) << 14;
             }
         }
-        0xb | 0x1f => {
-            let (shift, count, kind) = match e.index {
-                0 => (0, 1, 1),
-                1 => (id_bits(vps), vps, 2),
-                _ => (0, 0, 0),
-            };
-            e.eax = shift;
-            e.ebx = count;
-            e.ecx = (e.index & 0xff) | kind << 8;
-            e.edx = vp;
+        0x8000_0001 => {
+            e.ecx = if vps > 1 { e.ecx | CMP_LEGACY } else { e.ecx & !CMP_LEGACY } & !SVM;
         }
         0x8000_0008 => {
             let bits = if vps > 1 { id_bits(vps) } else { 0 };
@@ -88,6 +94,25 @@ fn topology(mut e: kvm_cpuid_entry2, vp: u32, vps: u32, tsc_deadline: bool) -> k
         _ => {}
     }
     e
+}
+
+/// Thread level, core level, end of list.
+fn extended_topology(level: u32, vp: u32, vps: u32) -> kvm_cpuid_entry2 {
+    let (shift, count, kind) = match level {
+        0 => (0, 1, 1),
+        1 => (id_bits(vps), vps, 2),
+        _ => (0, 0, 0),
+    };
+    kvm_cpuid_entry2 {
+        function: EXTENDED_TOPOLOGY,
+        index: level,
+        flags: KVM_CPUID_FLAG_SIGNIFCANT_INDEX,
+        eax: shift,
+        ebx: count,
+        ecx: level | kind << 8,
+        edx: vp,
+        ..Default::default()
+    }
 }
 
 fn hyperv_leaf(mut e: kvm_cpuid_entry2) -> Option<kvm_cpuid_entry2> {
@@ -135,10 +160,12 @@ mod tests {
     }
 
     #[test]
-    fn one_socket() {
-        let mut e = entry(0xb);
-        e.index = 1;
-        let e = topology(e, 5, 6, true);
-        assert_eq!((e.eax, e.ebx, e.ecx, e.edx), (3, 6, 1 | 2 << 8, 5));
+    fn one_socket_even_where_kvm_gives_an_empty_leaf() {
+        let host = CpuId::from_entries(&[entry(EXTENDED_TOPOLOGY), entry(0x1f), entry(0x8000_000a)]).unwrap();
+        let all = leaves(&host, &CpuId::new(0).unwrap(), 5, 6, true);
+        let cores = all[1];
+        assert_eq!((cores.index, cores.eax, cores.ebx, cores.ecx, cores.edx), (1, 3, 6, 1 | 2 << 8, 5));
+        assert_eq!(all.len(), 3);
+        assert_eq!((all[2].ebx, all[2].ecx), (0, 2));
     }
 }

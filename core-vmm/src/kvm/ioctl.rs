@@ -7,6 +7,9 @@ use kvm_bindings::{
     kvm_hyperv_eventfd, kvm_irqfd, kvm_userspace_memory_region,
 };
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
+use vm_memory::{Address, GuestMemoryBackend, GuestMemoryRegion};
+
+use crate::memory::Ram;
 
 const KVMIO: u64 = 0xae;
 const READ: u64 = 2;
@@ -59,10 +62,20 @@ pub fn unbind_doorbell(vm: &VmFd, connection: u32) -> std::io::Result<()> {
     eventfd_ioctl(vm, connection, -1, KVM_HYPERV_EVENTFD_DEASSIGN)
 }
 
-/// Gives a stretch of guest memory to KVM.
-pub fn set_memory(vm: &VmFd, area: kvm_userspace_memory_region) -> std::io::Result<()> {
-    // SAFETY: the area is a whole mapping of guest RAM, which is never unmapped while the process
-    // lives; pages that are laid over it later stay inside it.
+/// Gives stretch `slot` of `ram` to KVM, as the slot of that number. The machine has to keep `ram` for as
+/// long as `vm` lives.
+pub fn set_memory(vm: &VmFd, slot: u32, ram: &Ram) -> std::io::Result<()> {
+    let region = ram.map_ref().iter().nth(slot as usize).ok_or(std::io::ErrorKind::InvalidInput)?;
+    let area = kvm_userspace_memory_region {
+        slot,
+        flags: 0,
+        guest_phys_addr: region.start_addr().raw_value(),
+        memory_size: region.len(),
+        userspace_addr: region.as_ptr() as u64,
+    };
+    // SAFETY: the area is a whole mapping of guest RAM, which stays mapped while `ram` or a clone of it
+    // lives; the only callers, machines, hold one and drop it after the VM. Pages that are laid over
+    // it later stay inside it.
     unsafe { vm.set_user_memory_region(area) }.map_err(Into::into)
 }
 

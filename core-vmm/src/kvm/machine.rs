@@ -19,11 +19,10 @@ use std::{
 
 use kvm_bindings::{
     CpuId, KVM_IRQ_ROUTING_HV_SINT, KVM_IRQ_ROUTING_IRQCHIP, KVM_IRQCHIP_IOAPIC, KvmIrqRouting,
-    kvm_enable_cap, kvm_irq_routing_entry, kvm_userspace_memory_region,
+    kvm_enable_cap, kvm_irq_routing_entry,
 };
 use kvm_ioctls::{VcpuFd, VmFd};
 use nix::sys::eventfd::{EfdFlags, EventFd};
-use vm_memory::{Address, GuestMemoryBackend, GuestMemoryRegion};
 
 use super::{
     Host, cpuid, ioctl, regs, signal,
@@ -105,6 +104,8 @@ impl Wires {
 #[derive(Debug)]
 pub struct Machine {
     vm: VmFd,
+    /// KVM's memory slots point into it, so it goes after `vm`.
+    ram: Ram,
     wires: Arc<Wires>,
     vcpus: Vec<VcpuFd>,
     threads: Vec<(JoinHandle<()>, mpsc::Sender<HvStatus>)>,
@@ -117,21 +118,23 @@ impl Machine {
         let vm = host.kvm.create_vm().map_err(kvm("cannot create a virtual machine"))?;
         vm.set_tss_address(layout::KVM_TSS as usize).map_err(kvm("cannot set the TSS address"))?;
         vm.create_irq_chip().map_err(kvm("cannot create interrupt controllers"))?;
-        map_memory(&vm, ram)?;
+        for slot in 0..ram.stretches().len() {
+            let failed = |source| MachineError::Kvm { what: "cannot give guest memory to KVM", source };
+            ioctl::set_memory(&vm, slot as u32, ram).map_err(failed)?;
+        }
         let mut vcpus = Vec::with_capacity(vps as usize);
         for vp in 0..vps {
             vcpus.push(make_vcpu(host, &vm, vp, vps)?);
         }
         route_interrupts(&vm, vps)?;
         attach_wires(&vm, &wires, vps)?;
-        Ok(Self { vm, wires, vcpus, threads: Vec::new(), stop: Arc::default() })
+        Ok(Self { vm, ram: ram.clone(), wires, vcpus, threads: Vec::new(), stop: Arc::default() })
     }
 
     /// Starts the VPs: the boot VP at `entry`, the others waiting for their start-up interrupt.
     /// `restrict` runs on each thread before its first instruction.
     pub fn start(
         &mut self,
-        ram: &Ram,
         entry: Entry,
         platform: &Arc<Platform>,
         ask: &mpsc::SyncSender<Asked>,
@@ -139,7 +142,7 @@ impl Machine {
     ) -> Result<(), MachineError> {
         for (vp, vcpu) in std::mem::take(&mut self.vcpus).into_iter().enumerate() {
             if vp == 0 {
-                regs::set_entry(&vcpu, ram, entry)?;
+                regs::set_entry(&vcpu, &self.ram, entry)?;
             }
             let (answer, answers) = mpsc::channel();
             let line = Line {
@@ -149,7 +152,7 @@ impl Machine {
                 answers,
                 stop: Arc::clone(&self.stop),
             };
-            let (ram, platform) = (ram.clone(), Arc::clone(platform));
+            let (ram, platform) = (self.ram.clone(), Arc::clone(platform));
             let body = move || vcpu::run_restricted(vcpu, &line, &ram, &platform, restrict);
             let thread = std::thread::Builder::new()
                 .name(format!("vp{vp}"))
@@ -169,23 +172,26 @@ impl Machine {
         }
     }
 
-    /// Stops and joins all VPs.
+    /// Stops and joins all VPs. None may be waiting in the console (see `Console::release`).
     pub fn stop(&mut self) {
         self.stop.store(true, Ordering::Release);
-        for (thread, answer) in self.threads.drain(..) {
-            // Frees a VP that waits for an answer.
-            drop(answer);
-            // The signal may come just before the thread enters KVM_RUN, and be lost; hence again.
-            while !thread.is_finished() {
+        // Frees VPs that wait for an answer.
+        let threads: Vec<JoinHandle<()>> = self.threads.drain(..).map(|(thread, _)| thread).collect();
+        // A signal may come just before its thread enters KVM_RUN, and be lost; hence again.
+        while threads.iter().any(|thread| !thread.is_finished()) {
+            for thread in threads.iter().filter(|thread| !thread.is_finished()) {
                 let _ = nix::sys::pthread::pthread_kill(thread.as_pthread_t(), signal::KICK);
-                std::thread::sleep(KICK_INTERVAL);
             }
+            std::thread::sleep(KICK_INTERVAL);
+        }
+        for thread in threads {
+            // Its panic has ended the process, and it has no result.
             let _ = thread.join();
         }
     }
 }
 
-/// A VP thread calls nothing deep; 64 KiB is several times what was seen.
+/// A VP thread calls nothing deep; pages of the stack that are not touched cost nothing.
 const VP_STACK: usize = 256 * 1024;
 /// Between two kicks of a VP that is to stop.
 const KICK_INTERVAL: Duration = Duration::from_micros(500);
@@ -236,21 +242,6 @@ impl Follow for Machine {
     fn moved(&self, _: u64, _: u64, _: Option<(BorrowedFd<'_>, u64)>) {
         // KVM's MMU notifier has seen the mapping change.
     }
-}
-
-fn map_memory(vm: &VmFd, ram: &Ram) -> Result<(), MachineError> {
-    for (slot, region) in ram.map_ref().iter().enumerate() {
-        let area = kvm_userspace_memory_region {
-            slot: slot as u32,
-            flags: 0,
-            guest_phys_addr: region.start_addr().raw_value(),
-            memory_size: region.len(),
-            userspace_addr: region.as_ptr() as u64,
-        };
-        ioctl::set_memory(vm, area)
-            .map_err(|source| MachineError::Kvm { what: "cannot give guest memory to KVM", source })?;
-    }
-    Ok(())
 }
 
 fn make_vcpu(host: &Host, vm: &VmFd, vp: u32, vps: u32) -> Result<VcpuFd, MachineError> {

@@ -2,9 +2,11 @@
 //! partition is one of KVM's.
 
 pub mod cpuid;
+#[allow(unsafe_code)]
 pub mod ioctl;
 pub mod machine;
 pub mod regs;
+#[allow(unsafe_code)]
 pub mod signal;
 pub mod vcpu;
 

@@ -32,7 +32,9 @@ pub enum Question {
     },
     /// SynIC MSRs changed.
     Synic(SynicRegisters),
-    /// The guest is done, one way or another; no answer follows.
+    /// The guest reports a crash and goes on if it is answered.
+    Crash([u64; 5]),
+    /// The guest is done, one way or another; the VP's thread has ended and no answer follows.
     End(Outcome),
 }
 
@@ -137,12 +139,8 @@ fn step(vcpu: &mut VcpuFd, line: &Line, ram: &Ram, platform: &Platform) -> Resul
             kvm_bindings::KVM_SYSTEM_EVENT_SHUTDOWN => Err(Some(Outcome::PowerOff)),
             kvm_bindings::KVM_SYSTEM_EVENT_RESET => Err(Some(Outcome::Reset)),
             kvm_bindings::KVM_SYSTEM_EVENT_CRASH => {
-                let outcome = Outcome::Crashed(regs::crash_parameters(vcpu));
-                if platform.crash_ends() {
-                    return Err(Some(outcome));
-                }
-                line.send(Question::End(outcome));
-                Ok(())
+                let parameters = regs::crash_parameters(vcpu);
+                line.ask(Question::Crash(parameters)).map(|_| ()).ok_or(None)
             }
             other => Err(Some(Outcome::Failed(format!("VP {}: unknown system event {other}", line.vp)))),
         },
@@ -200,7 +198,7 @@ mod tests {
 
     #[test]
     fn messages_are_checked() {
-        let ram = Ram::new(1 << 20, false, false).unwrap();
+        let ram = Ram::new(1 << 20, false).unwrap();
         let put = |kind: u32, len: u32| {
             ram.write(0x1000, &4u32.to_le_bytes()).unwrap();
             ram.write(0x1008, &kind.to_le_bytes()).unwrap();

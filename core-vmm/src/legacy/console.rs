@@ -1,11 +1,17 @@
-//! The serial console: a 16550A whose output goes to a terminal or to whoever is connected to a
-//! socket, and whose input comes from there.
+//! The serial console: a 16550A between the guest and whoever sits at the terminal.
+//!
+//! VPs only touch memory here: what the guest prints waits in a bounded queue until the main
+//! thread has written it out, so that a slow terminal can hold up a VP (as flow control on a real line would)
+//! but never the main thread, and never a VP that is to stop.
 
 use std::{
     collections::VecDeque,
     io::Write,
-    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Condvar, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
 };
 
 use nix::{errno::Errno, sys::eventfd::EventFd};
@@ -14,51 +20,29 @@ use vm_superio::{Serial, Trigger, serial::NoEvents};
 /// Input that waits for the guest to read it, in bytes; what comes beyond it is dropped, as a
 /// serial line does.
 const INPUT_MAX: usize = 64 * 1024;
+/// Output that waits to be written, in bytes. Beyond it the guest waits, or loses output (see [`Overflow`]).
+const OUTPUT_MAX: usize = 64 * 1024;
+/// How long an unfinished line waits for its rest: a guest prints byte by byte.
+const LINE_DELAY: Duration = Duration::from_millis(2);
 
-/// Where the guest's output goes.
-#[derive(Debug)]
-pub enum Sink {
-    /// A terminal, pipe or file. Written to in full.
-    File(OwnedFd),
-    /// The one client of a socket, if there is one. Output that it does not take at once is lost.
-    Client(Option<OwnedFd>),
+/// What happens when nobody takes the guest's output.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Overflow {
+    /// The VP that prints waits: a terminal or a pipe.
+    Wait,
+    /// Output is lost: a socket, whose client may come and go.
+    Drop,
 }
 
-impl Write for Sink {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        match self {
-            Sink::File(fd) => {
-                let mut rest = bytes;
-                while !rest.is_empty() {
-                    match nix::unistd::write(&*fd, rest) {
-                        Ok(n) => rest = &rest[n..],
-                        Err(Errno::EINTR) => {}
-                        Err(Errno::EAGAIN) => wait_writable(fd.as_fd()),
-                        // A terminal that has gone must not stop the guest.
-                        Err(_) => break,
-                    }
-                }
-            }
-            Sink::Client(client) => {
-                if let Some(fd) = client {
-                    match nix::unistd::write(&*fd, bytes) {
-                        Ok(_) | Err(Errno::EAGAIN | Errno::EINTR) => {}
-                        Err(_) => *client = None,
-                    }
-                }
-            }
-        }
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
-    }
-}
-
-fn wait_writable(fd: BorrowedFd<'_>) {
-    use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-    let _ = poll(&mut [PollFd::new(fd, PollFlags::POLLOUT)], PollTimeout::NONE);
+/// Whether there is output to write.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Output {
+    /// Nothing.
+    None,
+    /// An unfinished line, better written at this time.
+    At(Instant),
+    /// Now.
+    Now,
 }
 
 /// Raises the serial port's interrupt line.
@@ -73,15 +57,44 @@ impl Trigger for Line {
     }
 }
 
+/// What the guest has printed.
+#[derive(Debug, Default)]
+struct Outbox {
+    bytes: VecDeque<u8>,
+    /// When the oldest byte came.
+    since: Option<Instant>,
+    lines: usize,
+}
+
+impl Write for Outbox {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        let room = (2 * OUTPUT_MAX).saturating_sub(self.bytes.len());
+        self.bytes.extend(&bytes[..bytes.len().min(room)]);
+        self.lines += bytes.iter().filter(|b| **b == b'\n').count();
+        self.since.get_or_insert_with(Instant::now);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
 struct Port {
-    uart: Serial<Line, NoEvents, Sink>,
+    uart: Serial<Line, NoEvents, Outbox>,
     waiting: VecDeque<u8>,
 }
 
-/// The console, shared by the VPs (registers) and the main thread (input, clients).
+/// The console, shared by the VPs (registers) and the main thread (terminal).
 pub struct Console {
     port: Mutex<Port>,
+    /// The queue has been emptied.
+    room: Condvar,
+    overflow: Overflow,
+    stopping: AtomicBool,
     irq: Arc<EventFd>,
+    /// Wakes the main thread.
+    wake: Arc<EventFd>,
 }
 
 impl std::fmt::Debug for Console {
@@ -91,30 +104,36 @@ impl std::fmt::Debug for Console {
 }
 
 impl Console {
-    /// A console that writes to `sink` and interrupts through `irq`.
-    pub fn new(sink: Sink, irq: Arc<EventFd>) -> Self {
-        let uart = Serial::new(Line(Arc::clone(&irq)), sink);
-        Self { port: Mutex::new(Port { uart, waiting: VecDeque::new() }), irq }
+    /// A console that interrupts the guest through `irq` and calls the main thread through `wake`.
+    pub fn new(overflow: Overflow, irq: Arc<EventFd>, wake: Arc<EventFd>) -> Self {
+        let uart = Serial::new(Line(Arc::clone(&irq)), Outbox::default());
+        let port = Mutex::new(Port { uart, waiting: VecDeque::new() });
+        Self { port, room: Condvar::new(), overflow, stopping: AtomicBool::new(false), irq, wake }
     }
 
     fn lock(&self) -> MutexGuard<'_, Port> {
         self.port.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The sink's descriptor.
-    pub fn descriptor(&self) -> Option<RawFd> {
-        match self.lock().uart.writer() {
-            Sink::File(fd) => Some(fd.as_raw_fd()),
-            Sink::Client(client) => client.as_ref().map(AsRawFd::as_raw_fd),
-        }
-    }
-
     /// The guest writes a register.
     pub fn write(&self, register: u8, data: &[u8]) {
         let mut port = self.lock();
+        let before = port.uart.writer().bytes.len();
+        let lines = port.uart.writer().lines;
         for &byte in data {
-            // The only errors are those of the sink and the eventfd, neither of which is the guest's business.
+            // The only error is that of the eventfd, which is not the guest's business.
             let _ = port.uart.write(register, byte);
+        }
+        let outbox = port.uart.writer();
+        let ring = outbox.bytes.len() > before && (before == 0 || outbox.lines > lines);
+        if ring {
+            let _ = self.wake.write(1);
+        }
+        if self.overflow == Overflow::Wait {
+            let full = |port: &mut Port| {
+                port.uart.writer().bytes.len() > OUTPUT_MAX && !self.stopping.load(Ordering::Acquire)
+            };
+            drop(self.room.wait_while(port, full));
         }
     }
 
@@ -135,19 +154,49 @@ impl Console {
         port.refill();
     }
 
-    /// Another client takes the socket console over.
-    pub fn set_client(&self, client: Option<OwnedFd>) {
-        if let Sink::Client(now) = self.lock().uart.writer_mut() {
-            *now = client;
+    /// Whether there is output to write.
+    pub fn output(&self) -> Output {
+        let port = self.lock();
+        let outbox = port.uart.writer();
+        match outbox.since {
+            Some(since) if outbox.lines == 0 && since.elapsed() < LINE_DELAY => {
+                Output::At(since + LINE_DELAY)
+            }
+            Some(_) => Output::Now,
+            None => Output::None,
         }
     }
 
-    /// The registers of a guest that has not started yet.
+    /// Takes up to `max` bytes of output to write.
+    pub fn take_output(&self, max: usize) -> Vec<u8> {
+        let mut port = self.lock();
+        let outbox = port.uart.writer_mut();
+        let n = outbox.bytes.len().min(max);
+        let taken: Vec<u8> = outbox.bytes.drain(..n).collect();
+        outbox.lines -= taken.iter().filter(|b| **b == b'\n').count().min(outbox.lines);
+        if outbox.bytes.is_empty() {
+            (outbox.since, outbox.lines) = (None, 0);
+        }
+        drop(port);
+        self.room.notify_all();
+        taken
+    }
+
+    /// VPs are to stop: none may wait here any more. [`Self::reset`] ends that.
+    pub fn release(&self) {
+        self.stopping.store(true, Ordering::Release);
+        // A VP is either before its look at the flag, and holds the lock, or asleep.
+        drop(self.lock());
+        self.room.notify_all();
+    }
+
+    /// The registers of a guest that has not started yet. Output that waits stays.
     pub fn reset(&self) {
         let mut port = self.lock();
-        let sink = std::mem::replace(port.uart.writer_mut(), Sink::Client(None));
-        port.uart = Serial::new(Line(Arc::clone(&self.irq)), sink);
+        let outbox = std::mem::take(port.uart.writer_mut());
+        port.uart = Serial::new(Line(Arc::clone(&self.irq)), outbox);
         port.waiting.clear();
+        self.stopping.store(false, Ordering::Release);
     }
 }
 
@@ -166,10 +215,14 @@ impl Port {
 mod tests {
     use super::*;
 
+    fn console(overflow: Overflow) -> Arc<Console> {
+        let bell = || Arc::new(EventFd::new().unwrap());
+        Arc::new(Console::new(overflow, bell(), bell()))
+    }
+
     #[test]
     fn input_beyond_the_fifo_waits() {
-        let (_reader, writer) = nix::unistd::pipe().unwrap();
-        let console = Console::new(Sink::File(writer), Arc::new(EventFd::new().unwrap()));
+        let console = console(Overflow::Wait);
         let typed: Vec<u8> = (0..=255).collect();
         console.input(&typed);
         let mut seen = vec![0; 256];
@@ -180,14 +233,48 @@ mod tests {
     }
 
     #[test]
-    fn output_reaches_the_sink_and_a_dead_sink_harms_nobody() {
-        let (reader, writer) = nix::unistd::pipe().unwrap();
-        let console = Console::new(Sink::File(writer), Arc::new(EventFd::new().unwrap()));
-        console.write(0, b"hello");
-        let mut seen = [0; 5];
-        nix::unistd::read(&reader, &mut seen).unwrap();
-        assert_eq!(&seen, b"hello");
-        let console = Console::new(Sink::Client(None), Arc::new(EventFd::new().unwrap()));
-        console.write(0, b"nobody listens");
+    fn a_line_is_ready_at_once_and_a_prompt_soon() {
+        let console = console(Overflow::Wait);
+        assert_eq!(console.output(), Output::None);
+        console.write(0, b"login: ");
+        assert!(!matches!(console.output(), Output::None));
+        std::thread::sleep(LINE_DELAY);
+        assert_eq!(console.output(), Output::Now);
+        assert_eq!(console.take_output(100), b"login: ");
+        console.write(0, b"one\ntwo");
+        assert_eq!(console.output(), Output::Now);
+        assert_eq!(console.take_output(4), b"one\n");
+        assert_eq!(console.take_output(100), b"two");
+        assert_eq!(console.output(), Output::None);
+    }
+
+    #[test]
+    fn a_full_queue_holds_a_vp_until_it_is_emptied_or_to_stop() {
+        let console = console(Overflow::Wait);
+        let vp = Arc::clone(&console);
+        let print = move |n: usize| (0..n).for_each(|_| vp.write(0, &[b'x'; 1024]));
+        let printer = std::thread::spawn({
+            let print = print.clone();
+            move || print(66)
+        });
+        std::thread::sleep(Duration::from_millis(50));
+        assert!(!printer.is_finished());
+        while !printer.is_finished() {
+            console.take_output(4096);
+        }
+        printer.join().unwrap();
+        let printer = std::thread::spawn(move || print(1000));
+        std::thread::sleep(Duration::from_millis(50));
+        console.release();
+        printer.join().unwrap();
+    }
+
+    #[test]
+    fn without_a_reader_output_is_bounded() {
+        let console = console(Overflow::Drop);
+        for _ in 0..1000 {
+            console.write(0, &[b'x'; 1024]);
+        }
+        assert!(console.take_output(usize::MAX).len() <= 2 * OUTPUT_MAX);
     }
 }

@@ -28,7 +28,6 @@ pub enum Outcome {
 pub struct Platform {
     console: Console,
     rtc: Mutex<rtc::Rtc>,
-    crash_ends: bool,
 }
 
 /// `SLP_EN` and the position of `SLP_TYP` in the sleep control register (ACPI 6.5, 4.8.3.7).
@@ -36,19 +35,14 @@ const SLP_EN: u8 = 1 << 5;
 const SLP_TYP_SHIFT: u8 = 2;
 
 impl Platform {
-    /// `crash_ends`: a crash report ends the run (else the guest's own kdump goes on).
-    pub fn new(console: Console, crash_ends: bool) -> Self {
-        Self { console, rtc: Mutex::default(), crash_ends }
+    /// All of them, with this console.
+    pub fn new(console: Console) -> Self {
+        Self { console, rtc: Mutex::default() }
     }
 
     /// The console.
     pub fn console(&self) -> &Console {
         &self.console
-    }
-
-    /// Whether a crash report ends the run.
-    pub fn crash_ends(&self) -> bool {
-        self.crash_ends
     }
 
     /// A guest's `out`. String instructions arrive as several bytes for one port.

@@ -188,7 +188,7 @@ mod tests {
 
     #[test]
     fn contents_follow_both_ways() {
-        let ram = Ram::new(1 << 20, false, false).unwrap();
+        let ram = Ram::new(1 << 20, false).unwrap();
         let mut donations = Donations::default();
         ram.write(0x3000, b"before").unwrap();
         let gpas = vec![0x3000, 0x4000, 0x9000];
@@ -211,7 +211,7 @@ mod tests {
 
     #[test]
     fn scattered_pages_are_bounded() {
-        let ram = Ram::new(256 << 20, false, false).unwrap();
+        let ram = Ram::new(256 << 20, false).unwrap();
         let mut donations = Donations::default();
         let every_other = |from: u64| (from..from + 8000).map(|n| n * 2 * PAGE).collect::<Vec<_>>();
         let first = donations.donate(&ram, "t", every_other(0), &Nobody).unwrap();
@@ -227,7 +227,7 @@ mod tests {
 
     #[test]
     fn no_page_twice() {
-        let ram = Ram::new(1 << 20, false, false).unwrap();
+        let ram = Ram::new(1 << 20, false).unwrap();
         let mut donations = Donations::default();
         let twice = donations.donate(&ram, "t", vec![0x3000, 0x3000], &Nobody);
         assert!(matches!(twice, Err(DonationError::Overlap(0x3000))));

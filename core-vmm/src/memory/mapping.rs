@@ -1,8 +1,97 @@
 //! The unsafe corner of guest memory: changes to the address space under the RAM mapping.
 
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd};
 
-use vm_memory::{GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap};
+use vm_memory::{GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap, MmapRegion};
+
+/// Bytes of a large page.
+pub const LARGE: usize = 2 << 20;
+
+/// A shared mapping of a file that starts at a multiple of [`LARGE`], as large pages in KVM need.
+#[derive(Debug)]
+pub struct Area {
+    start: *mut u8,
+    len: usize,
+}
+
+// SAFETY: an address range that stays mapped while the value lives; nothing in it belongs to one thread.
+unsafe impl Send for Area {}
+// SAFETY: as above; it has no operation that needs exclusive access.
+unsafe impl Sync for Area {}
+
+impl Area {
+    /// Maps `len` bytes of `file` from byte `offset` on.
+    pub fn new(file: BorrowedFd<'_>, offset: u64, len: usize) -> std::io::Result<Self> {
+        let room = len.checked_add(LARGE).ok_or(std::io::ErrorKind::InvalidInput)?;
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+        // SAFETY: a fresh reservation at an address of the kernel's choice touches nobody's memory.
+        let room_at = unsafe { libc::mmap(std::ptr::null_mut(), room, libc::PROT_NONE, flags, -1, 0) };
+        if room_at == libc::MAP_FAILED {
+            return Err(std::io::Error::last_os_error());
+        }
+        let lead = (room_at as usize).next_multiple_of(LARGE) - room_at as usize;
+        let start = room_at.cast::<u8>().wrapping_add(lead);
+        // SAFETY: [start, start + len) lies inside the reservation, which is ours and unused.
+        let at = unsafe {
+            libc::mmap(
+                start.cast(),
+                len,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_SHARED | libc::MAP_FIXED | libc::MAP_NORESERVE,
+                file.as_raw_fd(),
+                offset as libc::off_t,
+            )
+        };
+        let result = if at == libc::MAP_FAILED {
+            Err(std::io::Error::last_os_error())
+        } else {
+            Ok(Self { start, len })
+        };
+        // SAFETY: what is left of the reservation on both sides is still ours and unused; on failure that is
+        // all of it.
+        unsafe {
+            if result.is_err() {
+                libc::munmap(room_at, room);
+            } else {
+                if lead > 0 {
+                    libc::munmap(room_at, lead);
+                }
+                libc::munmap(start.wrapping_add(len).cast(), LARGE - lead);
+            }
+        }
+        result
+    }
+
+    /// The area as a region of guest memory. It must not outlive the area.
+    pub fn region(&self) -> Result<MmapRegion, String> {
+        let prot = libc::PROT_READ | libc::PROT_WRITE;
+        let flags = libc::MAP_SHARED | libc::MAP_NORESERVE;
+        // SAFETY: pointer and length are exactly this mapping; `Ram` keeps areas and regions together, areas
+        // last to be dropped.
+        unsafe { MmapRegion::build_raw(self.start, self.len, prot, flags) }.map_err(|e| e.to_string())
+    }
+
+    /// Makes one large page of the `LARGE` bytes at `within`, whatever the host's policy for shared memory
+    /// says. The contents stay.
+    pub fn collapse(&self, within: usize) -> std::io::Result<()> {
+        if within.checked_add(LARGE).is_none_or(|end| end > self.len) || !within.is_multiple_of(LARGE) {
+            return Err(std::io::ErrorKind::InvalidInput.into());
+        }
+        // SAFETY: the range was just checked to lie inside the mapping; the advice changes how the memory is
+        // backed and not what it holds.
+        check(unsafe { libc::madvise(self.start.wrapping_add(within).cast(), LARGE, MADV_COLLAPSE) })
+    }
+}
+
+impl Drop for Area {
+    fn drop(&mut self) {
+        // SAFETY: the mapping is ours alone, and regions over it are gone (see `region`).
+        unsafe { libc::munmap(self.start.cast(), self.len) };
+    }
+}
+
+/// `MADV_COLLAPSE`, Linux 6.1 and later.
+const MADV_COLLAPSE: libc::c_int = 25;
 
 fn check(result: libc::c_int) -> std::io::Result<()> {
     if result == 0 { Ok(()) } else { Err(std::io::Error::last_os_error()) }
@@ -15,11 +104,6 @@ fn advise(map: &GuestMemoryMmap<()>, advice: libc::c_int) -> std::io::Result<()>
         check(unsafe { libc::madvise(region.as_ptr().cast(), region.len() as usize, advice) })?;
     }
     Ok(())
-}
-
-/// Asks for transparent huge pages.
-pub fn advise_huge(map: &GuestMemoryMmap<()>) -> std::io::Result<()> {
-    advise(map, libc::MADV_HUGEPAGE)
 }
 
 /// Makes every page present now; the error is the kernel's when memory runs out.
@@ -39,8 +123,8 @@ pub fn lay_over(
     if end > region.len() || !within.is_multiple_of(4096) || !len.is_multiple_of(4096) || len == 0 {
         return Err(std::io::ErrorKind::InvalidInput.into());
     }
-    // SAFETY: [within, end) was just checked to lie inside the mapping that `region` owns for the
-    // life of the process, so MAP_FIXED replaces our own pages and nobody else's. They stay
+    // SAFETY: [within, end) was just checked to lie inside `region`, a mapping that is ours while the
+    // borrow lasts, so MAP_FIXED replaces our own pages and nobody else's. They stay
     // readable and writable shared memory, accessed by volatile copies only; the file behind is a memfd sealed
     // against shrinking, so that no access can fault.
     let at = unsafe {
@@ -54,16 +138,4 @@ pub fn lay_over(
         )
     };
     if at == libc::MAP_FAILED { Err(std::io::Error::last_os_error()) } else { Ok(()) }
-}
-
-/// Takes over an inherited descriptor, close-on-exec from now on.
-pub fn inherit(fd: RawFd) -> std::io::Result<OwnedFd> {
-    // SAFETY: a descriptor number from our command line; F_SETFD on a closed or foreign number
-    // fails or changes only its close-on-exec flag.
-    if unsafe { libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC) } != 0 {
-        return Err(std::io::Error::last_os_error());
-    }
-    // SAFETY: it is open, as was just seen, and whoever started us passed it for us to own; no other
-    // code of this process knows its number.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }

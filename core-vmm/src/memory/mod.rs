@@ -4,6 +4,8 @@
 //! offset into the memfd are the same thing.
 
 pub mod donation;
+pub mod large;
+#[allow(unsafe_code)]
 mod mapping;
 
 use std::{
@@ -12,14 +14,14 @@ use std::{
     sync::Arc,
 };
 
+use mapping::Area;
 use nix::{
     fcntl::{FcntlArg, SealFlag, fcntl},
     sys::memfd::{MFdFlags, memfd_create},
     unistd::ftruncate,
 };
 use vm_memory::{
-    Address, Bytes, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion,
-    GuestRegionMmap, MmapRegion,
+    Address, Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap,
 };
 
 use crate::layout::{HIGH_RAM_START, LOW_RAM_END, PAGE};
@@ -48,6 +50,11 @@ pub enum MemoryError {
         /// What the kernel said.
         source: std::io::Error,
     },
+    /// The kernel is too old.
+    #[error(
+        "this kernel cannot fill memory in advance (Linux 5.14 and later can); switch [machine] prefault off"
+    )]
+    NoPrefault,
     /// The memfd could not be mapped.
     #[error("cannot map guest memory: {0}")]
     Map(String),
@@ -75,12 +82,14 @@ pub struct Ram {
     memfd: Arc<File>,
     map: GuestMemoryMmap<()>,
     stretches: Arc<[Stretch]>,
+    /// The mapping under `map`, one area a stretch; dropped after it.
+    areas: Arc<[Area]>,
 }
 
 impl Ram {
-    /// Makes `bytes` of RAM (a multiple of 4 KiB). With `hugepages` the kernel is asked for
-    /// transparent huge pages, and not for hugetlbfs: donated pages must be single 4 KiB pages.
-    pub fn new(bytes: u64, hugepages: bool, prefault: bool) -> Result<Self, MemoryError> {
+    /// Makes `bytes` of RAM (a multiple of 4 KiB). Not of hugetlbfs: donated pages must be single 4 KiB pages. Large
+    /// pages come by [`large`].
+    pub fn new(bytes: u64, prefault: bool) -> Result<Self, MemoryError> {
         let create = |source: nix::Error| MemoryError::Create { bytes, source: source.into() };
         let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
         let fd: OwnedFd = memfd_create(c"bulkhead-ram", flags).map_err(create)?;
@@ -94,43 +103,28 @@ impl Ram {
         if bytes > low {
             stretches.push(Stretch { gpa: HIGH_RAM_START, len: bytes - low, offset: low });
         }
-        let memfd = Arc::new(File::from(fd));
-        let map = Self::map(&memfd, &stretches)?;
-        let ram = Self { memfd, map, stretches: stretches.into() };
-        if hugepages {
-            mapping::advise_huge(&ram.map).map_err(|e| MemoryError::Map(format!("huge pages: {e}")))?;
-        }
+        let ram = Self::adopt(fd, stretches)?;
         if prefault {
-            mapping::prefault(&ram.map).map_err(|source| MemoryError::Create { bytes, source })?;
+            ram.prefault()?;
         }
         Ok(ram)
     }
 
-    /// Maps RAM that another process made: the software partition's guest.
+    /// Maps RAM that exists already: the software partition's guest does.
     pub fn adopt(memfd: OwnedFd, stretches: Vec<Stretch>) -> Result<Self, MemoryError> {
-        let memfd = Arc::new(File::from(memfd));
-        let map = Self::map(&memfd, &stretches)?;
-        Ok(Self { memfd, map, stretches: stretches.into() })
-    }
-
-    fn map(memfd: &Arc<File>, stretches: &[Stretch]) -> Result<GuestMemoryMmap<()>, MemoryError> {
         let failed = |e: &dyn std::fmt::Display| MemoryError::Map(e.to_string());
+        let mut areas = Vec::with_capacity(stretches.len());
         let mut regions = Vec::with_capacity(stretches.len());
-        for s in stretches {
+        for s in &stretches {
             let len = usize::try_from(s.len).map_err(|e| failed(&e))?;
-            let file = FileOffset::from_arc(Arc::clone(memfd), s.offset);
-            let region = MmapRegion::build(
-                Some(file),
-                len,
-                libc::PROT_READ | libc::PROT_WRITE,
-                libc::MAP_SHARED | libc::MAP_NORESERVE,
-            )
-            .map_err(|e| failed(&e))?;
-            let region = GuestRegionMmap::new(region, GuestAddress(s.gpa))
+            let area = Area::new(memfd.as_fd(), s.offset, len).map_err(|e| failed(&e))?;
+            let region = GuestRegionMmap::new(area.region().map_err(|e| failed(&e))?, GuestAddress(s.gpa))
                 .ok_or_else(|| MemoryError::Map("guest address overflow".into()))?;
+            areas.push(area);
             regions.push(region);
         }
-        GuestMemoryMmap::from_regions(regions).map_err(|e| failed(&e))
+        let map = GuestMemoryMmap::from_regions(regions).map_err(|e| failed(&e))?;
+        Ok(Self { memfd: Arc::new(memfd.into()), map, stretches: stretches.into(), areas: areas.into() })
     }
 
     /// The memfd, for device processes that may map RAM.
@@ -201,6 +195,14 @@ impl Ram {
             .map_err(|_| MemoryError::NotRam { gpa, len: 4 })
     }
 
+    /// Makes every page present now (Linux 5.14 and later).
+    pub fn prefault(&self) -> Result<(), MemoryError> {
+        mapping::prefault(&self.map).map_err(|source| match source.raw_os_error() {
+            Some(libc::EINVAL) => MemoryError::NoPrefault,
+            _ => MemoryError::Create { bytes: self.len(), source },
+        })
+    }
+
     /// Gives every page back to the host, so that it reads as zero again: what a power cycle does.
     /// Donated pages must have been taken back before.
     pub fn discard(&self) -> Result<(), MemoryError> {
@@ -250,18 +252,13 @@ impl Ram {
     }
 }
 
-/// Takes over an inherited descriptor.
-pub fn inherit(fd: std::os::fd::RawFd) -> std::io::Result<OwnedFd> {
-    mapping::inherit(fd)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn ram_goes_around_the_hole() {
-        let ram = Ram::new(LOW_RAM_END + (1 << 20), false, false).unwrap();
+        let ram = Ram::new(LOW_RAM_END + (1 << 20), false).unwrap();
         assert_eq!(ram.low_end(), LOW_RAM_END);
         assert_eq!(ram.end(), HIGH_RAM_START + (1 << 20));
         assert!(!ram.is_page(LOW_RAM_END));
@@ -272,7 +269,7 @@ mod tests {
 
     #[test]
     fn discard_zeroes() {
-        let ram = Ram::new(1 << 20, false, true).unwrap();
+        let ram = Ram::new(1 << 20, true).unwrap();
         ram.write(0x5000, b"left over").unwrap();
         ram.discard().unwrap();
         let mut b = [1; 9];

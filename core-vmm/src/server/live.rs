@@ -24,6 +24,18 @@ pub(super) struct Live {
     pub opening: bool,
     /// The device was told to close, and has until then.
     pub close_by: Option<Instant>,
+    /// What the device could not be told, and when to try again. The latest word counts: a channel that is being closed
+    /// need not be retargeted any more.
+    pub owed: Option<(Word, Instant)>,
+}
+
+/// What a device is told of an open channel.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Word {
+    /// Let go of it.
+    Close,
+    /// Interrupt this VP from now on.
+    Retarget(u32),
 }
 
 /// The message for the device.

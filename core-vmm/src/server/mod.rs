@@ -19,7 +19,8 @@ use ipc::{
     message::{ToCore, ToVsp, VERSIONS},
     socket::{Listener, Peer, SocketError},
 };
-use live::Live;
+use live::{Live, Word};
+use logs::Ration;
 use vmbus::guid::Guid;
 
 use crate::{
@@ -27,7 +28,6 @@ use crate::{
     layout::PAGE,
     memory::{Ram, donation::Donations},
     partition::{HvStatus, Partition, SynicRegisters},
-    ration::Ration,
     synic::Synic,
 };
 
@@ -35,6 +35,8 @@ use crate::{
 const CLOSE_GRACE: Duration = Duration::from_secs(5);
 /// Connections that have not said who they are, besides those of devices that are still to come.
 const STRANGERS_MAX: usize = 16;
+/// Pause before a device is told again what its socket had no room for. It has hundreds of messages to read first.
+const TELL_AGAIN: Duration = Duration::from_millis(10);
 /// Messages that one peer may have handled before others get their turn.
 const PEER_BATCH: usize = 32;
 
@@ -151,11 +153,17 @@ impl Server {
 
     /// When [`Self::tick`] has to be called at the latest.
     pub fn deadline(&self) -> Option<Instant> {
-        self.live.iter().filter_map(|live| live.close_by).min()
+        let owed = self.live.iter().filter_map(|live| live.owed.map(|(_, when)| when));
+        self.live.iter().filter_map(|live| live.close_by).chain(owed).min()
     }
 
     /// Cuts off devices that did not let go of a channel in time.
     pub fn tick<P: Partition>(&mut self, partition: &P, now: Instant) {
+        let due = |l: &Live| l.owed.filter(|(_, when)| *when <= now).map(|(word, _)| (l.relid, word));
+        let owed: Vec<_> = self.live.iter().filter_map(due).collect();
+        for (relid, word) in owed {
+            self.tell(partition, relid, word);
+        }
         let late: Vec<Relid> =
             self.live.iter().filter(|l| l.close_by.is_some_and(|by| by <= now)).map(|l| l.relid).collect();
         for relid in late {
@@ -312,7 +320,7 @@ impl Server {
                 return false;
             }
             Ok((message, _)) => {
-                tracing::error!(device = %name, ?message, "said what it may not; it is cut off");
+                tracing::error!(device = %name, said = ?message, "said what it may not; it is cut off");
                 self.lose(partition, i);
                 return false;
             }
@@ -388,7 +396,7 @@ impl Server {
                     }
                     Effect::Open(open) => self.begin_open(partition, open),
                     Effect::Close(relid) => self.begin_close(partition, relid),
-                    Effect::Retarget(relid, vp) => self.retarget(partition, relid, vp),
+                    Effect::Retarget(relid, vp) => self.tell(partition, relid, Word::Retarget(vp)),
                 }
             }
         }
@@ -420,7 +428,7 @@ impl Server {
                 return Err(e.to_string());
             }
         };
-        self.live.push(Live { relid, pages, kick, opening: true, close_by: None });
+        self.live.push(Live { relid, pages, kick, opening: true, close_by: None, owed: None });
         let live = &self.live[self.live.len() - 1];
         partition
             .bind_doorbell(Bus::connection_id(relid), live.kick.as_fd())
@@ -438,26 +446,25 @@ impl Server {
         if let Some(live) = self.live.iter_mut().find(|l| l.relid == relid) {
             live.close_by = Some(Instant::now() + CLOSE_GRACE);
         }
-        if !self.tell(partition, relid, &ToVsp::ChannelClose { channel: relid }, None) {
-            self.close_result(partition, relid);
-        }
+        self.tell(partition, relid, Word::Close);
     }
 
-    fn retarget<P: Partition>(&mut self, partition: &P, relid: Relid, vp: u32) {
-        self.tell(partition, relid, &ToVsp::Retarget { channel: relid, target_vp: vp }, Some(vp));
-    }
-
-    /// Tells the channel's device something that it has to know, with descriptors to interrupt `vp`. False: there is no
-    /// device any more. One that lets messages pile up until no more fit is hung, and is cut off.
-    fn tell<P: Partition>(&mut self, partition: &P, relid: Relid, what: &ToVsp, vp: Option<u32>) -> bool {
-        let Some(i) = self.devices.iter().position(|d| d.relid == Some(relid)) else { return false };
-        let Some(peer) = &self.devices[i].peer else { return false };
-        let fds = vp.map(|vp| [partition.interrupt(vp), self.synic.event_flags(vp).as_fd()]);
-        if let Err(error) = peer.send(what, fds.as_ref().map_or(&[], |fds| fds)) {
-            tracing::error!(device = %self.devices[i].name, %error, "cannot be told anything; it is cut off");
-            self.lose(partition, i);
-            return false;
+    /// Tells the channel's device something that it has to know, now or as soon as its socket has room.
+    fn tell<P: Partition>(&mut self, partition: &P, relid: Relid, word: Word) {
+        let peer = self.devices.iter().find(|d| d.relid == Some(relid)).and_then(|d| d.peer.as_ref());
+        let Some(peer) = peer else {
+            // Nobody has the pages.
+            return self.close_result(partition, relid);
+        };
+        let sent = match word {
+            Word::Close => peer.send(&ToVsp::ChannelClose { channel: relid }, &[]),
+            Word::Retarget(vp) => {
+                let fds = [partition.interrupt(vp), self.synic.event_flags(vp).as_fd()];
+                peer.send(&ToVsp::Retarget { channel: relid, target_vp: vp }, &fds)
+            }
+        };
+        if let Some(live) = self.live.iter_mut().find(|l| l.relid == relid) {
+            live.owed = sent.is_err().then(|| (word, Instant::now() + TELL_AGAIN));
         }
-        true
     }
 }

@@ -51,7 +51,7 @@ impl Rig {
     }
 
     fn with(slots: Vec<DeviceSlot>, trusted: Vec<u32>) -> Self {
-        let ram = Ram::new(RAM, false, false).unwrap();
+        let ram = Ram::new(RAM, false).unwrap();
         let server = Server::new("vm", ram.clone(), VPS, &slots, trusted).unwrap();
         let mut rig = Self { ram, mock: Mock::new(VPS as usize), server };
         (0..VPS).for_each(|vp| rig.server.set_synic(&rig.mock, vp, registers(vp)));
@@ -170,7 +170,8 @@ fn told(device: &Peer) -> Option<(ToVsp, Vec<OwnedFd>)> {
 }
 
 fn asked_to_open(device: &Peer, relid: Relid) -> Vec<OwnedFd> {
-    let Some((ToVsp::ChannelOpen { channel, ring, target_vp, flag, user_data, .. }, fds)) = told(device) else {
+    let Some((ToVsp::ChannelOpen { channel, ring, target_vp, flag, user_data, .. }, fds)) = told(device)
+    else {
         panic!("no request to open came")
     };
     assert_eq!((channel, flag, target_vp, fds.len()), (relid, relid, 1, 4));

@@ -21,7 +21,7 @@ impl Rig {
     /// Two VPs with their SynIC switched off.
     fn off() -> Self {
         Self {
-            ram: Ram::new(4 << 20, false, false).unwrap(),
+            ram: Ram::new(4 << 20, false).unwrap(),
             mock: Mock::new(2),
             donations: Donations::default(),
             synic: Synic::new(2).unwrap(),
@@ -153,7 +153,7 @@ fn switched_off_with_messages_waiting() {
 #[test]
 fn a_message_page_that_is_no_ram_loses_messages_and_nothing_else() {
     let mut rig = Rig::on();
-    for page in [4 << 20, 0xc000_0000, 1 << 52, u64::MAX & !0xfff] {
+    for page in [4 << 20, 0xc000_0000, 1 << 52, !0xfff] {
         rig.set(0, SynicRegisters { message_page: page | 1, ..registers(0) });
         (0..3).for_each(|_| rig.post(b"lost"));
         assert!(rig.synic.vps[0].queue.is_empty());
@@ -206,7 +206,7 @@ fn event_flags_lie_where_the_guest_wants_them() {
 #[test]
 fn bad_event_flag_pages_are_refused_and_mended() {
     let mut rig = Rig::on();
-    let bad = [message_page(1) + PAGE, 4 << 20, 0xc000_0000, u64::MAX & !0xfff];
+    let bad = [message_page(1) + PAGE, 4 << 20, 0xc000_0000, !0xfff];
     for page in bad {
         rig.set(0, SynicRegisters { event_page: page | 1, ..registers(0) });
         assert!(matches!(rig.synic.vps[0].flags, EventPage::Idle(_)), "{page:#x}");

@@ -4,11 +4,14 @@ use std::ffi::c_void;
 use std::num::NonZeroUsize;
 use std::os::fd::BorrowedFd;
 use std::ptr::{self, NonNull};
-use std::sync::atomic::AtomicU32;
+use std::sync::atomic::{AtomicU32, AtomicU64};
 
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, mmap_anonymous, munmap};
 
 use super::{SharedMemory, ShmError};
+
+/// Bytes of a large page.
+const LARGE: usize = 2 << 20;
 
 /// A shared, writable mapping. Bytes are copied in and out; words of the protocols are atomics.
 ///
@@ -39,19 +42,39 @@ impl Mapping {
             let bad = ShmError::BadRange { offset, len };
             total = usize::try_from(len).ok().and_then(|len| total.checked_add(len)).ok_or(bad)?;
         }
-        let size = NonZeroUsize::new(total).ok_or(ShmError::BadRange { offset: 0, len: 0 })?;
-        let reserve = MapFlags::MAP_PRIVATE | MapFlags::MAP_NORESERVE;
-        // SAFETY: a fresh anonymous reservation at a place of the kernel's choice disturbs nothing.
-        let base = unsafe { mmap_anonymous(None, size, ProtFlags::PROT_NONE, reserve) }
-            .map_err(ShmError::os("reserve address space"))?;
         // From here on `mapping` unmaps all of it, whatever happens.
-        let mapping = Mapping { base: base.cast(), len: total };
+        let mapping = Mapping::reserve(total)?;
         let mut at = 0;
         for &(offset, len) in parts {
             mapping.place(at, super::AsFd::as_fd(memory), offset, len as usize)?;
             at += len as usize;
         }
         Ok(mapping)
+    }
+
+    /// Address space without memory. Where a large page fits in, it begins where one can begin, so that a file's
+    /// large pages can be mapped as such.
+    fn reserve(len: usize) -> Result<Mapping, ShmError> {
+        let slack = if len < LARGE { 0 } else { LARGE };
+        let empty = ShmError::BadRange { offset: 0, len: 0 };
+        let size = len.checked_add(slack).filter(|_| len > 0).and_then(NonZeroUsize::new).ok_or(empty)?;
+        let flags = MapFlags::MAP_PRIVATE | MapFlags::MAP_NORESERVE;
+        // SAFETY: a fresh anonymous reservation at a place of the kernel's choice disturbs nothing.
+        let start = unsafe { mmap_anonymous(None, size, ProtFlags::PROT_NONE, flags) }
+            .map_err(ShmError::os("reserve address space"))?;
+        if slack == 0 {
+            return Ok(Mapping { base: start.cast(), len });
+        }
+        let before = start.as_ptr().align_offset(LARGE);
+        // SAFETY: at most LARGE - 1 bytes into a reservation that is LARGE bytes longer than `len`; both cut-offs
+        // are whole pages of it and behind nobody's pointer.
+        unsafe {
+            let base = start.add(before);
+            let release = |from, len| if len > 0 { munmap(from, len) } else { Ok(()) };
+            let released = release(start, before).and(release(base.add(len), slack - before));
+            debug_assert!(released.is_ok(), "munmap: {released:?}");
+            Ok(Mapping { base: base.cast(), len })
+        }
     }
 
     /// Puts `len` bytes of a file over our own reservation at `at`.
@@ -87,12 +110,22 @@ impl Mapping {
     }
 
     /// The 32-bit word at `offset` (a multiple of 4).
+    #[inline]
     pub fn word(&self, offset: usize) -> &AtomicU32 {
         self.bounds(offset, 4);
         assert!(offset.is_multiple_of(4), "word at odd offset {offset}");
         // SAFETY: in bounds and aligned (the base is page-aligned), mapped as long as `self` lives; the other
         // side is another process, which atomics are defined to tolerate in practice on this platform.
         unsafe { AtomicU32::from_ptr(self.base.as_ptr().add(offset).cast()) }
+    }
+
+    /// The 64-bit word at `offset` (a multiple of 8).
+    #[inline]
+    pub fn long(&self, offset: usize) -> &AtomicU64 {
+        self.bounds(offset, 8);
+        assert!(offset.is_multiple_of(8), "long at odd offset {offset}");
+        // SAFETY: as in [`Mapping::word`].
+        unsafe { AtomicU64::from_ptr(self.base.as_ptr().add(offset).cast()) }
     }
 
     /// Copies out. The bytes may have changed a moment later: only the copy may be checked and used.
@@ -110,6 +143,7 @@ impl Mapping {
         unsafe { copy(from.as_ptr(), self.base.as_ptr().add(offset), from.len()) }
     }
 
+    #[inline]
     fn bounds(&self, offset: usize, len: usize) {
         let inside = offset.checked_add(len).is_some_and(|end| end <= self.len);
         assert!(inside, "{len} bytes at {offset} of a mapping of {}", self.len);
@@ -167,6 +201,17 @@ mod tests {
         assert_eq!(&byte, b"x");
         assert!(Mapping::concatenate(&memory, &[]).is_err());
         assert!(Mapping::concatenate(&memory, &[(0, 4096), (8192, 4096)]).is_err());
+    }
+
+    #[test]
+    fn large_mappings_begin_where_a_large_page_can() {
+        let len = LARGE as u64 + 4096;
+        let memory = SharedMemory::create("test", len).unwrap();
+        let mappings: Vec<_> = (0..4).map(|_| Mapping::new(&memory, 0, len).unwrap()).collect();
+        for mapping in &mappings {
+            assert!((mapping.base.as_ptr() as usize).is_multiple_of(LARGE));
+            mapping.write(LARGE + 4000, &[7; 96]);
+        }
     }
 
     #[test]

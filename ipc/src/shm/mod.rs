@@ -64,16 +64,6 @@ impl ShmError {
     }
 }
 
-/// Pages that a [`SharedMemory`] is made of.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Backing {
-    /// The system's ordinary pages.
-    #[default]
-    Ordinary,
-    /// 2 MiB pages from the hugetlbfs pool.
-    Huge2M,
-}
-
 /// A memfd whose size can never change again.
 #[derive(Debug)]
 pub struct SharedMemory {
@@ -84,15 +74,7 @@ pub struct SharedMemory {
 impl SharedMemory {
     /// Makes `len` bytes of zeroes, sealed. `name` shows up in `/proc/*/maps`.
     pub fn create(name: &str, len: u64) -> Result<SharedMemory, ShmError> {
-        SharedMemory::create_backed(name, len, Backing::Ordinary)
-    }
-
-    /// Like [`SharedMemory::create`], with a choice of pages.
-    pub fn create_backed(name: &str, len: u64, backing: Backing) -> Result<SharedMemory, ShmError> {
-        let mut flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
-        if backing == Backing::Huge2M {
-            flags |= MFdFlags::MFD_HUGETLB | MFdFlags::MFD_HUGE_2MB;
-        }
+        let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
         // Since Linux 6.3 a memfd can be barred from ever being executed; older kernels answer EINVAL.
         let noexec = MFdFlags::from_bits_retain(libc::MFD_NOEXEC_SEAL);
         let fd = match memfd_create(name, flags | noexec) {

@@ -44,10 +44,12 @@ impl RingMapping {
 }
 
 impl RingMemory for RingMapping {
+    #[inline]
     fn data_len(&self) -> u32 {
         self.data_len
     }
 
+    #[inline]
     fn load(&self, word: ControlWord) -> u32 {
         self.word(word).load(Ordering::Acquire)
     }
@@ -67,6 +69,16 @@ impl RingMemory for RingMapping {
     fn write(&self, offset: u32, from: &[u8]) {
         self.mapping.write(PAGE + offset as usize, from);
     }
+
+    #[inline]
+    fn read_u64(&self, offset: u32) -> u64 {
+        u64::from_le(self.mapping.long(PAGE + offset as usize).load(Ordering::Relaxed))
+    }
+
+    #[inline]
+    fn write_u64(&self, offset: u32, value: u64) {
+        self.mapping.long(PAGE + offset as usize).store(value.to_le(), Ordering::Relaxed);
+    }
 }
 
 #[cfg(test)]
@@ -85,6 +97,11 @@ mod tests {
         let mut whole = [0; 4];
         ring.read(8190, &mut whole);
         assert_eq!(&whole, b"wrap");
+        ring.write_u64(8192, 0x0807_0605_0403_0201);
+        let mut bytes = [0; 8];
+        ring.read(0, &mut bytes);
+        assert_eq!(bytes, [1, 2, 3, 4, 5, 6, 7, 8]);
+        assert_eq!(ring.read_u64(0), 0x0807_0605_0403_0201);
     }
 
     #[test]

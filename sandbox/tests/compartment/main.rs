@@ -3,6 +3,7 @@
 //! This program is its own helper: `main` runs the tests, and with a first argument `inside` it becomes what
 //! the tests look at. The tests run twice, as root and as an ordinary user, if the first is who we are.
 #![allow(missing_docs, clippy::unwrap_used)]
+#![allow(unsafe_code, reason = "bare system calls and signals are what is tested")]
 
 mod inside;
 mod outside;

@@ -1,5 +1,5 @@
-//! The real VMBus server on a software partition. Started by the test harness only:
-//! descriptor 3 is the line to the guest, 4 the listening control socket, the argument a `CoreConfig`.
+//! The real VMBus server on a software partition, in the compartment of the real core. Started by the test
+//! harness only: descriptor 3 is the line to the guest, 4 the listening control socket, the argument a `CoreConfig`.
 
 #![forbid(unsafe_code)]
 
@@ -13,17 +13,14 @@ use bulkhead_tests::{
     line::{ToGuest, ToPartition},
     partition::SoftPartition,
 };
-use core_vmm::{
-    memory::{Ram, inherit},
-    partition::SynicRegisters,
-    server::Server,
-};
+use core_vmm::{memory::Ram, partition::SynicRegisters, server::Server};
 use ipc::{
     config::CoreConfig,
     message::RamRegion,
     socket::{Listener, Peer, SocketError},
 };
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use sandbox::{Compartment, Namespaces, policies};
 
 const GUEST_FD: i32 = 3;
 const LISTENER_FD: i32 = 4;
@@ -33,15 +30,38 @@ fn main() -> anyhow::Result<()> {
     logs::init(logs::Format::Human, level.unwrap_or(logs::Level::ERROR), "soft-core");
     let text = std::env::args().nth(1).context("one argument: the configuration as JSON")?;
     let config: CoreConfig = serde_json::from_str(&text)?;
-    let guest = Peer::from_fd(inherit(GUEST_FD)?)?;
+    let guest = Peer::inherited(GUEST_FD)?;
     guest.set_nonblocking(true)?;
-    let listener = Listener::from_fd(inherit(LISTENER_FD)?)?;
-    let ram = Ram::new(config.memory, config.hugepages, config.prefault)?;
+    let listener = Listener::inherited(LISTENER_FD)?;
+    let ram = Ram::new(config.memory, config.prefault)?;
     let own = nix::unistd::geteuid().as_raw();
     let server = Server::new(&config.name, ram.clone(), config.vcpus, &config.devices, vec![0, own])?;
     let partition = SoftPartition::new(guest, config.vcpus)?;
+    close_door(&config, &ram, &server, &partition)?;
     introduce(&partition, &ram, config.vcpus);
     Loop { partition, server, listener, started: false, resetting: false }.run()
+}
+
+/// As `core_vmm::setup::close_door` does it, with this partition's descriptors.
+fn close_door(
+    config: &CoreConfig,
+    ram: &Ram,
+    server: &Server,
+    partition: &SoftPartition,
+) -> anyhow::Result<()> {
+    use core_vmm::partition::Partition;
+    if !config.sandbox {
+        return Ok(());
+    }
+    let mut keep = vec![2, GUEST_FD, LISTENER_FD, ram.memfd().as_raw_fd()];
+    keep.extend(logs::descriptors());
+    keep.extend(server.descriptors());
+    keep.extend((0..config.vcpus).map(|vp| partition.interrupt(vp).as_raw_fd()));
+    let namespaces = Namespaces::all().recognising([0]);
+    let entered =
+        Compartment { name: "soft-core", ids: None, keep, policy: policies::CORE, namespaces }.enter()?;
+    tracing::debug!(?entered, "compartment closed");
+    Ok(())
 }
 
 fn introduce(partition: &SoftPartition, ram: &Ram, vps: u32) {

@@ -51,8 +51,9 @@ impl<M: RingMemory> RingReader<M> {
             return Err(RingError::Truncated(available));
         }
         // The descriptor is read once, here. What is copied below may differ from it, and is not looked at.
-        let mut descriptor = [0; DESCRIPTOR_SIZE as usize];
-        self.memory.read(self.position, &mut descriptor);
+        let low = self.memory.read_u64(self.position);
+        let high = self.memory.read_u64(self.position + 8);
+        let descriptor = (u128::from(low) | u128::from(high) << 64).to_le_bytes();
         let header = PacketHeader::parse(&descriptor).ok_or(RingError::BadDescriptor)?;
         if header.len + TRAILER_SIZE > available {
             return Err(RingError::Overrun { len: header.len + TRAILER_SIZE, available });

@@ -68,14 +68,17 @@ impl<M: RingMemory> RingWriter<M> {
             return Err(PushError::Full { needed });
         }
         let start = self.position;
-        let mut at = self.put(start, &descriptor(packet, whole as u32));
+        let (low, high) = descriptor(packet, whole as u32);
+        self.memory.write_u64(start, low);
+        self.memory.write_u64(start + 8, high);
+        let mut at = self.size.advance(start, DESCRIPTOR_SIZE);
         for part in parts {
             at = self.put(at, part);
         }
-        // Padding and trailer in one go.
         let padding = whole - DESCRIPTOR_SIZE as usize - content;
-        let tail = (u128::from(start) << 96).to_le_bytes();
-        self.position = self.put(at, &tail[8 - padding..]);
+        at = self.put(at, &[0; 8][..padding]);
+        self.memory.write_u64(at, u64::from(start) << 32);
+        self.position = self.size.advance(at, TRAILER_SIZE);
         Ok(())
     }
 
@@ -118,7 +121,8 @@ impl<M: RingMemory> RingWriter<M> {
     /// Tells the reader to signal when more than `bytes` are free; 0: when nothing is waited for any more.
     ///
     /// The reader may have made the room just before: push once more after setting it, and wait only if that
-    /// fails too.
+    /// fails too. Publish before that last attempt, and push nothing after it: a reader signals when it sees too
+    /// little room become enough, and what it cannot see in the ring it takes for room.
     pub fn set_pending_send_size(&mut self, bytes: u32) {
         self.memory.store(ControlWord::PendingSendSize, bytes);
         self.memory.fence();
@@ -140,14 +144,13 @@ impl<M: RingMemory> RingWriter<M> {
     }
 }
 
-/// A descriptor's wire form.
+/// A descriptor's wire form: its first and its last 8 bytes.
 #[inline]
-fn descriptor(packet: &Outgoing, whole: u32) -> [u8; DESCRIPTOR_SIZE as usize] {
+fn descriptor(packet: &Outgoing, whole: u32) -> (u64, u64) {
     let data_offset = (DESCRIPTOR_SIZE + packet.type_header_len) / 8;
-    let descriptor = u128::from(packet.packet_type.0)
-        | u128::from(data_offset as u16) << 16
-        | u128::from((whole / 8) as u16) << 32
-        | u128::from(packet.flags) << 48
-        | u128::from(packet.transaction_id) << 64;
-    descriptor.to_le_bytes()
+    let low = u64::from(packet.packet_type.0)
+        | u64::from(data_offset as u16) << 16
+        | u64::from((whole / 8) as u16) << 32
+        | u64::from(packet.flags) << 48;
+    (low, packet.transaction_id)
 }

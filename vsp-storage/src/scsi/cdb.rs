@@ -98,7 +98,10 @@ pub enum Command {
         no_data: bool,
     },
     /// START STOP UNIT.
-    StartStop,
+    StartStop {
+        /// The unit is stopped, and its cache is to be written first.
+        flush: bool,
+    },
 }
 
 impl Command {
@@ -112,7 +115,8 @@ impl Command {
             0x12 => inquiry(fixed(cdb)?),
             0x1A => mode_sense_6(fixed(cdb)?),
             0x5A => mode_sense_10(fixed(cdb)?),
-            0x1B => fixed::<6>(cdb).map(|_| Command::StartStop),
+            // START 0, NO_FLUSH 0, POWER CONDITION 0: stop. (Other conditions leave the unit accessible.)
+            0x1B => fixed::<6>(cdb).map(|c| Command::StartStop { flush: c[4] & 0xF5 == 0 }),
             0x25 => fixed::<10>(cdb).map(|_| Command::ReadCapacity10),
             0x9E => service_action_in(fixed(cdb)?),
             0xA0 => fixed::<12>(cdb).map(|c| Command::ReportLuns { select: c[2], allocation: be32(&c[6..]) }),

@@ -75,7 +75,8 @@ pub enum Plan {
 /// What to do about a command to a unit. `luns` are all units of the target.
 pub fn plan(unit: &Unit, luns: &[u8], cdb: &[u8]) -> Result<Plan, Sense> {
     match Command::parse(cdb)? {
-        Command::TestUnitReady | Command::StartStop => Ok(Plan::Good),
+        Command::TestUnitReady => Ok(Plan::Good),
+        Command::StartStop { flush } => Ok(if flush && !unit.read_only { Plan::Flush } else { Plan::Good }),
         Command::RequestSense { descriptor, allocation } => {
             let sense = Sense::NONE;
             let data = if descriptor { sense.to_descriptor().to_vec() } else { sense.to_fixed().to_vec() };
@@ -250,6 +251,15 @@ pub(crate) mod tests {
             assert_eq!(plan(&unit, &[0], &cdb), Err(Sense::WRITE_PROTECTED));
         }
         assert_eq!(plan(&unit, &[0], &[0x35, 0, 0, 0, 0, 0, 0, 0, 0, 0]), Ok(Plan::Good));
+    }
+
+    #[test]
+    fn a_stop_writes_the_cache_first() {
+        assert_eq!(run(&[0x1B, 0, 0, 0, 0, 0]), Ok(Plan::Flush));
+        assert_eq!(run(&[0x1B, 0, 0, 0, 2, 0]), Ok(Plan::Flush), "an eject is a stop");
+        for ends in [1, 3, 4, 0x20] {
+            assert_eq!(run(&[0x1B, 0, 0, 0, ends, 0]), Ok(Plan::Good));
+        }
     }
 
     #[test]

@@ -79,6 +79,14 @@ impl Sense {
     }
 }
 
+/// Whether a failed flush, or a write that had to be stable, may have cost data that was acknowledged before.
+/// Not if it failed before the kernel tried anything.
+pub fn may_lose_writes(error: &io::Error) -> bool {
+    const NOT_BEGUN: [i32; 7] =
+        [libc::EAGAIN, libc::EINTR, libc::ECANCELED, libc::EBADF, libc::EROFS, libc::EPERM, libc::EOPNOTSUPP];
+    !error.raw_os_error().is_some_and(|code| NOT_BEGUN.contains(&code))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

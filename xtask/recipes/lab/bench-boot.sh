@@ -20,12 +20,18 @@ peer() { # KERNEL
 until_init bulkhead run tiny-elf.toml > /dev/null || exit 1
 until_init peer bookworm/vmlinux > /dev/null || exit 1
 until_init peer bookworm/vmlinuz > /dev/null || exit 1
+ours_elf() { exec bulkhead run tiny-elf.toml; }
+ours_bzimage() { exec bulkhead run tiny-bzimage.toml; }
+peer_elf() { peer bookworm/vmlinux; }
+peer_bzimage() { peer bookworm/vmlinuz; }
 for (( round = 0; round < ${ROUNDS:-7}; round++ )); do
-    echo "round $round" >&2
-    echo "figure ours_elf $(until_init bulkhead run tiny-elf.toml)" 
-    echo "figure peer_elf $(until_init peer bookworm/vmlinux)"
-    echo "figure ours_bzimage $(until_init bulkhead run tiny-bzimage.toml)"
-    echo "figure peer_bzimage $(until_init peer bookworm/vmlinuz)"
+    for kernel in elf bzimage; do
+        # Who goes first changes, so that a drift of the machine's speed favours nobody.
+        if (( round % 2 )); then order='peer ours'; else order='ours peer'; fi
+        for who in $order; do
+            echo "figure ${who}_$kernel $(until_init ${who}_$kernel)"
+        done
+    done
 done
 
 # Returns of KVM_RUN to user space, by KVM's own tracepoint, while the guest reads.

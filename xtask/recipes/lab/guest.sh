@@ -28,7 +28,9 @@ guest_wait_for() { # PATTERN SECONDS
 
 guest_type() { printf '%s\r' "$1" >&9; }
 
-ours() { pgrep -x 'bulkhead|core-vmm|vsp-[a-z]*'; }
+ours() { # prints the processes of the product
+    ps -e -o pid=,comm= | awk '$2 ~ /^(bulkhead|core-vmm|vsp-[a-z]+)$/ { print $1; found = 1 } END { exit !found }'
+}
 
 guest_end() { # waits for the guest's own end; returns what bulkhead returned
     wait $guest_tee
@@ -66,7 +68,7 @@ private_dirty() { # PID
 
 # One line a process: who it is, and what it can still do.
 show_processes() {
-    printf '%-12s %7s %6s %-28s %-8s %-9s %-7s %s\n' process pid uid 'own namespaces' caps seccomp no_new 'private dirty'
+    printf '%-12s %7s %10s %-32s %-8s %-9s %-7s %s\n' process pid uid 'own namespaces' caps seccomp no_new 'private dirty'
     local pid name uid spaces caps seccomp no_new space
     for pid in $(ours); do
         name=$(cat "/proc/$pid/comm")
@@ -80,7 +82,7 @@ show_processes() {
                 spaces="$spaces${spaces:+,}$space"
             fi
         done
-        printf '%-12s %7s %6s %-28s %-8s %-9s %-7s %s KiB\n' \
+        printf '%-12s %7s %10s %-32s %-8s %-9s %-7s %s KiB\n' \
             "$name" "$pid" "$uid" "${spaces:-none}" "$caps" "$seccomp" "$no_new" "$(private_dirty "$pid")"
     done
 }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -9,7 +10,7 @@ use anyhow::{Context, Result, ensure};
 use super::table::{Figure, Reference, median};
 use crate::job::Job;
 use crate::scenarios::{GUEST_FUNCTIONS, Guest, Kernel, Spec};
-use crate::{build, cache, lab, sh};
+use crate::{cache, lab, sh};
 
 const SCRIPT: &str = include_str!("../../recipes/lab/bench-boot.sh");
 
@@ -24,14 +25,13 @@ const CORE_DIRTY: f64 = 2048.0;
 const STORAGE_DIRTY: f64 = 1024.0;
 
 /// Measures everything.
-pub fn measure(rounds: u32, verbose: bool) -> Result<Vec<Figure>> {
-    let binaries = sh::step("building the release binaries", || build::binaries("release", true))?;
+pub fn measure(binaries: &[PathBuf], rounds: u32, verbose: bool) -> Result<Vec<Figure>> {
     let directory = cache::root()?.join("runs").join(format!("bench-specs-{}", std::process::id()));
     fs::create_dir_all(&directory)?;
     let mut job = Job::new("bench-boot").timeout(Duration::from_secs(600 + 60 * u64::from(rounds)));
     job.live = verbose;
     job.verbose = verbose;
-    job.binaries(&binaries);
+    job.binaries(binaries);
     let tiny = Spec { vcpus: 1, memory: 512, ..Spec::new(Guest::Tiny, "") };
     let reads = Spec { vcpus: 1, memory: 512, ..Spec::new(Guest::Bookworm, "bulkhead.job=reads") };
     for (name, spec) in [
@@ -63,14 +63,14 @@ fn figures(output: &str) -> Result<Vec<Figure>> {
             values.entry(name).or_default().push(value);
         }
     }
-    let of = |name: &str| {
-        median(values.get(name).cloned().unwrap_or_default()).with_context(|| format!("no figure for {name}"))
-    };
+    let all = |name: &str| values.get(name).cloned().unwrap_or_default();
+    let of = |name: &str| median(all(name)).with_context(|| format!("no figure for {name}"));
     let against_qemu = |what: &str, kernel: &str, asked: f64| -> Result<Figure> {
+        let (ours, theirs) = (format!("ours_{kernel}"), format!("peer_{kernel}"));
         Ok(Figure {
             what: what.to_owned(),
-            ours: of(&format!("ours_{kernel}"))?,
-            reference: Some(Reference { name: "QEMU q35", value: of(&format!("peer_{kernel}"))? }),
+            ours: of(&ours)?,
+            reference: Some(Reference::paired("QEMU q35", &all(&ours), &all(&theirs)).context("no pairs")?),
             asked,
         })
     };
@@ -91,7 +91,8 @@ mod tests {
 
     #[test]
     fn figures_are_medians_of_what_the_script_printed() {
-        let output = "figure ours_elf 5\nfigure ours_elf 7\nfigure ours_elf 6\nfigure peer_elf 10\nnoise\n\
+        let output = "figure ours_elf 5\nfigure ours_elf 7\nfigure ours_elf 6\nfigure peer_elf 10\n\
+            figure peer_elf 10\nfigure peer_elf 10\nnoise\n\
             figure ours_bzimage 9\nfigure peer_bzimage 10\nfigure reads 4000\nfigure exits 40\n\
             figure dirty_core-vmm 1500\nfigure dirty_vsp-storage 900\n";
         let figures = figures(output).unwrap();

@@ -27,6 +27,9 @@ pub struct Arguments {
     /// Where the JSON goes (default: bench-NAME.json in the target directory).
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+    /// Take the binaries as they are.
+    #[arg(long)]
+    no_build: bool,
     /// Show what the lab prints.
     #[arg(long, short)]
     verbose: bool,
@@ -41,7 +44,14 @@ enum Name {
 /// Runs a benchmark.
 pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     let (name, figures) = match arguments.name {
-        Name::Boot => ("boot", boot::measure(arguments.rounds, arguments.verbose)?),
+        Name::Boot => (
+            "boot",
+            boot::measure(
+                &build::binaries("release", !arguments.no_build)?,
+                arguments.rounds,
+                arguments.verbose,
+            )?,
+        ),
     };
     let path = match &arguments.json {
         Some(path) => path.clone(),

@@ -87,7 +87,7 @@ pub fn all() -> Vec<Scenario> {
             spec: Spec { memory: 512, ..Spec::new(Guest::Bookworm, "bulkhead.job=memory") },
             script: RUN,
             status: 0,
-            expect: &["memory: same"],
+            expect: &["copies, all the same"],
             limit: 400,
         },
         Scenario {
@@ -95,7 +95,7 @@ pub fn all() -> Vec<Scenario> {
             spec: Spec { memory: 6144, ..Spec::new(Guest::Bookworm, "bulkhead.job=memory") },
             script: RUN,
             status: 0,
-            expect: &["memory: same"],
+            expect: &["copies, all the same"],
             limit: 600,
         },
         Scenario {

@@ -3,6 +3,7 @@
 //! A scenario knows nothing of the lab but the files in `/job`; it is a specification, a script and an expectation.
 
 mod list;
+pub mod policies;
 mod spec;
 
 use std::time::{Duration, Instant};

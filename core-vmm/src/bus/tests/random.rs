@@ -113,7 +113,9 @@ impl World {
             0 if dice.roll(8) == 0 || !matches!(self.bus.connection, Connection::Up { .. }) => {
                 let version = Version::ALL[dice.roll(8) as usize];
                 let vp = dice.roll(3);
-                if say(&mut self.bus, GuestMessage::InitiateContact(InitiateContact::new(version, vp))).is_ok() {
+                if say(&mut self.bus, GuestMessage::InitiateContact(InitiateContact::new(version, vp)))
+                    .is_ok()
+                {
                     // It starts anew: what came before is not answered any more.
                     self.due.retain(|_, _| false);
                     self.owe(Due::Version);
@@ -139,8 +141,11 @@ impl World {
             6..9 => {
                 let vp = dice.roll(8) % (VPS + 1);
                 let downstream = if dice.roll(8) == 0 { dice.roll(12) } else { 4 };
-                let request =
-                    OpenChannel { target_vp: vp, downstream_page_offset: downstream, ..open_request(relid, gpadl) };
+                let request = OpenChannel {
+                    target_vp: vp,
+                    downstream_page_offset: downstream,
+                    ..open_request(relid, gpadl)
+                };
                 match say(&mut self.bus, GuestMessage::OpenChannel(request)) {
                     Ok(()) => {
                         opening = Some(relid);

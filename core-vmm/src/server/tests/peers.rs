@@ -73,8 +73,7 @@ fn hellos_that_cannot_be_are_refused_with_a_reason() {
 #[test]
 fn bytes_that_are_no_hello_end_that_peer_only() {
     let mut rig = Rig::new();
-    let garbage: [&[u8]; 5] =
-        [b"{", b"\xff\xff\xff", b"[]", b"{\"Hello\":{}}", &[b'['; 60_000]];
+    let garbage: [&[u8]; 5] = [b"{", b"\xff\xff\xff", b"[]", b"{\"Hello\":{}}", &[b'['; 60_000]];
     for bytes in garbage {
         let (ours, theirs) = Peer::pair().unwrap();
         theirs.send_bytes(bytes, &[]).unwrap();

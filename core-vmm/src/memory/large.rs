@@ -1,0 +1,161 @@
+//! Large pages for memory that the guest uses, without asking the host to change its settings.
+//!
+//! Transparent huge pages for *shared* memory are off on most hosts, while private memory has
+//! them; a VM whose RAM is a memfd would run on 4 KiB pages alone, and pay for each with a fault and in every nested page
+//! walk. So a thread of the core watches which 2 MiB blocks have come into use and gathers each into one large page
+//! (`MADV_COLLAPSE`), which is what private memory would have had from the first touch. A kernel that cannot
+//! leaves the pages as they are.
+
+use std::{
+    fs::File,
+    os::fd::{AsFd, BorrowedFd},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread::JoinHandle,
+    time::Duration,
+};
+
+use nix::{
+    errno::Errno,
+    unistd::{Whence, lseek},
+};
+
+use super::{Ram, mapping::LARGE};
+
+/// Between two passes that found something to do. A booting guest uses memory for the first time all the while.
+const BUSY: Duration = Duration::from_millis(1);
+/// The longest that a pass is put off when there was nothing to do: an idle VM must not keep its host awake.
+const IDLE: Duration = Duration::from_secs(4);
+/// A block that could not be gathered (its pages are in use by a device) is tried so many times.
+const ATTEMPTS: u8 = 3;
+const STACK: usize = 64 * 1024;
+
+/// Whether the host gives private memory large pages without being asked; we do as it does.
+pub fn host_prefers() -> bool {
+    std::fs::read_to_string("/sys/kernel/mm/transparent_hugepage/enabled")
+        .is_ok_and(|s| s.contains("[always]"))
+}
+
+/// The thread. Dropping it stops it.
+#[derive(Debug)]
+pub struct Gatherer {
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Gatherer {
+    /// Starts to watch `ram`.
+    pub fn start(ram: &Ram) -> std::io::Result<Self> {
+        let stop = Arc::new(AtomicBool::new(false));
+        let mut blocks = Blocks::new(ram);
+        let stopped = Arc::clone(&stop);
+        let body = move || {
+            let mut pause = BUSY;
+            while !stopped.load(Ordering::Relaxed) {
+                pause = if blocks.pass(&stopped) > 0 { BUSY } else { (pause * 2).min(IDLE) };
+                std::thread::park_timeout(pause);
+            }
+        };
+        let thread = std::thread::Builder::new().name("large-pages".into()).stack_size(STACK).spawn(body)?;
+        Ok(Self { stop, thread: Some(thread) })
+    }
+}
+
+impl Drop for Gatherer {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            thread.thread().unpark();
+            // It has no result, and its panic has been logged.
+            let _ = thread.join();
+        }
+    }
+}
+
+/// The 2 MiB blocks of all stretches, with what became of each.
+#[derive(Debug)]
+struct Blocks {
+    ram: Ram,
+    /// For each stretch: attempts that are left for each block.
+    left: Vec<Vec<u8>>,
+}
+
+impl Blocks {
+    fn new(ram: &Ram) -> Self {
+        let left = ram.stretches.iter().map(|s| vec![ATTEMPTS; (s.len as usize) / LARGE]).collect();
+        Self { ram: ram.clone(), left }
+    }
+
+    /// Gathers every block that has come into use; returns how many.
+    fn pass(&mut self, stop: &AtomicBool) -> usize {
+        let mut gathered = 0;
+        let memfd: &File = &self.ram.memfd;
+        for ((stretch, area), left) in self.ram.stretches.iter().zip(&*self.ram.areas).zip(&mut self.left) {
+            let mut block = 0;
+            while block < left.len() && !stop.load(Ordering::Relaxed) {
+                if left[block] == 0 {
+                    block += 1;
+                    continue;
+                }
+                let from = stretch.offset + (block * LARGE) as u64;
+                let Some(used) = next_data(memfd.as_fd(), from) else { break };
+                let at = (used.saturating_sub(stretch.offset) as usize) / LARGE;
+                if at > block {
+                    // Nothing in between is in use yet.
+                    block = at;
+                    continue;
+                }
+                left[block] -= 1;
+                if area.collapse(block * LARGE).is_ok() {
+                    left[block] = 0;
+                    gathered += 1;
+                }
+                block += 1;
+            }
+        }
+        gathered
+    }
+}
+
+/// Offset of the first page in use at or after `from`.
+fn next_data(memfd: BorrowedFd<'_>, from: u64) -> Option<u64> {
+    match lseek(memfd, from as i64, Whence::SeekData) {
+        Ok(at) => u64::try_from(at).ok(),
+        // ENXIO: none from here on.
+        Err(Errno::ENXIO) => None,
+        Err(_) => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Instant;
+
+    #[test]
+    fn only_blocks_in_use_are_touched_and_contents_stay() {
+        let ram = Ram::new(16 << 20, false).unwrap();
+        let at = 5 * LARGE as u64 + 0x3000;
+        ram.write(at, b"guest data").unwrap();
+        let mut blocks = Blocks::new(&ram);
+        let gathered = blocks.pass(&AtomicBool::new(false));
+        // An old kernel gathers none; a new one exactly the one.
+        assert!(gathered <= 1, "{gathered} blocks");
+        let mut seen = [0; 10];
+        ram.read(at, &mut seen).unwrap();
+        assert_eq!(&seen, b"guest data");
+        let first = next_data(ram.memfd(), 0).unwrap();
+        assert!(first >= 5 * LARGE as u64, "untouched memory came into use");
+    }
+
+    #[test]
+    fn stops_when_dropped() {
+        let ram = Ram::new(16 << 20, false).unwrap();
+        let gatherer = Gatherer::start(&ram).unwrap();
+        let begin = Instant::now();
+        drop(gatherer);
+        assert!(begin.elapsed() < Duration::from_secs(5));
+    }
+}

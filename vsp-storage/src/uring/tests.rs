@@ -1,0 +1,172 @@
+use std::fs::File;
+use std::os::fd::AsFd;
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
+use vsp::GuestRam;
+use vsp::ipc::message::RamRegion;
+use vsp::ipc::shm::SharedMemory;
+
+use super::*;
+
+fn file() -> File {
+    let path = std::env::temp_dir().join(format!("bulkhead-uring-{:?}", std::thread::current().id()));
+    let file = File::options().read(true).write(true).create(true).truncate(true).open(&path).unwrap();
+    std::fs::remove_file(path).unwrap();
+    file.set_len(1 << 20).unwrap();
+    file
+}
+
+fn ram() -> Arc<GuestRam> {
+    let memory = SharedMemory::create("ram", 1 << 16).unwrap();
+    Arc::new(GuestRam::new(&memory, &[RamRegion { gpa: 0, len: 1 << 16, offset: 0 }]).unwrap())
+}
+
+fn run(uring: &mut Uring<u32>, operation: Operation) -> (u32, Operation, io::Result<u32>) {
+    uring.start(operation, 42).unwrap();
+    uring.submit().unwrap();
+    loop {
+        if let Some(ended) = uring.take_ended() {
+            return ended;
+        }
+        uring.wait().unwrap();
+    }
+}
+
+#[test]
+fn data_moves_between_file_and_guest_pages() {
+    let (file, ram) = (file(), ram());
+    let mut uring = Uring::new(&[file.as_fd()]).unwrap();
+    ram.write(100, b"hello").unwrap();
+    ram.write(9000, b" world").unwrap();
+    let buffer = GuestBuffer::new(&ram, [(100, 5), (9000, 6)]).unwrap();
+    let write = Operation {
+        kind: Kind::Write { offset: 7, stable: true },
+        file: 0,
+        memory: Memory::Guest(buffer.clone()),
+    };
+    let (context, _, result) = run(&mut uring, write);
+    assert_eq!((context, result.unwrap()), (42, 11));
+    let mut bytes = [0; 11];
+    file.read_exact_at(&mut bytes, 7).unwrap();
+    assert_eq!(&bytes, b"hello world");
+    let single = GuestBuffer::new(&ram, [(0, 11)]).unwrap();
+    let read = Operation { kind: Kind::Read { offset: 7 }, file: 0, memory: Memory::Guest(single) };
+    assert_eq!(run(&mut uring, read).2.unwrap(), 11);
+    ram.read(0, &mut bytes).unwrap();
+    assert_eq!(&bytes, b"hello world");
+    assert_eq!(uring.in_flight(), 0);
+}
+
+#[test]
+fn patterns_flushes_and_holes() {
+    let file = file();
+    let mut uring = Uring::new(&[file.as_fd()]).unwrap();
+    let mut pattern = Pattern::new(Box::from(*b"abcd"));
+    pattern.select(6, 11);
+    let write = Operation {
+        kind: Kind::Write { offset: 4096, stable: false },
+        file: 0,
+        memory: Memory::Pattern(pattern),
+    };
+    assert_eq!(run(&mut uring, write).2.unwrap(), 11);
+    let mut bytes = [0; 11];
+    file.read_exact_at(&mut bytes, 4096).unwrap();
+    assert_eq!(&bytes, b"cdabcdabcda");
+    let flush = Operation { kind: Kind::Flush, file: 0, memory: Memory::None };
+    run(&mut uring, flush).2.unwrap();
+    let punch = Operation { kind: Kind::Punch { offset: 4096, len: 4096 }, file: 0, memory: Memory::None };
+    run(&mut uring, punch).2.unwrap();
+    file.read_exact_at(&mut bytes, 4096).unwrap();
+    assert_eq!(bytes, [0; 11]);
+}
+
+#[test]
+fn errors_come_back_as_such() {
+    let (file, ram) = (file(), ram());
+    let mut uring = Uring::new(&[file.as_fd()]).unwrap();
+    let buffer = GuestBuffer::new(&ram, [(0, 512)]).unwrap();
+    let wrong = Operation { kind: Kind::Read { offset: 0 }, file: 7, memory: Memory::Guest(buffer.clone()) };
+    assert_eq!(run(&mut uring, wrong).2.unwrap_err().raw_os_error(), Some(libc::EBADF));
+    let end = Operation { kind: Kind::Read { offset: 1 << 20 }, file: 0, memory: Memory::Guest(buffer) };
+    assert_eq!(run(&mut uring, end).2.unwrap(), 0);
+}
+
+#[test]
+fn the_ring_refuses_everything_else() {
+    let file = file();
+    let mut uring = Uring::<u32>::new(&[file.as_fd()]).unwrap();
+    assert!(uring.ring.submitter().register_files_sparse(4).is_err());
+    assert!(uring.ring.submitter().unregister_files().is_err());
+    let path = c"/etc/passwd";
+    let forbidden = [
+        opcode::Nop::new().build(),
+        opcode::OpenAt::new(io_uring::types::Fd(libc::AT_FDCWD), path.as_ptr()).build(),
+        opcode::Socket::new(libc::AF_INET, libc::SOCK_STREAM, 0).build(),
+        opcode::Fsync::new(io_uring::types::Fd(file.as_raw_fd())).build(),
+    ];
+    for entry in forbidden {
+        // SAFETY: what the entries point at lives until the end of the test.
+        unsafe { uring.ring.submission().push(&entry).unwrap() };
+        uring.ring.submit_and_wait(1).unwrap();
+        let completion = uring.ring.completion().next().unwrap();
+        assert_eq!(completion.result(), -libc::EACCES);
+    }
+}
+
+#[test]
+fn more_than_the_queue_holds_is_fine() {
+    let (file, ram) = (file(), ram());
+    let mut uring = Uring::new(&[file.as_fd()]).unwrap();
+    for context in 0..1000u32 {
+        let buffer = GuestBuffer::new(&ram, [(0, 512)]).unwrap();
+        let read = Operation { kind: Kind::Read { offset: 0 }, file: 0, memory: Memory::Guest(buffer) };
+        uring.start(read, context).unwrap();
+    }
+    let mut seen = [false; 1000];
+    while uring.in_flight() > 0 {
+        uring.submit().unwrap();
+        match uring.take_ended() {
+            Some((context, _, result)) => {
+                assert_eq!(result.unwrap(), 512);
+                assert!(!std::mem::replace(&mut seen[context as usize], true));
+            }
+            None => uring.wait().unwrap(),
+        }
+    }
+    assert!(seen.iter().all(|seen| *seen));
+}
+
+/// The loop watches the ring edge-triggered: it must hear of everything that it has not taken, and should not be
+/// woken for what it has.
+#[test]
+fn only_what_was_not_taken_is_announced() {
+    let (file, ram) = (file(), ram());
+    let mut uring = Uring::new(&[file.as_fd()]).unwrap();
+    let epoll = Epoll::new(EpollCreateFlags::empty()).unwrap();
+    // SAFETY: the ring outlives the borrow.
+    let source = unsafe { BorrowedFd::borrow_raw(uring.source()) };
+    epoll.add(source, EpollEvent::new(EpollFlags::EPOLLIN | EpollFlags::EPOLLET, 1)).unwrap();
+    let announced = |milliseconds: u16| {
+        let mut events = [EpollEvent::empty()];
+        epoll.wait(&mut events, EpollTimeout::from(milliseconds)).unwrap_or(0) == 1
+    };
+    let read = || {
+        let buffer = GuestBuffer::new(&ram, [(0, 512)]).unwrap();
+        Operation { kind: Kind::Read { offset: 0 }, file: 0, memory: Memory::Guest(buffer) }
+    };
+    // So that the pages are in memory and later reads complete at once.
+    run(&mut uring, read()).2.unwrap();
+    announced(0);
+    for context in 0..20 {
+        uring.start(read(), context).unwrap();
+        uring.submit().unwrap();
+        assert!(uring.take_ended().is_some(), "a read of cached pages completes inline");
+        assert!(!announced(0), "taken already");
+        uring.start(read(), context).unwrap();
+        uring.submit().unwrap();
+        assert!(announced(1000));
+        assert!(uring.take_ended().is_some());
+    }
+}
