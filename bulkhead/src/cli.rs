@@ -67,7 +67,7 @@ A spec:
   [machine]
   vcpus = 2                     # 1 to 64
   memory = \"2GiB\"
-  hugepages = false             # back memory with 2 MiB pages
+  hugepages = false             # gather memory into 2 MiB pages even where the host's own policy does not
   prefault = false              # touch all memory before the start
 
   [boot]

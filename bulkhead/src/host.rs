@@ -45,17 +45,6 @@ pub enum Unfit {
         /// Bytes that the host can give without swapping.
         free: u64,
     },
-    /// Not enough huge pages are free.
-    #[error(
-        "hugepages = true needs {needed} free huge pages of 2 MiB and this host has {free}: reserve them (sudo sysctl \
-         vm.nr_hugepages={needed}), or write hugepages = false"
-    )]
-    NoHugePages {
-        /// Pages needed.
-        needed: u64,
-        /// Pages free.
-        free: u64,
-    },
 }
 
 /// Memory of this host in bytes (`MemTotal`); `None` where `/proc` cannot be read.
@@ -86,14 +75,6 @@ pub fn check_kvm() -> Result<(), Unfit> {
 }
 
 fn check_memory(machine: &Machine, overcommit: bool, info: &MemInfo) -> Result<(), Unfit> {
-    if machine.hugepages {
-        let needed = machine.memory.div_ceil(2 << 20);
-        let free = match info.bytes("Hugepagesize") {
-            Some(0x20_0000) => info.number("HugePages_Free").unwrap_or(0),
-            _ => 0,
-        };
-        return if free >= needed { Ok(()) } else { Err(Unfit::NoHugePages { needed, free }) };
-    }
     match info.bytes("MemAvailable") {
         Some(free) if !overcommit && free < machine.memory.saturating_add(OVERHEAD) => {
             Err(Unfit::NoMemory { needed: machine.memory, free })
@@ -151,10 +132,8 @@ mod tests {
     }
 
     #[test]
-    fn huge_pages_must_be_reserved() {
-        assert_eq!(told(&machine(200 << 20, true), false), "fits");
-        assert!(
-            told(&machine(202 << 20, true), true).starts_with("hugepages = true needs 101 free huge pages")
-        );
+    fn huge_pages_are_ordinary_memory() {
+        assert_eq!(told(&machine(512 << 20, true), false), "fits");
+        assert_ne!(told(&machine(2 << 30, true), false), "fits");
     }
 }

@@ -12,6 +12,8 @@ pub const HIGH_RAM_START: u64 = 0x1_0000_0000;
 pub const CONVENTIONAL_END: u64 = 0x9_fc00;
 /// The ACPI tables; inside the range in which a PC's firmware leaves its root pointer.
 pub const ACPI_START: u64 = 0xe_0000;
+/// Where a PC's processor looks for firmware, as real mode sees it: F000:FFF0.
+pub const RESET_VECTOR: u64 = 0xf_fff0;
 /// End of the ACPI tables, and start of the memory that kernels are loaded to.
 pub const HIGH_MEMORY_START: u64 = 0x10_0000;
 

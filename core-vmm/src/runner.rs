@@ -52,6 +52,9 @@ pub enum RunError {
     /// Devices that did not come.
     #[error("no process has attached as {0} within {s} seconds; the guest was not started", s = ATTACH_GRACE.as_secs())]
     Missing(String),
+    /// Devices that died, when the guest was to start again.
+    #[error("the process of {0} has gone; the guest cannot be started again without it")]
+    Gone(String),
     /// Waiting failed.
     #[error("cannot wait for events: {0}")]
     Poll(Errno),
@@ -189,6 +192,9 @@ impl Runner {
 
     /// Goes on to the next phase if it is time.
     fn advance(&mut self) -> Result<Option<Outcome>, RunError> {
+        if let Some(reason) = self.parts.server.failure() {
+            return Ok(Some(Outcome::Failed(reason.to_owned())));
+        }
         match &self.phase {
             Phase::Attaching(until) => {
                 let missing = self.parts.server.missing_devices();
@@ -214,6 +220,10 @@ impl Runner {
     fn reset(&mut self) -> Result<(), RunError> {
         if let Some(times) = self.resets.another() {
             tracing::info!(times, "guest reset");
+        }
+        let missing = self.parts.server.missing_devices();
+        if !missing.is_empty() {
+            return Err(RunError::Gone(missing.join(", ")));
         }
         self.gatherer = None;
         self.machine = None;
@@ -241,7 +251,8 @@ impl Runner {
         let mut sources = vec![(parts.wires.wake.as_fd(), Source::Questions)];
         let ended = parts.wires.ended().iter().enumerate();
         sources.extend(ended.map(|(vp, fd)| (fd.as_fd(), Source::Ended(vp as u32))));
-        sources.extend(parts.listener.iter().map(|l| (l.as_fd(), Source::Listener)));
+        let listener = parts.listener.iter().filter(|_| parts.server.accepts());
+        sources.extend(listener.map(|l| (l.as_fd(), Source::Listener)));
         sources.extend(parts.server.peers().map(|p| (p, Source::Peer(p.as_raw_fd()))));
         sources.extend(parts.terminal.input().map(|fd| (fd, Source::Input)));
         sources.extend(parts.terminal.listener().map(|fd| (fd, Source::Client)));
@@ -296,7 +307,7 @@ impl Runner {
             }
             Source::Listener => {
                 if let Some(listener) = &parts.listener {
-                    while parts.server.accept(listener) {}
+                    parts.server.accept(listener);
                 }
             }
             Source::Peer(fd) => {

@@ -20,7 +20,7 @@ use crate::{
     layout::PAGE,
     memory::{
         MemoryError, Ram,
-        donation::{Donation, Donations},
+        donation::{Donation, DonationError, Donations},
     },
     partition::{Partition, SynicRegisters, VMBUS_SINT},
 };
@@ -60,6 +60,7 @@ pub struct Synic {
     /// A second handle on each event-flag memfd, for handing out.
     flags: Vec<SharedMemory>,
     complaints: Ration,
+    failure: Option<String>,
 }
 
 impl Synic {
@@ -78,7 +79,7 @@ impl Synic {
                 })
             })
             .collect::<Result<Vec<_>, ipc::shm::ShmError>>()?;
-        Ok(Self { vps, flags, complaints: Ration::default() })
+        Ok(Self { vps, flags, complaints: Ration::default(), failure: None })
     }
 
     /// The event-flag memfd of `vp`.
@@ -93,6 +94,11 @@ impl Synic {
             EventPage::Laid(donation, _) => Some(donation.memory().as_fd().as_raw_fd()),
             EventPage::Lost => None,
         })
+    }
+
+    /// Why the VM cannot go on.
+    pub fn failure(&self) -> Option<&str> {
+        self.failure.as_deref()
     }
 
     /// Whether a guest that causes further messages should be told to wait.
@@ -155,7 +161,11 @@ impl Synic {
             EventPage::Idle(_) | EventPage::Lost => None,
         };
         if wanted != now {
-            if let Err(e) = state.move_flags(partition, ram, donations, wanted)
+            let moved = state.move_flags(partition, ram, donations, wanted);
+            if let Err(MoveError::Kept(e)) = &moved {
+                self.failure = Some(format!("a VP's event-flag page could not be taken back: {e}"));
+            }
+            if let Err(e) = &moved
                 && let Some(times) = self.complaints.another()
             {
                 tracing::warn!(vp, error = %e, times, "guest's event-flag page cannot be shared; its device interrupts are lost");
@@ -174,6 +184,17 @@ impl Synic {
             self.set_registers(partition, ram, donations, vp as u32, SynicRegisters::default());
         }
     }
+}
+
+/// Why a VP's event-flag page did not move.
+#[derive(Debug, thiserror::Error)]
+enum MoveError {
+    /// The guest cannot have it there.
+    #[error(transparent)]
+    Refused(DonationError),
+    /// The old page is still shared with devices.
+    #[error(transparent)]
+    Kept(MemoryError),
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -223,16 +244,19 @@ impl Vp {
         ram: &Ram,
         donations: &mut Donations,
         wanted: Option<u64>,
-    ) -> Result<(), Box<dyn std::error::Error>> {
+    ) -> Result<(), MoveError> {
         let memory = match std::mem::replace(&mut self.flags, EventPage::Lost) {
             EventPage::Idle(memory) => memory,
-            EventPage::Laid(donation, _) => donations.take_back(ram, donation, partition)?,
+            EventPage::Laid(donation, _) => {
+                donations.take_back(ram, donation, partition).map_err(MoveError::Kept)?
+            }
             EventPage::Lost => return Ok(()),
         };
         match wanted {
             None => self.flags = EventPage::Idle(memory),
             Some(gpa) => {
-                let donation = donations.donate_into(ram, memory, vec![gpa], partition)?;
+                let donation =
+                    donations.donate_into(ram, memory, vec![gpa], partition).map_err(MoveError::Refused)?;
                 self.flags = EventPage::Laid(donation, gpa);
             }
         }

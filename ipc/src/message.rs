@@ -117,6 +117,9 @@ pub enum ToVsp {
         channel: u32,
     },
     /// Interrupts of the channel go to another VP. Descriptors: interrupt eventfd, event-flags memfd.
+    ///
+    /// The device must interrupt the new VP once, unconditionally, after it has switched: what it signalled to the old
+    /// one before it heard of the change may never be seen (the guest may have taken that VP down).
     Retarget {
         /// Channel concerned.
         channel: u32,

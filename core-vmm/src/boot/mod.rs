@@ -7,6 +7,7 @@
 pub mod acpi;
 mod linux;
 mod pvh;
+mod reset;
 
 use std::{
     fs::File,
@@ -154,6 +155,7 @@ impl Payload {
     /// Loads everything into `ram`, tables included.
     pub fn load(&mut self, ram: &Ram, vps: u32) -> Result<Entry, BootError> {
         let rsdp = acpi::write_tables(ram, vps)?;
+        reset::write_vector(ram)?;
         self.write_cmdline(ram)?;
         let fail = |path: &str, e: &dyn std::fmt::Display| BootError::Load {
             path: path.to_owned(),

@@ -146,6 +146,25 @@ impl Bus {
         Some(relid)
     }
 
+    /// No relid is left for another channel.
+    pub fn is_full(&self) -> bool {
+        self.channels.len() as u32 >= EVENT_FLAGS_COUNT - 1
+    }
+
+    /// Whether a message is one with which a guest begins anew or ends: it is taken whatever else waits.
+    pub fn begins_anew(bytes: &[u8]) -> bool {
+        matches!(GuestMessage::parse(bytes), Ok(GuestMessage::InitiateContact(_) | GuestMessage::Unload))
+    }
+
+    /// Takes back an offer that the guest does not know of; false if it does.
+    pub fn withdraw(&mut self, relid: Relid) -> bool {
+        let unknown = self.channels.get(&relid).is_none_or(|c| !c.known && c.state == State::Idle);
+        if unknown {
+            self.channels.remove(&relid);
+        }
+        unknown
+    }
+
     /// Takes a channel away from the guest for good.
     pub fn rescind(&mut self, relid: Relid) {
         let Some(channel) = self.channels.get_mut(&relid) else { return };

@@ -20,8 +20,8 @@ pub(super) struct Live {
     pub pages: Donation,
     /// The guest rings it.
     pub kick: Doorbell,
-    /// The device has not answered the open request.
-    pub opening: bool,
+    /// The device has not answered the open request, and has until then.
+    pub open_by: Option<Instant>,
     /// The device was told to close, and has until then.
     pub close_by: Option<Instant>,
     /// What the device could not be told, and when to try again. The latest word counts: a channel that is being closed

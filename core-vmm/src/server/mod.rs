@@ -26,13 +26,24 @@ use vmbus::guid::Guid;
 use crate::{
     bus::{Bus, Effect, Open, Relid, STATUS_UNSUCCESSFUL},
     layout::PAGE,
-    memory::{Ram, donation::Donations},
+    memory::{
+        Ram,
+        donation::{Donation, Donations},
+    },
     partition::{HvStatus, Partition, SynicRegisters},
     synic::Synic,
 };
 
 /// How long a device process may take to let go of a channel before it is cut off.
 const CLOSE_GRACE: Duration = Duration::from_secs(5);
+/// How long a device process may take to answer a request to open.
+const OPEN_GRACE: Duration = Duration::from_secs(10);
+/// How long a connection may take to say who it is.
+const HELLO_GRACE: Duration = Duration::from_secs(5);
+/// After a connection could not be accepted (descriptors have run out), the next is tried so much later.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// Connections accepted at a time, so that a storm of them does not keep the server from its work.
+const ACCEPT_BATCH: usize = 16;
 /// Connections that have not said who they are, besides those of devices that are still to come.
 const STRANGERS_MAX: usize = 16;
 /// Pause before a device is told again what its socket had no room for. It has hundreds of messages to read first.
@@ -67,7 +78,12 @@ pub struct Server {
     donations: Donations,
     devices: Vec<Device>,
     live: Vec<Live>,
-    strangers: Vec<Peer>,
+    /// With the time by which each has to say who it is.
+    strangers: Vec<(Peer, Instant)>,
+    /// Nobody is accepted before then.
+    accept_after: Option<Instant>,
+    /// Why the VM cannot go on.
+    failure: Option<String>,
     /// User ids that may attach as any device.
     trusted: Vec<u32>,
     /// About the guest.
@@ -94,6 +110,8 @@ impl Server {
             devices,
             live: Vec::new(),
             strangers: Vec::new(),
+            accept_after: None,
+            failure: None,
             trusted,
             complaints: Ration::default(),
         })
@@ -107,9 +125,14 @@ impl Server {
             .collect()
     }
 
-    /// Names of configured devices that have not attached.
+    /// Names of configured devices that no process serves.
     pub fn missing_devices(&self) -> Vec<&str> {
-        self.devices.iter().filter(|d| d.relid.is_none()).map(|d| d.name.as_str()).collect()
+        self.devices.iter().filter(|d| d.peer.is_none()).map(|d| d.name.as_str()).collect()
+    }
+
+    /// Why the VM cannot go on: memory of the guest's may be in hands that it must not be in.
+    pub fn failure(&self) -> Option<&str> {
+        self.failure.as_deref().or(self.synic.failure())
     }
 
     /// The guest posted a message.
@@ -117,7 +140,7 @@ impl Server {
         if !Bus::is_message_connection(connection) {
             return HvStatus::InvalidConnectionId;
         }
-        if self.synic.is_congested() {
+        if self.synic.is_congested() && !Bus::begins_anew(payload) {
             return HvStatus::InsufficientBuffers;
         }
         if let Err(fault) = self.bus.message(connection, payload)
@@ -144,6 +167,10 @@ impl Server {
         self.bus.reset();
         self.apply(partition);
         self.synic.reset(partition, &self.ram, &mut self.donations);
+        // The next guest is not told of devices that are gone.
+        for i in 0..self.devices.len() {
+            self.forget_if_gone(i);
+        }
     }
 
     /// No channel is open and no guest page is shared.
@@ -153,8 +180,9 @@ impl Server {
 
     /// When [`Self::tick`] has to be called at the latest.
     pub fn deadline(&self) -> Option<Instant> {
-        let owed = self.live.iter().filter_map(|live| live.owed.map(|(_, when)| when));
-        self.live.iter().filter_map(|live| live.close_by).chain(owed).min()
+        let live = self.live.iter().flat_map(|l| [l.close_by, l.open_by, l.owed.map(|(_, when)| when)]);
+        let strangers = self.strangers.iter().map(|(_, by)| Some(*by));
+        live.chain(strangers).chain([self.accept_after]).flatten().min()
     }
 
     /// Cuts off devices that did not let go of a channel in time.
@@ -164,34 +192,61 @@ impl Server {
         for (relid, word) in owed {
             self.tell(partition, relid, word);
         }
-        let late: Vec<Relid> =
-            self.live.iter().filter(|l| l.close_by.is_some_and(|by| by <= now)).map(|l| l.relid).collect();
+        self.strangers.retain(|(_, by)| *by > now);
+        if self.accept_after.is_some_and(|after| after <= now) {
+            self.accept_after = None;
+        }
+        let is_late = |l: &&Live| [l.close_by, l.open_by].iter().flatten().any(|by| *by <= now);
+        let late: Vec<Relid> = self.live.iter().filter(is_late).map(|l| l.relid).collect();
         for relid in late {
             if let Some(i) = self.devices.iter().position(|d| d.relid == Some(relid)) {
-                tracing::error!(device = %self.devices[i].name, "did not close its channel in time; it is cut off");
+                let device = &self.devices[i];
+                tracing::error!(device = %device.name, "did not open or close its channel in time; it is cut off");
+                if device.guest_ram {
+                    // It lives, and what it has under way may still be written into memory that the guest has
+                    // put to other use, or that is a new guest's.
+                    self.failure = Some(format!(
+                        "device {} hangs with guest memory in its hands; the VM cannot go on safely",
+                        device.name
+                    ));
+                }
                 self.lose(partition, i);
             }
         }
     }
 
-    /// Somebody connects. Returns false when there was nobody.
-    pub fn accept(&mut self, listener: &Listener) -> bool {
-        match listener.accept() {
-            Ok(peer) => {
-                if self.strangers.len() >= STRANGERS_MAX + self.missing_devices().len() {
-                    tracing::warn!("too many connections that do not say who they are; one was refused");
-                } else if let Err(error) = peer.check_user(&self.users()) {
-                    tracing::warn!(%error, "a connection was refused");
-                } else {
-                    self.add_stranger(peer);
+    /// Whether the listener should be polled now.
+    pub fn accepts(&self) -> bool {
+        self.accept_after.is_none()
+    }
+
+    /// Takes those who connect.
+    pub fn accept(&mut self, listener: &Listener) {
+        for _ in 0..ACCEPT_BATCH {
+            match listener.accept() {
+                Ok(peer) => self.meet(peer),
+                Err(SocketError::WouldBlock) => return,
+                Err(error) => {
+                    if let Some(times) = self.complaints.another() {
+                        tracing::warn!(%error, times, "cannot accept a device's connection");
+                    }
+                    self.accept_after = Some(Instant::now() + ACCEPT_PAUSE);
+                    return;
                 }
-                true
             }
-            Err(SocketError::WouldBlock) => false,
-            Err(e) => {
-                tracing::warn!(error = %e, "cannot accept a device's connection");
-                false
-            }
+        }
+    }
+
+    fn meet(&mut self, peer: Peer) {
+        let refusal = if self.strangers.len() >= STRANGERS_MAX + self.missing_devices().len() {
+            "too many connections that do not say who they are".to_owned()
+        } else if let Err(error) = peer.check_user(&self.users()) {
+            error.to_string()
+        } else {
+            return self.add_stranger(peer);
+        };
+        if let Some(times) = self.complaints.another() {
+            tracing::warn!(reason = %refusal, times, "a connection was refused");
         }
     }
 
@@ -202,19 +257,19 @@ impl Server {
 
     /// A connection that was made elsewhere.
     pub fn add_stranger(&mut self, peer: Peer) {
-        self.strangers.push(peer);
+        self.strangers.push((peer, Instant::now() + HELLO_GRACE));
     }
 
     /// Every peer's socket, to poll for reading.
     pub fn peers(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
         let attached = self.devices.iter().filter_map(|d| d.peer.as_ref());
-        self.strangers.iter().chain(attached).map(AsFd::as_fd)
+        self.strangers.iter().map(|(peer, _)| peer).chain(attached).map(AsFd::as_fd)
     }
 
     /// The peer on descriptor `fd` is readable.
     pub fn peer_ready<P: Partition>(&mut self, partition: &P, fd: RawFd) {
         for _ in 0..PEER_BATCH {
-            let more = if let Some(i) = self.strangers.iter().position(|p| p.as_raw_fd() == fd) {
+            let more = if let Some(i) = self.strangers.iter().position(|(p, _)| p.as_raw_fd() == fd) {
                 self.introduce(partition, i)
             } else if let Some(i) = self.devices.iter().position(|d| d.has_fd(fd)) {
                 self.hear(partition, i)
@@ -229,11 +284,11 @@ impl Server {
 
     /// A stranger says who it is.
     fn introduce<P: Partition>(&mut self, partition: &P, at: usize) -> bool {
-        let hello = match self.strangers[at].try_recv::<ToCore>() {
+        let hello = match self.strangers[at].0.try_recv::<ToCore>() {
             Err(SocketError::WouldBlock) => return false,
             other => other,
         };
-        let peer = self.strangers.swap_remove(at);
+        let (peer, _) = self.strangers.swap_remove(at);
         let refusal = match hello {
             Ok((ToCore::Hello { versions, device, offer }, _)) => {
                 match self.attach(&peer, versions, &device, &offer) {
@@ -273,8 +328,11 @@ impl Server {
         allowed.extend(slot.uid);
         peer.check_user(&allowed).map_err(|e| e.to_string())?;
         peer.set_nonblocking(true).map_err(|e| e.to_string())?;
-        if slot.relid.is_some() {
+        if slot.peer.is_some() {
             return Err("a process serves this device already".into());
+        }
+        if slot.relid.is_some() {
+            return Err("the process that served it has died, and the guest still has its channel".into());
         }
         let version = VERSIONS.common(versions).ok_or_else(|| {
             format!("it speaks versions {versions} of the control protocol, this core {VERSIONS}")
@@ -286,12 +344,12 @@ impl Server {
         let ram = slot.guest_ram.then(|| self.ram_regions());
         let fds: &[BorrowedFd<'_>] = if slot.guest_ram { &[self.ram.memfd()] } else { &[] };
         let welcome = ToVsp::Welcome { version, vm: self.vm.clone(), vps: self.vps, ram };
+        if self.bus.is_full() {
+            return Err("the bus is full".into());
+        }
         peer.send(&welcome, fds).map_err(|e| e.to_string())?;
-        let relid = self
-            .bus
-            .add_channel(class, slot.instance, |wire| device::fill_offer(wire, offer))
-            .ok_or_else(|| "the bus is full".to_owned())?;
-        self.devices[i].relid = Some(relid);
+        self.devices[i].relid =
+            self.bus.add_channel(class, slot.instance, |wire| device::fill_offer(wire, offer));
         Ok(i)
     }
 
@@ -340,17 +398,27 @@ impl Server {
         let Some(relid) = self.devices[i].relid else { return };
         match self.live.iter().find(|l| l.relid == relid) {
             Some(live) if live.close_by.is_some() => self.close_result(partition, relid),
-            Some(live) if live.opening => self.open_result(partition, relid, STATUS_UNSUCCESSFUL),
+            Some(live) if live.open_by.is_some() => self.open_result(partition, relid, STATUS_UNSUCCESSFUL),
             _ => {}
+        }
+        self.forget_if_gone(i);
+    }
+
+    /// A device without a process that no guest knows of is as if it had never attached.
+    fn forget_if_gone(&mut self, i: usize) {
+        let device = &mut self.devices[i];
+        if let (None, Some(relid)) = (&device.peer, device.relid)
+            && self.bus.withdraw(relid)
+        {
+            device.relid = None;
         }
     }
 
     fn open_result<P: Partition>(&mut self, partition: &P, relid: Relid, status: u32) {
         let Some(live) = self.live.iter_mut().find(|l| l.relid == relid) else { return };
-        if !live.opening {
+        if live.open_by.take().is_none() {
             return;
         }
-        live.opening = false;
         // Closed by the guest while it was being opened: the close is answered, not this.
         if live.close_by.is_none() {
             if status != 0 {
@@ -374,8 +442,13 @@ impl Server {
         let Some(at) = self.live.iter().position(|l| l.relid == relid) else { return };
         let live = self.live.swap_remove(at);
         partition.unbind_doorbell(Bus::connection_id(relid));
-        if let Err(error) = self.donations.take_back(&self.ram, live.pages, partition) {
-            tracing::error!(channel = relid, %error, "ring pages could not be taken back");
+        self.take_back(partition, live.pages);
+    }
+
+    /// Failing at this would leave a device's process with pages that the guest uses again.
+    fn take_back<P: Partition>(&mut self, partition: &P, pages: Donation) {
+        if let Err(error) = self.donations.take_back(&self.ram, pages, partition) {
+            self.failure = Some(format!("ring pages could not be taken back: {error}"));
         }
     }
 
@@ -416,19 +489,14 @@ impl Server {
     fn try_open<P: Partition>(&mut self, partition: &P, open: Open) -> Result<(), String> {
         let device = self.devices.iter().find(|d| d.relid == Some(open.relid));
         let peer = device.and_then(|d| d.peer.as_ref()).ok_or("no process serves it")?;
+        let kick = ipc::event::Doorbell::new().map_err(|e| e.to_string())?;
         let pages = self
             .donations
             .donate(&self.ram, "bulkhead-ring", open.pages.clone(), partition)
             .map_err(|e| e.to_string())?;
         let (relid, target) = (open.relid, open.target_vp);
-        let kick = match ipc::event::Doorbell::new() {
-            Ok(kick) => kick,
-            Err(e) => {
-                let _ = self.donations.take_back(&self.ram, pages, partition);
-                return Err(e.to_string());
-            }
-        };
-        self.live.push(Live { relid, pages, kick, opening: true, close_by: None, owed: None });
+        let open_by = Some(Instant::now() + OPEN_GRACE);
+        self.live.push(Live { relid, pages, kick, open_by, close_by: None, owed: None });
         let live = &self.live[self.live.len() - 1];
         partition
             .bind_doorbell(Bus::connection_id(relid), live.kick.as_fd())

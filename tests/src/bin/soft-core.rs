@@ -94,7 +94,7 @@ impl Loop {
                 self.partition.say(&ToGuest::Status { status: 0 }, &[]);
             }
             self.wait();
-            while self.server.accept(&self.listener) {}
+            self.server.accept(&self.listener);
             let peers: Vec<i32> = self.server.peers().map(|p| p.as_raw_fd()).collect();
             for fd in peers {
                 self.server.peer_ready(&self.partition, fd);
