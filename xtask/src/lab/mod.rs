@@ -29,6 +29,8 @@ use qemu::{Machine, Setup};
 /// Exit statuses of a run that did not come to its own end.
 const TIMED_OUT: i32 = 124;
 const LAB_FAILED: i32 = 125;
+/// A file of this name says that a run's directory is to stay.
+const KEPT: &str = "kept";
 /// Lines of the lab host's console that are shown when a run failed.
 const KERNEL_LINES: usize = 15;
 
@@ -148,10 +150,12 @@ impl Run {
         let images = Images::ready(job.guests)?;
         let frozen = freeze::frozen_host(&images)?;
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
+        remove_dead_runs(&cache::root()?.join("runs"));
         let directory =
             cache::root()?.join("runs").join(format!("{}-{}-{number}", job.name, std::process::id()));
         fs::create_dir_all(&directory)?;
         if job.keep {
+            fs::write(directory.join(KEPT), "")?;
             sh::say(&format!("this run's files stay in {}", directory.display()));
         }
         Ok(Self { images, frozen, directory, keep: job.keep })
@@ -223,6 +227,23 @@ impl Run {
         }
         file.set_len(qemu::JOB_DISK)?;
         Ok(disk)
+    }
+}
+
+/// Removes what runs that were killed have left; their names end in their process's number, and a count in some.
+fn remove_dead_runs(runs: &Path) {
+    for entry in fs::read_dir(runs).into_iter().flatten().filter_map(Result::ok) {
+        let (path, name) = (entry.path(), entry.file_name().to_string_lossy().into_owned());
+        let dead = !name
+            .trim_end_matches(".toml")
+            .rsplit('-')
+            .take(2)
+            .filter(|part| part.bytes().all(|byte| byte.is_ascii_digit()))
+            .any(|number| Path::new("/proc").join(number).is_dir());
+        if dead && !path.join(KEPT).exists() {
+            // What cannot be removed only costs space.
+            let _ = if path.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) };
+        }
     }
 }
 

@@ -144,7 +144,7 @@ pub fn all() -> Vec<Scenario> {
             script: RUN,
             status: 0,
             expect: &["boot 1 of 10", "boot 10 of 10"],
-            limit: 1500,
+            limit: 2000,
         },
     ]
 }

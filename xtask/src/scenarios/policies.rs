@@ -20,7 +20,7 @@ const POLICIES: [Policy; 3] = [rules::CORE, rules::VCPU, rules::VSP_STORAGE];
 /// What the guest does: writes, flushes, trims; reboots; does it again and powers off.
 const GUEST: &str = "touch /var/lib/boot; dd if=/dev/zero of=/var/tmp/file bs=64k count=20 conv=fsync 2> /dev/null; \
     rm /var/tmp/file; fstrim /; echo \"boots: $(wc -l < /var/lib/boot)\"; \
-    if [ ! -s /var/lib/boot ]; then echo >> /var/lib/boot; sync; systemctl reboot; sleep 600; fi";
+    if [ ! -s /var/lib/boot ]; then echo >> /var/lib/boot; sync; systemctl reboot 2> /dev/null; sleep 600; fi";
 
 /// What the host does. Something is typed, too. strace finds the program, not the function.
 const HOST: &str = "bulkhead() { strace -f --pidns-translation -e raw='!seccomp' -o out/strace bulkhead \"$@\"; }\n\
