@@ -21,7 +21,10 @@ use crate::{
         vcpu::{Asked, Question},
     },
     legacy::{Outcome, Platform, console::Output},
-    memory::{MemoryError, Ram, large::Gatherer},
+    memory::{
+        MemoryError, Ram,
+        large::{self, Gatherer},
+    },
     partition::HvStatus,
     server::Server,
     terminal::{CHUNK, Terminal},
@@ -160,11 +163,15 @@ impl Runner {
         let wires = Arc::clone(&parts.wires);
         self.machine = Some(Machine::new(&parts.host, &parts.ram, wires, parts.vps)?);
         if parts.large_pages {
-            // Before loading: what is loaded then goes into large pages at once.
+            for (gpa, len) in parts.payload.extents(&parts.ram) {
+                large::prepare(&parts.ram, gpa, len);
+            }
+        }
+        self.entry = parts.payload.load(&parts.ram, parts.vps)?;
+        if parts.large_pages {
             self.gatherer =
                 Gatherer::start(&parts.ram).map_err(|e| tracing::warn!("no large pages: {e}")).ok();
         }
-        self.entry = parts.payload.load(&parts.ram, parts.vps)?;
         Ok(())
     }
 

@@ -152,6 +152,22 @@ impl Payload {
         std::iter::once(self.kernel.as_raw_fd()).chain(initrd).collect()
     }
 
+    /// Where kernel and initrd will be loaded, as `(gpa, len)`: a hint, to prepare memory by. What cannot be told is
+    /// left out.
+    pub fn extents(&mut self, ram: &Ram) -> Vec<(u64, u64)> {
+        let mut extents = if self.is_elf {
+            elf_extents(&mut self.kernel).unwrap_or_default()
+        } else {
+            let len = self.kernel.seek(SeekFrom::End(0)).unwrap_or_default();
+            vec![(layout::HIGH_MEMORY_START, len)]
+        };
+        if let Some((file, _)) = &mut self.initrd {
+            let len = file.seek(SeekFrom::End(0)).unwrap_or_default();
+            extents.push((ram.low_end().saturating_sub(len), len));
+        }
+        extents
+    }
+
     /// Loads everything into `ram`, tables included.
     pub fn load(&mut self, ram: &Ram, vps: u32) -> Result<Entry, BootError> {
         let rsdp = acpi::write_tables(ram, vps)?;
@@ -214,6 +230,28 @@ impl Payload {
             .map_err(|e| BootError::Load { path: path.clone(), reason: e.to_string() })?;
         Ok(Some((start, len)))
     }
+}
+
+/// Physical ranges of an ELF file's loadable segments. `None` if its headers make no sense; the loader says why.
+fn elf_extents(file: &mut File) -> Option<Vec<(u64, u64)>> {
+    const LOAD: u32 = 1;
+    const SEGMENTS_MAX: u16 = 64;
+    let word = |b: &[u8], at: usize| Some(u64::from_le_bytes(b.get(at..at + 8)?.try_into().ok()?));
+    let mut header = [0; 64];
+    file.seek(SeekFrom::Start(0)).ok()?;
+    file.read_exact(&mut header).ok()?;
+    let table = word(&header, 32)?;
+    let count = u16::from_le_bytes([header[56], header[57]]).min(SEGMENTS_MAX);
+    let mut extents = Vec::new();
+    for i in 0..u64::from(count) {
+        let mut segment = [0; 56];
+        file.seek(SeekFrom::Start(table.checked_add(i * 56)?)).ok()?;
+        file.read_exact(&mut segment).ok()?;
+        if u32::from_le_bytes(segment[..4].try_into().ok()?) == LOAD {
+            extents.push((word(&segment, 24)?, word(&segment, 40)?));
+        }
+    }
+    Some(extents)
 }
 
 /// The memory map, the same for both boot protocols.

@@ -28,14 +28,33 @@ use super::{Ram, mapping::LARGE};
 const BUSY: Duration = Duration::from_millis(1);
 /// The longest that a pass is put off when there was nothing to do: an idle VM must not keep its host awake.
 const IDLE: Duration = Duration::from_secs(4);
-/// A block that could not be gathered (its pages are in use by a device) is tried so many times.
-const ATTEMPTS: u8 = 3;
+/// A block that could not be gathered is tried so many times. A page that a VP or a device is just using makes
+/// it fail, and a guest that unpacks its kernel keeps at it for a while.
+const ATTEMPTS: u8 = 50;
 const STACK: usize = 64 * 1024;
 
 /// Whether the host gives private memory large pages without being asked; we do as it does.
 pub fn host_prefers() -> bool {
     std::fs::read_to_string("/sys/kernel/mm/transparent_hugepage/enabled")
         .is_ok_and(|s| s.contains("[always]"))
+}
+
+/// Makes large pages of the blocks that `[gpa, gpa + len)` lies in, before anything is there: memory that is about to be
+/// filled is cheaper to fill that way. A hint; blocks that reach beyond RAM stay as they are.
+pub fn prepare(ram: &Ram, gpa: u64, len: u64) {
+    for (stretch, area) in ram.stretches.iter().zip(&*ram.areas) {
+        let (start, end) = (gpa.max(stretch.gpa), gpa.saturating_add(len).min(stretch.gpa + stretch.len));
+        let blocks = start.saturating_sub(stretch.gpa) as usize / LARGE
+            ..(end.saturating_sub(stretch.gpa) as usize).div_ceil(LARGE);
+        for block in blocks.filter(|_| start < end) {
+            let within = block * LARGE;
+            // A block without any page is left alone by the kernel.
+            if ram.read(stretch.gpa + within as u64, &mut [0]).is_ok() {
+                // A kernel that cannot is no error.
+                let _ = area.collapse(within);
+            }
+        }
+    }
 }
 
 /// The thread. Dropping it stops it.
@@ -148,6 +167,19 @@ mod tests {
         assert_eq!(&seen, b"guest data");
         let first = next_data(ram.memfd(), 0).unwrap();
         assert!(first >= 5 * LARGE as u64, "untouched memory came into use");
+    }
+
+    #[test]
+    fn prepares_what_lies_in_ram() {
+        let ram = Ram::new(16 << 20, false).unwrap();
+        prepare(&ram, 5 << 20, 3 << 20);
+        let first = next_data(ram.memfd(), 0).unwrap();
+        assert_eq!(first, 4 << 20);
+        prepare(&ram, 15 << 20, u64::MAX);
+        prepare(&ram, 1 << 40, 1 << 20);
+        let mut seen = [1; 64];
+        ram.read(5 << 20, &mut seen).unwrap();
+        assert_eq!(seen, [0; 64]);
     }
 
     #[test]
