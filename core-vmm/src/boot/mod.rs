@@ -75,6 +75,9 @@ pub enum BootError {
 const PROTOCOL_2_12: u16 = 0x20c;
 const XLF_KERNEL_64: u16 = 1;
 
+/// Room at the top of RAM that Linux takes in early boot besides its page array, in bytes: hash tables, per-CPU areas.
+const EARLY_TABLES: u64 = 8 << 20;
+
 /// How the boot VP starts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Entry {
@@ -152,19 +155,21 @@ impl Payload {
         std::iter::once(self.kernel.as_raw_fd()).chain(initrd).collect()
     }
 
-    /// Where kernel and initrd will be loaded, as `(gpa, len)`: a hint, to prepare memory by. What cannot be told is
-    /// left out.
+    /// Memory that will be used at once, as `(gpa, len)`: where kernel and initrd are loaded, and what a kernel takes first. A
+    /// hint, to prepare memory by; what cannot be told is left out.
     pub fn extents(&mut self, ram: &Ram) -> Vec<(u64, u64)> {
         let mut extents = if self.is_elf {
             elf_extents(&mut self.kernel).unwrap_or_default()
         } else {
-            let len = self.kernel.seek(SeekFrom::End(0)).unwrap_or_default();
-            vec![(layout::HIGH_MEMORY_START, len)]
+            bzimage_extents(&mut self.kernel).unwrap_or_default()
         };
         if let Some((file, _)) = &mut self.initrd {
             let len = file.seek(SeekFrom::End(0)).unwrap_or_default();
             extents.push((ram.low_end().saturating_sub(len), len));
         }
+        // Linux describes every page with 64 bytes and takes them, and its other early tables, from the top.
+        let early = ram.len() / 64 + EARLY_TABLES;
+        extents.push((ram.end().saturating_sub(early), early));
         extents
     }
 
@@ -230,6 +235,19 @@ impl Payload {
             .map_err(|e| BootError::Load { path: path.clone(), reason: e.to_string() })?;
         Ok(Some((start, len)))
     }
+}
+
+/// Where a bzImage is loaded, and the end of its workspace, to which it first moves itself (boot.rst, `pref_address` and
+/// `init_size`). Where it unpacks itself to is up to its address randomization.
+fn bzimage_extents(file: &mut File) -> Option<Vec<(u64, u64)>> {
+    let len = file.seek(SeekFrom::End(0)).ok()?;
+    let mut fields = [0; 12];
+    file.seek(SeekFrom::Start(0x258)).ok()?;
+    file.read_exact(&mut fields).ok()?;
+    let preferred = u64::from_le_bytes(fields[..8].try_into().ok()?);
+    let size = u32::from_le_bytes(fields[8..].try_into().ok()?);
+    let moved = preferred.saturating_add(u64::from(size)).saturating_sub(len);
+    Some(vec![(layout::HIGH_MEMORY_START, len), (moved, len)])
 }
 
 /// Physical ranges of an ELF file's loadable segments. `None` if its headers make no sense; the loader says why.
