@@ -168,16 +168,17 @@ impl Runner {
             }
         }
         self.entry = parts.payload.load(&parts.ram, parts.vps)?;
-        if parts.large_pages {
-            self.gatherer =
-                Gatherer::start(&parts.ram).map_err(|e| tracing::warn!("no large pages: {e}")).ok();
-        }
         Ok(())
     }
 
     /// Runs the guest to its end, through all its resets.
     pub fn run(mut self) -> Result<Outcome, RunError> {
         let outcome = self.turns();
+        // Whatever the reason: the guest does not run on, and no VP waits for the terminal.
+        self.parts.platform.console().release();
+        if let Some(machine) = &mut self.machine {
+            machine.stop();
+        }
         self.write_rest();
         outcome
     }
@@ -191,8 +192,15 @@ impl Runner {
             for source in ready {
                 self.handle(source);
             }
+            if self.parts.terminal.is_gone() {
+                // Nobody will ever read it, and no VP may wait for that.
+                self.unwritten.clear();
+                self.parts.platform.console().take_output(usize::MAX);
+            }
+            let now = Instant::now();
+            self.parts.terminal.tick(now);
             if let Some(machine) = &self.machine {
-                self.parts.server.tick(machine, Instant::now());
+                self.parts.server.tick(machine, now);
             }
         }
     }
@@ -200,7 +208,14 @@ impl Runner {
     /// Goes on to the next phase if it is time.
     fn advance(&mut self) -> Result<Option<Outcome>, RunError> {
         if let Some(reason) = self.parts.server.failure() {
-            return Ok(Some(Outcome::Failed(reason.to_owned())));
+            return Ok(Some(match &self.phase {
+                // No guest follows that could come to harm, and this one has had its fate.
+                Phase::Quiescing(outcome) if *outcome != Outcome::Reset => {
+                    tracing::error!("{reason}");
+                    outcome.clone()
+                }
+                _ => Outcome::Failed(reason.to_owned()),
+            }));
         }
         match &self.phase {
             Phase::Attaching(until) => {
@@ -248,6 +263,10 @@ impl Runner {
         if let Some(machine) = &mut self.machine {
             machine.start(self.entry, &parts.platform, &self.ask, parts.restrict)?;
         }
+        if parts.large_pages {
+            self.gatherer =
+                Gatherer::start(&parts.ram).map_err(|e| tracing::warn!("no large pages: {e}")).ok();
+        }
         self.phase = Phase::Running;
         tracing::info!(vps = parts.vps, "guest started");
         Ok(())
@@ -265,13 +284,14 @@ impl Runner {
         sources.extend(parts.terminal.listener().map(|fd| (fd, Source::Client)));
         let mut fds: Vec<PollFd<'_>> =
             sources.iter().map(|(fd, _)| PollFd::new(*fd, PollFlags::POLLIN)).collect();
-        if (!self.unwritten.is_empty() || parts.platform.console().output() == Output::Now)
+        let output = parts.platform.console().output();
+        if (!self.unwritten.is_empty() || output == Output::Now)
             && let Some(fd) = parts.terminal.output()
         {
             sources.push((fd, Source::Output));
             fds.push(PollFd::new(fd, PollFlags::POLLOUT));
         }
-        match poll(&mut fds, self.timeout()) {
+        match poll(&mut fds, self.timeout(output)) {
             Ok(_) | Err(Errno::EINTR) => {}
             Err(e) => return Err(RunError::Poll(e)),
         }
@@ -279,16 +299,18 @@ impl Runner {
         Ok(fds.iter().zip(&sources).filter(|(fd, _)| ready(fd)).map(|(_, (_, s))| *s).collect())
     }
 
-    fn timeout(&self) -> PollTimeout {
+    /// `output` as it was when the poll set was made: looked at anew, it might have become due in between.
+    fn timeout(&self, output: Output) -> PollTimeout {
         let attach = match self.phase {
             Phase::Attaching(until) => Some(until),
             _ => None,
         };
-        let print = match self.parts.platform.console().output() {
+        let print = match output {
             Output::At(at) => Some(at),
             Output::None | Output::Now => None,
         };
-        let deadlines = attach.into_iter().chain(self.parts.server.deadline()).chain(print);
+        let accept = self.parts.terminal.accept_after();
+        let deadlines = attach.into_iter().chain(self.parts.server.deadline()).chain(print).chain(accept);
         let Some(until) = deadlines.min() else {
             return PollTimeout::NONE;
         };
@@ -302,7 +324,13 @@ impl Runner {
         match source {
             Source::Questions => {
                 let _ = parts.wires.wake.read();
-                while let Ok(asked) = self.asked.try_recv() {
+                for turn in 0..=QUESTIONS {
+                    if turn == QUESTIONS {
+                        // Others have their turn; the bell was silenced, so it is rung for what is left.
+                        let _ = self.parts.wires.wake.write(1);
+                        break;
+                    }
+                    let Ok(asked) = self.asked.try_recv() else { break };
                     self.answer(asked);
                 }
             }

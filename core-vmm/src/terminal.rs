@@ -4,11 +4,16 @@
 //! writes only to what `poll` has shown to have room, and little at a time.
 
 use std::{
+    fs::OpenOptions,
     os::{
         fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd},
-        unix::{fs::PermissionsExt, net::UnixListener},
+        unix::{
+            fs::{FileTypeExt, OpenOptionsExt, PermissionsExt},
+            net::UnixListener,
+        },
     },
     path::Path,
+    time::{Duration, Instant},
 };
 
 use nix::errno::Errno;
@@ -16,6 +21,9 @@ use nix::errno::Errno;
 /// Bytes that a terminal or pipe takes without blocking once it polls as writable: Linux reports a terminal
 /// as writable when fewer than 256 bytes wait in it.
 pub const CHUNK: usize = 256;
+
+/// After a client could not be accepted, the next is tried so much later.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// The outside end of the console.
 #[derive(Debug)]
@@ -35,6 +43,8 @@ pub enum Terminal {
         client: Option<OwnedFd>,
         /// The client may still say something.
         talks: bool,
+        /// Nobody is accepted before then: descriptors had run out.
+        accept_after: Option<Instant>,
     },
 }
 
@@ -42,8 +52,12 @@ impl Terminal {
     /// Standard input and output of the process.
     pub fn stdio() -> std::io::Result<Self> {
         let input = Some(std::io::stdin().as_fd().try_clone_to_owned()?);
-        let output = Some(std::io::stdout().as_fd().try_clone_to_owned()?);
-        Ok(Self::Stdio { input, output })
+        Ok(Self::Stdio { input, output: Some(stdout()?) })
+    }
+
+    /// Output has nowhere to go, now or later.
+    pub fn is_gone(&self) -> bool {
+        matches!(self, Self::Stdio { output: None, .. })
     }
 
     /// A socket at `path`, for the owner alone: a console is root on the guest. A stale socket that nobody
@@ -58,7 +72,7 @@ impl Terminal {
         };
         std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
         listener.set_nonblocking(true)?;
-        Ok(Self::Socket { listener, client: None, talks: false })
+        Ok(Self::Socket { listener, client: None, talks: false, accept_after: None })
     }
 
     /// Descriptors that stay open in the compartment.
@@ -88,18 +102,38 @@ impl Terminal {
     /// What to poll for clients.
     pub fn listener(&self) -> Option<BorrowedFd<'_>> {
         match self {
+            Self::Socket { listener, accept_after: None, .. } => Some(listener.as_fd()),
+            Self::Stdio { .. } | Self::Socket { .. } => None,
+        }
+    }
+
+    /// When the listener is to be polled again.
+    pub fn accept_after(&self) -> Option<Instant> {
+        match self {
+            Self::Socket { accept_after, .. } => *accept_after,
             Self::Stdio { .. } => None,
-            Self::Socket { listener, .. } => Some(listener.as_fd()),
+        }
+    }
+
+    /// The time is `now`.
+    pub fn tick(&mut self, now: Instant) {
+        if let Self::Socket { accept_after, .. } = self
+            && accept_after.is_some_and(|after| after <= now)
+        {
+            *accept_after = None;
         }
     }
 
     /// Takes the client that polled as waiting.
     pub fn accept(&mut self) {
-        let Self::Socket { listener, client, talks } = self else { return };
-        if let Ok((stream, _)) = listener.accept()
-            && stream.set_nonblocking(true).is_ok()
-        {
-            (*client, *talks) = (Some(stream.into()), true);
+        let Self::Socket { listener, client, talks, accept_after } = self else { return };
+        match listener.accept() {
+            Ok((stream, _)) if stream.set_nonblocking(true).is_ok() => {
+                (*client, *talks) = (Some(stream.into()), true);
+            }
+            Ok(_) => {}
+            Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => {}
+            Err(_) => *accept_after = Some(Instant::now() + ACCEPT_PAUSE),
         }
     }
 
@@ -135,6 +169,23 @@ impl Terminal {
     }
 }
 
+/// Standard output. A terminal or a pipe is opened anew without blocking: a descriptor that others share must
+/// keep its flags, and one that blocks may do so in the middle of what `poll` promised room for.
+fn stdout() -> std::io::Result<OwnedFd> {
+    let shared = std::io::stdout().as_fd().try_clone_to_owned()?;
+    let kind = std::fs::File::from(shared.try_clone()?).metadata()?.file_type();
+    if kind.is_fifo() || kind.is_char_device() {
+        let own = OpenOptions::new()
+            .write(true)
+            .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY)
+            .open(format!("/proc/self/fd/{}", shared.as_raw_fd()));
+        if let Ok(own) = own {
+            return Ok(own.into());
+        }
+    }
+    Ok(shared)
+}
+
 /// Whether nobody listens on the socket.
 fn is_stale(path: &Path) -> bool {
     let refused = std::os::unix::net::UnixStream::connect(path);
@@ -148,6 +199,16 @@ mod tests {
         io::{Read, Write},
         os::unix::net::UnixStream,
     };
+
+    #[test]
+    fn a_reader_that_goes_away_is_noticed() {
+        let (reader, writer) = nix::unistd::pipe().unwrap();
+        let mut terminal = Terminal::Stdio { input: None, output: Some(writer) };
+        assert!(!terminal.is_gone());
+        drop(reader);
+        assert_eq!(terminal.write(b"into the void"), 13);
+        assert!(terminal.is_gone());
+    }
 
     #[test]
     fn a_stale_socket_is_replaced_and_a_live_one_is_not() {

@@ -75,6 +75,8 @@ pub enum BootError {
 const PROTOCOL_2_12: u16 = 0x20c;
 const XLF_KERNEL_64: u16 = 1;
 
+/// Where the initrd of every bzImage of the last fifteen years may end (`initrd_addr_max` is 0x7fffffff).
+const INITRD_TOP: u64 = 0x8000_0000;
 /// Room at the top of RAM that Linux takes in early boot besides its page array, in bytes: hash tables, per-CPU areas.
 const EARLY_TABLES: u64 = 8 << 20;
 
@@ -165,7 +167,8 @@ impl Payload {
         };
         if let Some((file, _)) = &mut self.initrd {
             let len = file.seek(SeekFrom::End(0)).unwrap_or_default();
-            extents.push((ram.low_end().saturating_sub(len), len));
+            let top = ram.low_end().min(if self.is_elf { u64::MAX } else { INITRD_TOP });
+            extents.push((top.saturating_sub(len), len));
         }
         // Linux describes every page with 64 bytes and takes them, and its other early tables, from the top.
         let early = ram.len() / 64 + EARLY_TABLES;
@@ -253,9 +256,10 @@ fn bzimage_extents(file: &mut File) -> Option<Vec<(u64, u64)>> {
 /// Physical ranges of an ELF file's loadable segments. `None` if its headers make no sense; the loader says why.
 fn elf_extents(file: &mut File) -> Option<Vec<(u64, u64)>> {
     const LOAD: u32 = 1;
-    const SEGMENTS_MAX: u16 = 64;
+    const SEGMENTS_MAX: u16 = 16;
     let word = |b: &[u8], at: usize| Some(u64::from_le_bytes(b.get(at..at + 8)?.try_into().ok()?));
     let mut header = [0; 64];
+    let file_len = file.seek(SeekFrom::End(0)).ok()?;
     file.seek(SeekFrom::Start(0)).ok()?;
     file.read_exact(&mut header).ok()?;
     let table = word(&header, 32)?;
@@ -266,7 +270,8 @@ fn elf_extents(file: &mut File) -> Option<Vec<(u64, u64)>> {
         file.seek(SeekFrom::Start(table.checked_add(i * 56)?)).ok()?;
         file.read_exact(&mut segment).ok()?;
         if u32::from_le_bytes(segment[..4].try_into().ok()?) == LOAD {
-            extents.push((word(&segment, 24)?, word(&segment, 40)?));
+            // What the file holds, not what it claims to need: the loader has not judged it yet.
+            extents.push((word(&segment, 24)?, word(&segment, 32)?.min(file_len)));
         }
     }
     Some(extents)

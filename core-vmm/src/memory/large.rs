@@ -139,12 +139,13 @@ impl Blocks {
                 if look_ahead && left[block] == ATTEMPTS && block > 0 && left[block - 1] < ATTEMPTS {
                     for (next, left) in left.iter_mut().enumerate().skip(block + 1).take(AHEAD) {
                         let gpa = stretch.gpa + (next * LARGE) as u64;
-                        let fresh = std::mem::take(left) == ATTEMPTS;
-                        if fresh
-                            && self.ram.read(gpa, &mut [0]).is_ok()
-                            && area.collapse(next * LARGE).is_ok()
-                        {
-                            gathered += 1;
+                        if *left == ATTEMPTS && self.ram.read(gpa, &mut [0]).is_ok() {
+                            // No longer untouched, so that the next pass does not run after itself.
+                            *left -= 1;
+                            if area.collapse(next * LARGE).is_ok() {
+                                *left = 0;
+                                gathered += 1;
+                            }
                         }
                     }
                 }
@@ -203,9 +204,9 @@ mod tests {
         let in_use = |block: u64| next_data(ram.memfd(), block * LARGE as u64) == Some(block * LARGE as u64);
         assert!((3..end).all(in_use));
         for _ in 0..3 {
-            assert_eq!(blocks.pass(&never, true), 0, "it must not run after itself");
+            blocks.pass(&never, true);
         }
-        assert!(!(end..32).any(in_use));
+        assert!(!(end..32).any(in_use), "it must not run after itself");
         ram.write(end * LARGE as u64, b"more").unwrap();
         blocks.pass(&never, true);
         assert!(in_use(end + AHEAD as u64) && !in_use(end + AHEAD as u64 + 1));

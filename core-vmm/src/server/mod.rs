@@ -396,6 +396,9 @@ impl Server {
     fn lose<P: Partition>(&mut self, partition: &P, i: usize) {
         self.devices[i].peer = None;
         let Some(relid) = self.devices[i].relid else { return };
+        if let Some(live) = self.live.iter_mut().find(|l| l.relid == relid) {
+            live.owed = None;
+        }
         match self.live.iter().find(|l| l.relid == relid) {
             Some(live) if live.close_by.is_some() => self.close_result(partition, relid),
             Some(live) if live.open_by.is_some() => self.open_result(partition, relid, STATUS_UNSUCCESSFUL),

@@ -73,11 +73,12 @@ pub fn all() -> Vec<Scenario> {
             name: "disks",
             spec: Spec {
                 disks: &["path = \"/dev/vde\"", "path = \"/job/tiny.cpio\"\nreadonly = true"],
-                job: "lsblk -dno NAME,SIZE,RO; mkfs.ext4 -q /dev/sdb && mount /dev/sdb /mnt && cp /boot/vmlinuz* /mnt && sync \
-                    && umount /mnt && e2fsck -fn /dev/sdb && echo second: clean; head -c 6 /dev/sdc; echo",
+                job: "lsblk -dno NAME,SIZE,RO; lun() { echo /dev/$(ls /sys/bus/scsi/devices/0:0:0:$1/block); }; d=$(lun 1); \
+                    mkfs.ext4 -q $d && mount $d /mnt && cp /boot/vmlinuz* /mnt && sync && umount /mnt \
+                    && e2fsck -fn $d && echo second: clean; head -c 6 $(lun 2); echo",
                 ..Spec::new(Guest::Bookworm, "")
             },
-            script: "truncate -s %512 tiny.cpio; guest_start; guest_end",
+            script: "e2label /dev/vdc guest-root; truncate -s %512 tiny.cpio; guest_start; guest_end",
             status: 0,
             expect: &["second: clean", "070701"],
             limit: 400,

@@ -43,6 +43,9 @@ pub struct Spec {
     pub disks: &'static [&'static str],
 }
 
+/// The root file system's label, which a scenario with several disks gives it.
+pub const ROOT_LABEL: &str = "guest-root";
+
 impl Spec {
     /// A machine with 2 vCPUs and 1 GiB that runs a job of the guest image (see `recipes/guest.sh`).
     pub const fn new(guest: Guest, arguments: &'static str) -> Self {
@@ -66,7 +69,12 @@ impl Spec {
 
     /// The specification with these paths.
     pub fn with_paths(&self, kernel: &str, initrd: &str, disk: Option<&str>) -> String {
-        let root = if disk.is_some() { "root=/dev/sda rw " } else { "" };
+        // Linux names disks in the order in which it happens to finish probing them.
+        let root = match (disk, self.disks) {
+            (None, _) => String::new(),
+            (Some(_), []) => "root=/dev/sda rw ".to_owned(),
+            (Some(_), _) => format!("root=LABEL={ROOT_LABEL} rw "),
+        };
         let job = match self.job {
             "" => String::new(),
             script => format!(" bulkhead.run={}", base64(script.as_bytes())),
