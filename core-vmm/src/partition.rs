@@ -10,9 +10,6 @@ pub const VMBUS_SINT: u8 = 2;
 
 /// Doorbells and interrupts of one partition; page moves come by [`Follow`], which KVM does by itself.
 pub trait Partition: Follow {
-    /// Number of virtual processors; VP indices are `0..vp_count()`.
-    fn vp_count(&self) -> u32;
-
     /// From now on `HvSignalEvent` on `connection` writes `kick`.
     fn bind_doorbell(&self, connection: u32, kick: BorrowedFd<'_>) -> std::io::Result<()>;
 

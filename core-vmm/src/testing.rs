@@ -47,10 +47,6 @@ impl Follow for Mock {
 }
 
 impl Partition for Mock {
-    fn vp_count(&self) -> u32 {
-        self.wires.len() as u32
-    }
-
     fn bind_doorbell(&self, connection: u32, kick: BorrowedFd<'_>) -> std::io::Result<()> {
         if !self.has_bells {
             return Err(std::io::ErrorKind::OutOfMemory.into());

@@ -71,10 +71,6 @@ impl SoftPartition {
 }
 
 impl Partition for SoftPartition {
-    fn vp_count(&self) -> u32 {
-        self.wires.len() as u32
-    }
-
     fn bind_doorbell(&self, connection: u32, kick: BorrowedFd<'_>) -> std::io::Result<()> {
         self.say(&ToGuest::Doorbell { connection }, &[kick]);
         Ok(())

@@ -203,10 +203,6 @@ impl Drop for Machine {
 }
 
 impl Partition for Machine {
-    fn vp_count(&self) -> u32 {
-        self.wires.device.len() as u32
-    }
-
     fn bind_doorbell(&self, connection: u32, kick: BorrowedFd<'_>) -> std::io::Result<()> {
         ioctl::bind_doorbell(&self.vm, connection, kick)
     }
