@@ -1,6 +1,6 @@
 use std::fs::File;
 use std::os::fd::AsFd;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::sync::Arc;
 
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
@@ -11,9 +11,13 @@ use vsp::ipc::shm::SharedMemory;
 use super::*;
 
 fn file() -> File {
-    let path = std::env::temp_dir().join(format!("bulkhead-uring-{:?}", std::thread::current().id()));
-    let file = File::options().read(true).write(true).create(true).truncate(true).open(&path).unwrap();
-    std::fs::remove_file(path).unwrap();
+    // Nameless: tests run in processes of their own whose thread ids are alike.
+    let file = File::options()
+        .read(true)
+        .write(true)
+        .custom_flags(nix::libc::O_TMPFILE)
+        .open(std::env::temp_dir())
+        .unwrap();
     file.set_len(1 << 20).unwrap();
     file
 }
