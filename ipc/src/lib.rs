@@ -14,6 +14,7 @@
 pub mod config;
 pub mod event;
 pub mod message;
+pub mod operator;
 #[allow(unsafe_code)]
 mod scm;
 #[allow(unsafe_code)]

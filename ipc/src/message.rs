@@ -12,7 +12,9 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 /// The versions of this protocol that this build speaks.
-pub const VERSIONS: Versions = Versions { min: 1, max: 1 };
+///
+/// Version 1, without ledgers and standbys, was in no release.
+pub const VERSIONS: Versions = Versions { min: 2, max: 2 };
 
 /// Longest device-defined part of an offer or of an open request, in bytes (`MAX_USER_DEFINED_BYTES` of the
 /// VMBus protocol).
@@ -22,6 +24,13 @@ pub const MAX_USER_DATA: usize = 120;
 pub const STATUS_OK: u32 = 0;
 /// `OpenResult::status` of a channel that the device refuses (`STATUS_UNSUCCESSFUL` to the guest).
 pub const STATUS_REFUSED: u32 = 0xC000_0001;
+/// `OpenResult::status` of a channel whose ledger the process cannot read (another format, or damaged). It has
+/// not touched it. Never shown to a guest: the core gives the channel to nobody else meanwhile, or back to the
+/// process that had it.
+pub const STATUS_LEDGER: u32 = 0xC000_0032;
+
+/// Largest ledger that a device can ask for, in bytes. Ledgers are sparse: only what is used takes memory.
+pub const MAX_LEDGER: u64 = 64 << 20;
 
 /// An inclusive range of protocol versions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -57,13 +66,40 @@ pub enum ToCore {
         device: String,
         /// What the guest is to be offered.
         offer: Offer,
+        /// Bytes of ledger that each of its channels needs; 0 (none) to [`MAX_LEDGER`].
+        #[serde(default)]
+        ledger: u64,
+        /// Version of the program, for people.
+        #[serde(default)]
+        build: String,
+    },
+    /// The first message of an operator's connection, instead of a hello; only users that the core trusts may send it. From here on
+    /// the connection speaks [`crate::operator`]. No descriptors.
+    Operator {
+        /// Versions of this protocol that the operator speaks.
+        versions: Versions,
+    },
+    /// The answer to [`ToVsp::Serve`]: the resource is this process's alone, and nothing that a predecessor began is in
+    /// flight any more. No descriptors.
+    Serving {},
+    /// The answer to [`ToVsp::Quiesce`]: nothing of ours is in flight, the resource is free for another process, all channels are
+    /// forgotten. What may still have to be done is in their ledgers. No descriptors.
+    Quiesced {},
+    /// The device has agreed with the guest on this many sub-channels besides the primary channel (at most
+    /// [`Offer::max_subchannels`]): the core offers those that are not offered yet. No descriptors.
+    OfferSubchannels {
+        /// How many.
+        count: u16,
     },
     /// The answer to [`ToVsp::ChannelOpen`]. No descriptors.
     OpenResult {
         /// Channel of the request.
         channel: u32,
-        /// [`STATUS_OK`], or the status that the guest sees.
+        /// [`STATUS_OK`], [`STATUS_LEDGER`], or the status that the guest sees.
         status: u32,
+        /// Why not, for people.
+        #[serde(default)]
+        reason: Option<String>,
     },
     /// The answer to [`ToVsp::ChannelClose`]: no access of the VSP's to the ring or to guest memory
     /// is in flight for this channel any more. No descriptors.
@@ -87,14 +123,31 @@ pub enum ToVsp {
         /// Where guest RAM lies in the memfd; absent for devices that need none.
         #[serde(default)]
         ram: Option<Vec<RamRegion>>,
+        /// Another process serves the device: this one stands by until it is told to [serve](ToVsp::Serve).
+        #[serde(default)]
+        standby: bool,
     },
+    /// The device is this process's now: it makes the resource its own (waits until the last I/O of a dead predecessor has ended),
+    /// touching neither the resource nor guest memory before, and answers [`ToCore::Serving`]. Channels follow after that.
+    /// Also sent to a process that has quiesced, if its successor could not take over.
+    Serve {
+        /// Whether another process has served this device before. If none has, whoever holds the resource is a stranger, and
+        /// waiting for him is no use.
+        predecessor: bool,
+    },
+    /// Hand over: take nothing more, end what is in flight, give up the resource, answer [`ToCore::Quiesced`]. Then wait for
+    /// [`ToVsp::Serve`] or [`ToVsp::Retire`].
+    Quiesce {},
+    /// A successor serves: exit with code 0.
+    Retire {},
     /// The core does not want this VSP; the socket is closed after it.
     Refused {
         /// One sentence.
         reason: String,
     },
-    /// The guest opens a channel. Descriptors: channel memfd, kick eventfd (guest to VSP), interrupt
-    /// eventfd (VSP to guest), event-flags memfd (one page, the target VP's).
+    /// A channel to serve: the guest opens it, or it has been open and a predecessor served it; the ledger tells (all zero: it is
+    /// new). Descriptors: channel memfd, kick eventfd (guest to VSP), interrupt eventfd (VSP to guest), event-flags memfd
+    /// (one page, the target VP's), and the ledger memfd if the device asked for one.
     ChannelOpen {
         /// Names the channel on this socket.
         channel: u32,

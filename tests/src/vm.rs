@@ -157,7 +157,10 @@ impl VmBuilder {
 /// Attaches as a device.
 fn introduce(connection: Peer, name: &str) -> anyhow::Result<Peer> {
     let offer = Offer { class: vmbus::guid::class::ECHO.to_string(), ..Offer::default() };
-    connection.send(&ToCore::Hello { versions: VERSIONS, device: name.into(), offer }, &[])?;
+    connection.send(
+        &ToCore::Hello { versions: VERSIONS, device: name.into(), offer, ledger: 0, build: String::new() },
+        &[],
+    )?;
     match connection.recv()? {
         (ToVsp::Welcome { .. }, _) => Ok(connection),
         (other, _) => anyhow::bail!("the core answers a hello with {other:?}"),

@@ -160,7 +160,7 @@ fn a_reset_does_not_wait_for_a_hung_device_for_ever() -> anyhow::Result<()> {
 fn accept(device: &Peer) -> anyhow::Result<(u32, Vec<std::os::fd::OwnedFd>)> {
     match device.recv()? {
         (ToVsp::ChannelOpen { channel, .. }, fds) => {
-            device.send(&ToCore::OpenResult { channel, status: 0 }, &[])?;
+            device.send(&ToCore::OpenResult { channel, status: 0, reason: None }, &[])?;
             Ok((channel, fds))
         }
         (other, _) => bail!("{other:?}"),
@@ -298,7 +298,16 @@ fn strangers_at_the_door() -> anyhow::Result<()> {
     drop(crowd);
     let impostor = Peer::connect(&vm.socket())?;
     let offer = ipc::message::Offer { class: vmbus::guid::class::ECHO.to_string(), ..Default::default() };
-    impostor.send(&ToCore::Hello { versions: ipc::message::VERSIONS, device: "echo".into(), offer }, &[])?;
+    impostor.send(
+        &ToCore::Hello {
+            versions: ipc::message::VERSIONS,
+            device: "echo".into(),
+            offer,
+            ledger: 0,
+            build: String::new(),
+        },
+        &[],
+    )?;
     let answer = impostor.recv::<ToVsp>();
     ensure!(matches!(answer, Ok((ToVsp::Refused { .. }, _)) | Err(SocketError::Closed)), "{answer:?}");
     guest.prove(0)

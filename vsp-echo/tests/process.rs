@@ -70,7 +70,7 @@ fn start() -> (FakeCore, Device) {
 
 fn open(core: &FakeCore, channel: u32, data_pages: u32) -> GuestEnd {
     let guest = core.open(channel, data_pages);
-    assert_eq!(core.answer(), ToCore::OpenResult { channel, status: STATUS_OK });
+    assert_eq!(core.answer(), ToCore::OpenResult { channel, status: STATUS_OK, reason: None });
     guest
 }
 

@@ -49,7 +49,7 @@ fn start(disk: &Disk) -> (FakeCore, Storage) {
 
 fn open(core: &FakeCore) -> GuestEnd {
     let mut end = core.open(1, 16);
-    assert_eq!(core.answer(), ToCore::OpenResult { channel: 1, status: 0 });
+    assert_eq!(core.answer(), ToCore::OpenResult { channel: 1, status: 0, reason: None });
     for (operation, word) in INTRODUCTION {
         assert!(end.send(&Outgoing::in_band(1, true), &[&wire::simple(operation, word)]));
         assert_eq!(end.wait().1[8..12], [0; 4]);

@@ -48,11 +48,17 @@ pub(crate) fn connect(common: &Common) -> Result<Peer, AttachError> {
 
 /// Offers the device and waits for the core's answer.
 pub(crate) fn attach(peer: &Peer, name: &str, device: &impl Device) -> Result<Vm, AttachError> {
-    let hello = ToCore::Hello { versions: VERSIONS, device: name.to_owned(), offer: device.offer() };
+    let hello = ToCore::Hello {
+        versions: VERSIONS,
+        device: name.to_owned(),
+        offer: device.offer(),
+        ledger: 0,
+        build: String::new(),
+    };
     peer.send(&hello, &[])?;
     let (answer, mut fds) = peer.recv()?;
     match answer {
-        ToVsp::Welcome { version, vm, vps, ram } => {
+        ToVsp::Welcome { version, vm, vps, ram, .. } => {
             if !(VERSIONS.min..=VERSIONS.max).contains(&version) {
                 return Err(AttachError::Version(version));
             }

@@ -150,7 +150,7 @@ impl<D: Device> Runtime<D> {
                     let request = OpenRequest { subchannel, target_vp, user_data };
                     let new = NewChannel { core_id: channel, ring, flag, fds };
                     let status = self.open(new, &request);
-                    self.tell(&ToCore::OpenResult { channel, status })?;
+                    self.tell(&ToCore::OpenResult { channel, status, reason: None })?;
                 }
                 ToVsp::ChannelClose { channel } => match self.channels.close(channel) {
                     Some(id) => {
@@ -170,6 +170,7 @@ impl<D: Device> Runtime<D> {
                     return Err(RuntimeError::Device(format!("the core says: {reason}")));
                 }
                 ToVsp::Welcome { .. } => tracing::warn!("the core welcomed this device twice"),
+                ToVsp::Serve { .. } | ToVsp::Quiesce {} | ToVsp::Retire {} => {}
             }
         }
     }

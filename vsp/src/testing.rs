@@ -66,7 +66,7 @@ impl FakeCore {
         let len = self.memory.as_ref().map(SharedMemory::len);
         let ram = len.map(|len| vec![RamRegion { gpa: 0, len, offset: 0 }]);
         let fds: Vec<_> = self.memory.iter().map(AsFd::as_fd).collect();
-        let welcome = ToVsp::Welcome { version, vm: "test".into(), vps: 1, ram };
+        let welcome = ToVsp::Welcome { version, vm: "test".into(), vps: 1, ram, standby: false };
         self.peer.send(&welcome, &fds).expect("sent");
     }
 
@@ -198,7 +198,7 @@ impl<D: Device> Bench<D> {
     pub fn open(&mut self, channel: u32, data_pages: u32) -> GuestEnd {
         let end = self.core.open(channel, data_pages);
         self.settle();
-        assert_eq!(self.core.answer(), ToCore::OpenResult { channel, status: 0 });
+        assert_eq!(self.core.answer(), ToCore::OpenResult { channel, status: 0, reason: None });
         end
     }
 

@@ -290,7 +290,7 @@ impl Server {
         };
         let (peer, _) = self.strangers.swap_remove(at);
         let refusal = match hello {
-            Ok((ToCore::Hello { versions, device, offer }, _)) => {
+            Ok((ToCore::Hello { versions, device, offer, .. }, _)) => {
                 match self.attach(&peer, versions, &device, &offer) {
                     Ok(i) => {
                         self.devices[i].peer = Some(peer);
@@ -343,7 +343,7 @@ impl Server {
         }
         let ram = slot.guest_ram.then(|| self.ram_regions());
         let fds: &[BorrowedFd<'_>] = if slot.guest_ram { &[self.ram.memfd()] } else { &[] };
-        let welcome = ToVsp::Welcome { version, vm: self.vm.clone(), vps: self.vps, ram };
+        let welcome = ToVsp::Welcome { version, vm: self.vm.clone(), vps: self.vps, ram, standby: false };
         if self.bus.is_full() {
             return Err("the bus is full".into());
         }
@@ -365,7 +365,7 @@ impl Server {
         let name = &self.devices[i].name;
         let own = self.devices[i].relid;
         match peer.try_recv::<ToCore>() {
-            Ok((ToCore::OpenResult { channel, status }, _)) if own == Some(channel) => {
+            Ok((ToCore::OpenResult { channel, status, .. }, _)) if own == Some(channel) => {
                 self.open_result(partition, channel, status);
             }
             Ok((ToCore::Closed { channel }, _)) if own == Some(channel) => {

@@ -35,7 +35,7 @@ fn slot(name: &str) -> DeviceSlot {
 
 fn hello(device: &str) -> ToCore {
     let offer = DeviceOffer { class: class::ECHO.to_string(), ..DeviceOffer::default() };
-    ToCore::Hello { versions: VERSIONS, device: device.into(), offer }
+    ToCore::Hello { versions: VERSIONS, device: device.into(), offer, ledger: 0, build: String::new() }
 }
 
 struct Rig {
@@ -141,7 +141,7 @@ impl Rig {
     fn open(&mut self, device: &Peer, relid: Relid, gpadl: u32) -> Vec<OwnedFd> {
         self.ask_open(relid, gpadl);
         let fds = asked_to_open(device, relid);
-        device.send(&ToCore::OpenResult { channel: relid, status: 0 }, &[]).unwrap();
+        device.send(&ToCore::OpenResult { channel: relid, status: 0, reason: None }, &[]).unwrap();
         self.poll();
         assert_eq!(self.heard(), [opened(relid, 0)]);
         fds

@@ -16,7 +16,7 @@ fn a_device_is_welcomed_and_offered() {
     let mut rig = Rig::new();
     assert_eq!(rig.server.missing_devices(), ["a", "bb"]);
     let device = rig.meet(&hello("bb"));
-    let Some((ToVsp::Welcome { version, vm, vps, ram }, fds)) = told(&device) else { panic!() };
+    let Some((ToVsp::Welcome { version, vm, vps, ram, .. }, fds)) = told(&device) else { panic!() };
     assert_eq!((version, vm.as_str(), vps, ram), (VERSIONS.max, "vm", VPS, None));
     assert!(fds.is_empty(), "guest RAM is not for everybody");
     assert_eq!(rig.server.missing_devices(), ["a"]);
@@ -43,15 +43,27 @@ fn guest_ram_goes_to_those_who_need_it() {
 fn hellos_that_cannot_be_are_refused_with_a_reason() {
     let mut rig = Rig::new();
     let offer = |change: fn(&mut DeviceOffer)| {
-        let ToCore::Hello { versions, device, mut offer } = hello("a") else { unreachable!() };
+        let ToCore::Hello { versions, device, mut offer, ledger, build } = hello("a") else { unreachable!() };
         change(&mut offer);
-        ToCore::Hello { versions, device, offer }
+        ToCore::Hello { versions, device, offer, ledger, build }
     };
     let ToCore::Hello { offer: good, .. } = hello("a") else { unreachable!() };
     let future = Versions { min: VERSIONS.max + 1, max: u32::MAX };
-    let versions = ToCore::Hello { versions: future, device: "a".into(), offer: good.clone() };
+    let versions = ToCore::Hello {
+        versions: future,
+        device: "a".into(),
+        offer: good.clone(),
+        ledger: 0,
+        build: String::new(),
+    };
     let backwards = Versions { min: 9, max: 1 };
-    let backwards = ToCore::Hello { versions: backwards, device: "a".into(), offer: good };
+    let backwards = ToCore::Hello {
+        versions: backwards,
+        device: "a".into(),
+        offer: good,
+        ledger: 0,
+        build: String::new(),
+    };
     for (first, reason) in [
         (hello("c"), "no such device"),
         (hello(""), "no such device"),
@@ -59,7 +71,7 @@ fn hellos_that_cannot_be_are_refused_with_a_reason() {
         (offer(|o| o.user_defined = vec![0; 121]), "too long"),
         (versions, "versions"),
         (backwards, "versions"),
-        (ToCore::OpenResult { channel: 1, status: 0 }, "must be a hello"),
+        (ToCore::OpenResult { channel: 1, status: 0, reason: None }, "must be a hello"),
         (ToCore::Closed { channel: 1 }, "must be a hello"),
     ] {
         let peer = rig.meet(&first);
@@ -175,7 +187,7 @@ fn descriptors_that_nobody_asked_for_are_dropped() {
     rig.ask_open(1, 1);
     let fds = asked_to_open(&a, 1);
     let extra: Vec<_> = fds.iter().chain(&fds).map(AsFd::as_fd).collect();
-    a.send(&ToCore::OpenResult { channel: 1, status: 0 }, &extra).unwrap();
+    a.send(&ToCore::OpenResult { channel: 1, status: 0, reason: None }, &extra).unwrap();
     rig.poll();
     assert_eq!(rig.heard(), [opened(1, 0)]);
 }
@@ -183,14 +195,16 @@ fn descriptors_that_nobody_asked_for_are_dropped() {
 #[test]
 fn answers_that_are_not_due_change_nothing() {
     let (mut rig, a, _b) = Rig::running();
-    for message in [ToCore::OpenResult { channel: 1, status: 0 }, ToCore::Closed { channel: 1 }] {
+    for message in [ToCore::OpenResult { channel: 1, status: 0, reason: None }, ToCore::Closed { channel: 1 }]
+    {
         a.send(&message, &[]).unwrap();
     }
     rig.poll();
     assert!(rig.heard().is_empty());
     assert!(rig.server.is_quiet());
     rig.open(&a, 1, 1);
-    for message in [ToCore::OpenResult { channel: 1, status: 9 }, ToCore::Closed { channel: 1 }] {
+    for message in [ToCore::OpenResult { channel: 1, status: 9, reason: None }, ToCore::Closed { channel: 1 }]
+    {
         a.send(&message, &[]).unwrap();
     }
     rig.poll();

@@ -35,7 +35,7 @@ fn a_device_may_refuse_a_channel() {
     let (mut rig, a, _b) = Rig::running();
     rig.ask_open(1, 1);
     asked_to_open(&a, 1);
-    a.send(&ToCore::OpenResult { channel: 1, status: 0xc000_0022 }, &[]).unwrap();
+    a.send(&ToCore::OpenResult { channel: 1, status: 0xc000_0022, reason: None }, &[]).unwrap();
     rig.poll();
     assert_eq!(rig.heard(), [opened(1, 0xc000_0022)]);
     assert!(!rig.is_shared(1) && rig.mock.bells.borrow().is_empty() && rig.server.is_quiet());
@@ -106,7 +106,7 @@ fn a_channel_closed_while_it_opens_is_closed_once_the_device_says_so() {
     asked_to_open(&a, 1);
     rig.post(GuestMessage::CloseChannel(1));
     assert_eq!(rig.heard(), [opened(1, STATUS_UNSUCCESSFUL)]);
-    a.send(&ToCore::OpenResult { channel: 1, status: 0 }, &[]).unwrap();
+    a.send(&ToCore::OpenResult { channel: 1, status: 0, reason: None }, &[]).unwrap();
     rig.poll();
     assert!(rig.heard().is_empty() && rig.is_shared(1), "it may be using the pages");
     assert!(matches!(told(&a), Some((ToVsp::ChannelClose { channel: 1 }, _))));
@@ -247,7 +247,7 @@ fn a_reset_takes_everything_back() {
         assert!(matches!(told(device), Some((ToVsp::ChannelClose { channel }, _)) if channel == relid));
     }
     a.send(&ToCore::Closed { channel: 1 }, &[]).unwrap();
-    b.send(&ToCore::OpenResult { channel: 2, status: 0 }, &[]).unwrap();
+    b.send(&ToCore::OpenResult { channel: 2, status: 0, reason: None }, &[]).unwrap();
     rig.poll();
     assert!(!rig.server.is_quiet());
     rig.server.tick(&rig.mock, rig.server.deadline().expect("one is late"));

@@ -1,0 +1,72 @@
+//! What an operator (the supervisor, or `bulkhead device`) and the core say to each other: one JSON datagram a message, on a
+//! connection that began with [`crate::message::ToCore::Operator`].
+//!
+//! The core knows who serves a device; it knows nothing of pids, programs or restarts, which are the supervisor's (or
+//! systemd's). This module is data only.
+
+use serde::{Deserialize, Serialize};
+
+/// From an operator to the core. Each is answered by one [`Reply`], in order.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Request {
+    /// What is known of every device; answered by [`Reply::Devices`].
+    Devices {},
+    /// Hand a device over from the process that serves it to the one that stands by; answered by [`Reply::Swapped`] or
+    /// [`Reply::Failed`], after which the old process serves as before.
+    Swap {
+        /// Name of the device slot.
+        device: String,
+        /// How long to wait for a process to stand by, in milliseconds.
+        #[serde(default)]
+        wait_ms: u64,
+    },
+}
+
+/// From the core to an operator.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Reply {
+    /// The answer to [`Request::Devices`].
+    Devices(Vec<Device>),
+    /// The standby process serves now.
+    Swapped {
+        /// Name of the device slot.
+        device: String,
+        /// From the moment at which the old process was told to stop until the new one served, in microseconds.
+        pause_us: u64,
+    },
+    /// It could not be done; everything is as it was.
+    Failed {
+        /// Name of the device slot.
+        device: String,
+        /// One sentence.
+        reason: String,
+    },
+    /// Unasked: the core has cut a process off because it broke the protocol or did not answer in time. Whoever can should end it;
+    /// until then no successor gets the device.
+    CutOff {
+        /// Name of the device slot.
+        device: String,
+        /// One sentence.
+        reason: String,
+    },
+}
+
+/// What the core knows of a device.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Device {
+    /// Name of its slot.
+    pub name: String,
+    /// A process serves it.
+    pub serving: bool,
+    /// A process stands by.
+    pub standby: bool,
+    /// Version of the program that serves it.
+    pub build: String,
+    /// Channels that are open.
+    pub channels: u32,
+    /// Bytes of guest memory that its process can reach.
+    pub exposed_bytes: u64,
+    /// Times that a process has taken over from another one since the VM started.
+    pub takeovers: u64,
+}
