@@ -6,6 +6,8 @@ use clap::builder::Styles;
 use clap::builder::styling::AnsiColor;
 use clap::{Args, Parser, Subcommand};
 
+use crate::device::command as device;
+
 const ABOUT: &str = "Runs virtual machines whose devices are sandboxed processes";
 
 const LONG_ABOUT: &str = "\
@@ -18,13 +20,21 @@ Examples:
   bulkhead check vm.toml      What is wrong in the spec, or what would run
   bulkhead run vm.toml        Boot it; the guest's console is this terminal (Ctrl-] q ends it)
 
-More: bulkhead run --help, bulkhead check --help";
+  bulkhead device ls          The device processes of the VMs that run
+
+More: bulkhead run --help, bulkhead check --help, bulkhead device --help, bulkhead units --help";
 
 const RUN_ABOUT: &str = "Boots a VM and stays with it until it ends";
 
 const RUN_LONG_ABOUT: &str = "\
 Boots the VM that a spec describes and supervises its processes in the foreground: core-vmm, and one vsp-storage for each \
 [[storage]]. None of them outlives this command, however it ends.
+
+A device process that dies, hangs or makes a system call that its policy forbids is replaced by a new one at once, and what the guest \
+has asked of it is done by that: the guest notices a pause of milliseconds. With spare = true a second process stands by, started and \
+sandboxed, and takes over in its place. If a device's processes keep dying before they can serve, the next ones are started after \
+pauses of up to 10 seconds; the VM runs on, the device's I/O waits, and the log and the terminal say so. `bulkhead device` shows and \
+replaces them. Only the end of core-vmm is the end of the VM.
 
 With mode = \"terminal\" under [console] (the default) the guest's serial console is this terminal. Every key goes to the \
 guest, Ctrl-C too, except Ctrl-]:
@@ -40,7 +50,7 @@ Exit codes:
   1       It cannot run: a mistake in the spec, or a host without what it needs
   2       A mistake on the command line
   3       The guest's kernel crashed
-  4       core-vmm or a device process failed
+  4       core-vmm failed, or a device could not be started
   128+N   Signal N ended it: 143 for SIGTERM, 130 for SIGINT
 
 Examples:
@@ -88,6 +98,28 @@ A spec:
   readonly = false
   lun = 0                       # if left out: its position";
 
+const UNITS_ABOUT: &str = "Writes the systemd units of a VM";
+
+const UNITS_LONG_ABOUT: &str = "\
+Writes what systemd needs to run the VM that a spec describes, every process as a unit of its own: bulkhead-vm@NAME.target is the \
+VM, bulkhead-core@NAME.service its core, vsp-storage@NAME:DEVICE.service a device. Starts nothing. Doing it again after a change \
+of the spec changes what has to change.
+
+Devices are started again whenever they end; the end of the core is the end of all. A core that ends with 0 (the guest powered off) \
+leaves its unit inactive, any other end leaves it failed.";
+
+const UNITS_AFTER_HELP: &str = "\
+Examples:
+  sudo bulkhead units vm.toml             Writes them; says how to start the VM and where its console is
+  bulkhead units vm.toml --output /tmp/x  The same below /tmp/x, to look at or to pack
+  sudo bulkhead units --remove debian     Removes them
+
+Files:
+  /etc/systemd/system    Templates, and a drop-in 50-bulkhead.conf for each unit; drop-ins of your own stay
+  /etc/bulkhead/NAME     The core's configuration
+  /etc/sysusers.d        A user for each process
+  /run/bulkhead@NAME     While it runs: the console's socket and the core's";
+
 const STYLES: Styles = Styles::styled()
     .header(AnsiColor::Yellow.on_default().bold())
     .usage(AnsiColor::Yellow.on_default().bold())
@@ -123,6 +155,12 @@ pub enum Command {
     #[command(about = CHECK_ABOUT, long_about = CHECK_LONG_ABOUT, after_help = CHECK_AFTER_HELP)]
     /// Says what is wrong in a spec.
     Check(Check),
+    #[command(about = device::ABOUT, long_about = device::LONG_ABOUT, after_help = device::AFTER_HELP)]
+    /// Lists, restarts and replaces the device processes of running VMs.
+    Device(device::Device),
+    #[command(about = UNITS_ABOUT, long_about = UNITS_LONG_ABOUT, after_help = UNITS_AFTER_HELP)]
+    /// Writes the systemd units of a VM.
+    Units(Units),
     /// Writes the man pages into a directory.
     #[command(hide = true)]
     Man {
@@ -165,6 +203,26 @@ pub struct Check {
     /// Allows more memory than this host has
     #[arg(long)]
     pub overcommit: bool,
+}
+
+/// `bulkhead units`.
+#[derive(Debug, Args)]
+pub struct Units {
+    /// The VM's spec; with --remove its name will do
+    #[arg(value_name = "VM.TOML")]
+    pub spec: PathBuf,
+
+    /// Removes the VM's units instead
+    #[arg(long)]
+    pub remove: bool,
+
+    /// Puts everything below this directory instead of /; the paths in the units stay the same
+    #[arg(long, value_name = "DIR")]
+    pub output: Option<PathBuf>,
+
+    /// Where core-vmm and vsp-storage are [default: beside bulkhead, then in PATH]
+    #[arg(long, value_name = "DIR", env = "BULKHEAD_BIN_DIR", hide_env_values = true)]
+    pub bin_dir: Option<PathBuf>,
 }
 
 #[cfg(test)]

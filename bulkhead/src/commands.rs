@@ -2,6 +2,7 @@
 
 use std::io::IsTerminal;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::Context;
 
@@ -12,8 +13,9 @@ use crate::runtime_dir::{self, RuntimeDir};
 use crate::spec::diagnostic::Report;
 use crate::spec::size::Bytes;
 use crate::spec::{self, Console, HostLimits, OnCrash, Spec};
-use crate::supervise::{self, Fate, Logging, Signals};
-use crate::{host, man};
+use crate::supervise::machine::policy::WATCHDOG;
+use crate::supervise::{self, Fate, Logging, Options, Signals};
+use crate::{device, host, man};
 
 /// Exit code for a spec that is wrong or a host that cannot run it.
 pub const CANNOT_RUN: u8 = 1;
@@ -23,6 +25,8 @@ pub fn execute(cli: &Cli) -> anyhow::Result<ExitCode> {
     match &cli.command {
         Command::Run(options) => run(cli, options),
         Command::Check(options) => Ok(check(options)),
+        Command::Device(options) => device::command::execute(options),
+        Command::Units(options) => crate::units::command::execute(options),
         Command::Man { directory } => {
             man::write_pages(directory)
                 .with_context(|| format!("cannot write to {}", directory.display()))?;
@@ -44,7 +48,7 @@ fn run(cli: &Cli, options: &Run) -> anyhow::Result<ExitCode> {
     let signals = Signals::take().context("cannot listen for signals")?;
     let runtime = RuntimeDir::claim(&runtime_dir::base(options.runtime_dir.as_deref()), &spec.name)?;
     let plan = Plan::new(&spec, &programs, runtime.first_id());
-    let fate = supervise::run(&plan, &runtime, &signals, logging);
+    let fate = supervise::run(&plan, &runtime, &signals, Options { logging, watchdog: watchdog() });
     drop(runtime);
     announce(&plan.name, &fate, logging.format);
     Ok(ExitCode::from(fate.exit_code()))
@@ -59,6 +63,12 @@ fn announce(name: &str, fate: &Fate, format: logs::Format) {
         }
         logs::Format::Json => tracing::info!(vm = name, exit_code = fate.exit_code(), "{fate}"),
     }
+}
+
+/// How long a device process may be silent; tests have less patience than [`WATCHDOG`].
+fn watchdog() -> Duration {
+    let given = std::env::var("BULKHEAD_WATCHDOG_MS").ok().and_then(|text| text.parse().ok());
+    given.filter(|ms| *ms > 0).map_or(WATCHDOG, Duration::from_millis)
 }
 
 /// Beside a guest's console, only what matters is worth a line.
@@ -82,7 +92,7 @@ fn limits(overcommit: bool) -> HostLimits {
     HostLimits { memory: if overcommit { None } else { host::total_memory() } }
 }
 
-fn show(report: &Report) {
+pub(crate) fn show(report: &Report) {
     let colour = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty());
     eprint!("{}", report.render(colour));
 }
@@ -116,7 +126,8 @@ fn summary(spec: &Spec) -> String {
     };
     out.push_str(&format!("  on crash  {crash}\n  processes\n    core-vmm\n"));
     for storage in &spec.storage {
-        out.push_str(&format!("    vsp-storage {}\n", storage.name));
+        let spare = if storage.spare { ", and a spare" } else { "" };
+        out.push_str(&format!("    vsp-storage {}{spare}\n", storage.name));
         for disk in &storage.disks {
             let access = if disk.readonly { ", read-only" } else { "" };
             let (path, size) = (disk.path.display(), Bytes(disk.bytes));

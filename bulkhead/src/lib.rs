@@ -5,7 +5,9 @@
 //! * [`host`]: can this host run it?
 //! * [`plan`]: from a spec to processes; [`programs`] finds their files
 //! * [`runtime_dir`]: `/run/bulkhead/NAME`, and that a VM runs once
-//! * [`supervise`]: starts the processes, watches them, ends with them; [`console`] is the terminal meanwhile
+//! * [`supervise`]: starts the processes, watches and replaces them, ends with them; [`console`] is the terminal meanwhile
+//! * [`device`]: what an operator sees of them and does about them
+//! * [`units`]: the same with systemd as the supervisor
 //! * [`cli`]: the command line; [`man`] makes the man pages from it, [`commands`] does what it says
 //!
 //! This crate must never touch the guest: it has no part of its memory, of its disks or of its messages.
@@ -14,6 +16,7 @@
 pub mod cli;
 pub mod commands;
 pub mod console;
+pub mod device;
 pub mod host;
 pub mod man;
 pub mod plan;
@@ -21,3 +24,4 @@ pub mod programs;
 pub mod runtime_dir;
 pub mod spec;
 pub mod supervise;
+pub mod units;

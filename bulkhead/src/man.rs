@@ -21,21 +21,55 @@ pub fn write_pages(directory: &Path) -> io::Result<()> {
 pub fn pages() -> io::Result<Vec<(String, Vec<u8>)>> {
     let mut top = Cli::command();
     top.build();
-    let mut pages = vec![("bulkhead.1".to_owned(), page(top.clone(), "bulkhead")?)];
-    for command in top.get_subcommands().filter(|command| !command.is_hide_set()) {
-        let name = format!("bulkhead-{}", command.get_name());
-        pages.push((format!("{name}.1"), page(command.clone(), &name)?));
-    }
-    Ok(pages)
+    let mut commands = Vec::new();
+    collect(&top, "", &mut commands);
+    let names: Vec<String> = commands.iter().map(|(name, _)| name.clone()).collect();
+    let page = |(name, command): &(String, Command)| {
+        let family = relatives(name, &names);
+        Ok((format!("{name}.1"), page(command.clone(), name, &family)?))
+    };
+    commands.iter().map(page).collect()
 }
 
-fn page(command: Command, name: &str) -> io::Result<Vec<u8>> {
+/// A command and those below it, each with the name of its page.
+fn collect(command: &Command, above: &str, out: &mut Vec<(String, Command)>) {
+    let name = if above.is_empty() {
+        command.get_name().to_owned()
+    } else {
+        format!("{above}-{}", command.get_name())
+    };
+    out.push((name.clone(), command.clone()));
+    for below in command.get_subcommands().filter(|command| !command.is_hide_set()) {
+        collect(below, &name, out);
+    }
+}
+
+/// Pages that a reader of `name` may want next: the one above, those beside it, and those below.
+fn relatives<'n>(name: &str, names: &'n [String]) -> Vec<&'n str> {
+    let parent = name.rsplit_once('-').map(|(parent, _)| parent);
+    let is_below = |name: &str, other: &str| {
+        other
+            .strip_prefix(name)
+            .and_then(|rest| rest.strip_prefix('-'))
+            .is_some_and(|rest| !rest.contains('-'))
+    };
+    let others = names.iter().map(String::as_str).filter(|other| *other != name);
+    others
+        .filter(|other| {
+            parent == Some(other)
+                || is_below(name, other)
+                || parent.is_some_and(|parent| is_below(parent, other))
+        })
+        .collect()
+}
+
+fn page(command: Command, name: &str, family: &[&str]) -> io::Result<Vec<u8>> {
     let text =
         |styled: Option<&clap::builder::StyledStr>| styled.map(ToString::to_string).unwrap_or_default();
     let description = text(command.get_long_about());
     let sections = text(command.get_after_help());
     let has_commands = command.get_subcommands().any(|command| !command.is_hide_set());
-    // `Command` wants names that live for ever; there are three of them.
+    // `Command` wants names that live for ever; there are a few of them.
     let command = command.name(name.to_owned().leak() as &'static str);
     let man = Man::new(command)
         .title(name.to_uppercase())
@@ -63,8 +97,7 @@ fn page(command: Command, name: &str) -> io::Result<Vec<u8>> {
             prose(&mut out, lines)?;
         }
     }
-    let others = ["bulkhead", "bulkhead-run", "bulkhead-check"].into_iter().filter(|other| *other != name);
-    let others: Vec<String> = others.map(|other| format!("\\fB{}\\fR(1)", escape(other))).collect();
+    let others: Vec<String> = family.iter().map(|other| format!("\\fB{}\\fR(1)", escape(other))).collect();
     writeln!(out, ".SH \"SEE ALSO\"\n{}", others.join(", "))?;
     Ok(out)
 }

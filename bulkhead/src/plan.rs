@@ -9,8 +9,9 @@ use crate::programs::Programs;
 use crate::spec::{self, Spec, Storage};
 
 /// Numbers of the user and group ids that Bulkhead's processes run as when root starts them: from this one ("BH" in
-/// ASCII, so that it is recognised in `ps`), a block of [`IDS_PER_VM`] for each VM of the host. They belong to
-/// nobody else: far above people and services, and outside the ranges that systemd hands out dynamically.
+/// ASCII, so that it is recognised in `ps`), a block of [`IDS_PER_VM`] for each VM of the host. They are far
+/// above people, services and systemd's dynamic users (systemd-nspawn's containers may be given ranges that include them). Units under systemd
+/// have the ids above this range.
 pub const FIRST_ID: u32 = 0x4248_0000;
 /// The core has the first id of its VM's block, and the devices the following ones in the order of the spec.
 pub const IDS_PER_VM: u32 = 256;
@@ -37,10 +38,12 @@ pub struct Device {
     pub name: String,
     /// Its program.
     pub program: PathBuf,
-    /// Its arguments, without those that depend on the run (`--core-fd`, logging).
+    /// Its arguments, without those that depend on the run (`--core-fd`, `--notify-fd`, logging).
     pub args: Vec<OsString>,
     /// The user and group it becomes; `None`: it stays what bulkhead is.
     pub id: Option<u32>,
+    /// A second process stands by.
+    pub spare: bool,
 }
 
 impl Plan {
@@ -101,7 +104,13 @@ fn storage_device(storage: &Storage, programs: &Programs, id: Option<u32>) -> De
     if let Some(id) = id {
         args.extend(["--uid".into(), id.to_string().into(), "--gid".into(), id.to_string().into()]);
     }
-    Device { name: storage.name.clone(), program: programs.vsp_storage.clone(), args, id }
+    Device {
+        name: storage.name.clone(),
+        program: programs.vsp_storage.clone(),
+        args,
+        id,
+        spare: storage.spare,
+    }
 }
 
 /// The instance GUID of a device: the same for the same names for ever, or the guest would find its devices
@@ -157,8 +166,9 @@ mod tests {
                 Storage {
                     name: "disk0".to_owned(),
                     disks: vec![disk("/a.img", false, 0), disk("/b.img", true, 5)],
+                    spare: true,
                 },
-                Storage { name: "disk1".to_owned(), disks: vec![disk("/c.img", false, 0)] },
+                Storage { name: "disk1".to_owned(), disks: vec![disk("/c.img", false, 0)], spare: false },
             ],
         }
     }
@@ -192,6 +202,7 @@ mod tests {
             "1001",
         ];
         assert_eq!(plan.devices[0].args, expected);
+        assert_eq!((plan.devices[0].spare, plan.devices[1].spare), (true, false));
         let unprivileged = Plan::new(&spec(), &programs(), None);
         assert_eq!(unprivileged.devices[0].args, expected[..6]);
         assert_eq!(unprivileged.core.uid, None);

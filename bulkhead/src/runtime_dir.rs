@@ -1,6 +1,6 @@
 //! The directory of a running VM: `/run/bulkhead/NAME`.
 //!
-//! It exists while the VM runs, is locked by `bulkhead run`, and holds the core's socket. The lock is the truth: a
+//! It exists while the VM runs, is locked by `bulkhead run`, and holds the core's socket and the supervisor's. The lock is the truth: a
 //! directory without one was left by a supervisor that was killed, and the next one clears it away. It must never
 //! remove what a living VM uses.
 
@@ -16,7 +16,9 @@ use crate::plan;
 /// The file in a VM's directory that says which block of user ids it has.
 const ID_BLOCK: &str = "id-block";
 /// The socket that the core listens on.
-const CORE_SOCKET: &str = "core.sock";
+pub const CORE_SOCKET: &str = "core.sock";
+/// The socket that `bulkhead run` listens on, for `bulkhead device`.
+pub const SUPERVISOR_SOCKET: &str = "supervisor.sock";
 
 /// Why there is no runtime directory.
 #[derive(Debug, thiserror::Error)]
@@ -116,6 +118,11 @@ impl RuntimeDir {
         self.path.join(CORE_SOCKET)
     }
 
+    /// Where the supervisor listens for operators.
+    pub fn supervisor_socket(&self) -> PathBuf {
+        self.path.join(SUPERVISOR_SOCKET)
+    }
+
     /// The first user id of this VM's block; `None` without root's rights.
     pub fn first_id(&self) -> Option<u32> {
         self.first_id
@@ -155,7 +162,7 @@ fn lock_base(base: &Path) -> Result<File, Error> {
 
 /// Removes a VM's directory and the files that belong in it; fails if there are others, which nobody of ours made.
 fn clear(path: &Path) -> io::Result<()> {
-    for name in [ID_BLOCK, CORE_SOCKET] {
+    for name in [ID_BLOCK, CORE_SOCKET, SUPERVISOR_SOCKET] {
         match fs::remove_file(path.join(name)) {
             Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
             _ => {}

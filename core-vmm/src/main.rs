@@ -44,6 +44,7 @@ struct Args {
 fn main() -> ExitCode {
     let args = Args::parse();
     logs::init(args.log_format, args.log_level, "core-vmm");
+    sandbox::crash::speak_with(logs::last_words);
     sandbox::exit_on_panic(FAILED.into());
     ExitCode::from(run(&args))
 }

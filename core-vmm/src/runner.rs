@@ -55,9 +55,6 @@ pub enum RunError {
     /// Devices that did not come.
     #[error("no process has attached as {0} within {s} seconds; the guest was not started", s = ATTACH_GRACE.as_secs())]
     Missing(String),
-    /// Devices that died, when the guest was to start again.
-    #[error("the process of {0} has gone; the guest cannot be started again without it")]
-    Gone(String),
     /// Waiting failed.
     #[error("cannot wait for events: {0}")]
     Poll(Errno),
@@ -113,6 +110,8 @@ pub struct Runner {
     entry: Entry,
     gatherer: Option<Gatherer>,
     phase: Phase,
+    /// A reset waits for devices, and that has been said.
+    is_held_up: bool,
     crashes: Ration,
     resets: Ration,
     /// Taken from the console, and not yet by the terminal.
@@ -146,6 +145,7 @@ impl Runner {
             entry,
             gatherer: None,
             phase,
+            is_held_up: false,
             crashes,
             resets,
             unwritten: Vec::new(),
@@ -227,11 +227,19 @@ impl Runner {
                 }
             }
             Phase::Running => {}
-            Phase::Quiescing(outcome) => {
-                if self.parts.server.is_quiet() {
-                    if *outcome != Outcome::Reset {
-                        return Ok(Some(outcome.clone()));
+            Phase::Quiescing(outcome) if *outcome != Outcome::Reset => {
+                if self.parts.server.is_released() {
+                    return Ok(Some(outcome.clone()));
+                }
+            }
+            Phase::Quiescing(_) => {
+                let missing = self.parts.server.missing_devices();
+                if !missing.is_empty() {
+                    if !std::mem::replace(&mut self.is_held_up, true) {
+                        let devices = missing.join(", ");
+                        tracing::warn!(%devices, "the guest starts again when these devices have a process again");
                     }
+                } else if self.parts.server.is_quiet() {
                     self.reset()?;
                 }
             }
@@ -243,10 +251,7 @@ impl Runner {
         if let Some(times) = self.resets.another() {
             tracing::info!(times, "guest reset");
         }
-        let missing = self.parts.server.missing_devices();
-        if !missing.is_empty() {
-            return Err(RunError::Gone(missing.join(", ")));
-        }
+        self.is_held_up = false;
         self.gatherer = None;
         self.machine = None;
         self.parts.ram.discard()?;

@@ -114,7 +114,7 @@ fn rings() -> Vec<Vec<u8>> {
 
 fn ipc_messages() -> Vec<Vec<u8>> {
     [
-        r#"{"Hello":{"versions":{"min":1,"max":1},"device":"disk0","offer":{"class":"ba6163d9-04a1-4d29-b605-72e2ffb1dc7f","mmio_megabytes":0,"flags":{"named_pipe":false},"user_defined":[1,2],"max_subchannels":3}}}"#,
+        r#"{"Hello":{"versions":{"min":2,"max":2},"ledger":1048576,"build":"1.0","device":"disk0","offer":{"class":"ba6163d9-04a1-4d29-b605-72e2ffb1dc7f","mmio_megabytes":0,"flags":{"named_pipe":false},"user_defined":[1,2],"max_subchannels":3}}}"#,
         r#"{"OpenResult":{"channel":1,"status":0}}"#,
         r#"{"Closed":{"channel":1}}"#,
         r#"{"Welcome":{"version":1,"vm":"debian","vps":2,"ram":[{"gpa":0,"len":4096,"offset":0}]}}"#,
@@ -122,6 +122,15 @@ fn ipc_messages() -> Vec<Vec<u8>> {
         r#"{"ChannelOpen":{"channel":1,"subchannel":0,"ring":{"pages":64,"to_host_pages":32},"target_vp":0,"flag":1,"user_data":[0,1]}}"#,
         r#"{"ChannelClose":{"channel":1}}"#,
         r#"{"Retarget":{"channel":1,"target_vp":1}}"#,
+        r#"{"Serving":{}}"#,
+        r#"{"Quiesced":{}}"#,
+        r#"{"OfferSubchannels":{"count":3}}"#,
+        r#"{"Operator":{"versions":{"min":2,"max":2}}}"#,
+        r#"{"Serve":{"predecessor":true}}"#,
+        r#"{"Swap":{"device":"disk0","wait_ms":500}}"#,
+        r#"{"Devices":[{"name":"disk0","serving":true,"exposed_bytes":4096}]}"#,
+        r#"{"Swapped":{"device":"disk0","pause_us":900}}"#,
+        r#"{"CutOff":{"device":"disk0","reason":"it did not answer"}}"#,
     ]
     .map(|text| text.as_bytes().to_vec())
     .to_vec()
@@ -138,7 +147,44 @@ fn bus_scripts() -> Vec<Vec<u8>> {
         // Teardown while open, refusal, reset, rescind.
         [&open[..], &[5, 1, 5, 4, 1, 10, 1], &[2, 2, 6, 30, 40, 3, 2, 6, 1, 20, 9, 2, 1, 11, 12, 1, 7, 1]]
             .concat(),
-        [&[0u8, 7, 0, 13, 8][..], &GuestMessage::RequestOffers.encode(), &[12, 3, 7, 3]].concat(),
+        // Sub-channels: one is opened, then the primary channel is closed over them.
+        [&open[..], &[13, 1, 2, 2, 4, 6, 40, 8, 3, 4, 6, 0, 4, 9, 4, 0, 4, 1, 10, 4, 10, 1, 7, 4, 13, 1, 3]]
+            .concat(),
+        [&[0u8, 7, 0, 14, 8][..], &GuestMessage::RequestOffers.encode(), &[12, 3, 7, 3]].concat(),
+    ]
+}
+
+/// Ledgers, as [`bulkhead_fuzz::ledger`] reads them: steps of kind, place, value, then packets.
+fn ledgers() -> Vec<Vec<u8>> {
+    let packets: Vec<u8> = (0..3).flat_map(|_| descriptor(6, &[], &[0x5a; 16])).collect();
+    let write_index = (packets.len() as u16).to_le_bytes();
+    let script = |steps: &[[u8; 4]]| [&strings(&[steps.concat()])[..], &packets].concat();
+    let arrived = [0, 0, write_index[0], write_index[1]];
+    let made = [2, 0, 0, 0];
+    vec![
+        // A new channel with three packets.
+        script(&[arrived]),
+        // A request that is void, one that was taken, one with an outcome.
+        script(&[made, arrived, [6, 1, 3, 0], [6, 0, 0, 0], [8, 0, 0, 0]]),
+        // Completions that are visible and that are not, with states.
+        script(&[
+            made,
+            [9, 1, 1, 0],
+            [6, 1, 0, 0],
+            [7, 1, 0, 0],
+            [5, 8, 0, 0],
+            [6, 5, 0, 0],
+            [7, 5, 64, 0],
+            [5, 8, 0, 0],
+        ]),
+        script(&[made, [9, 1, 1, 0], [6, 0, 1, 0], [7, 1, 0, 0], [5, 12, 1, 0]]),
+        // Crashes, with a suspect and without.
+        script(&[made, arrived, [6, 1, 0, 0], [3, 4, 1, 0], [4, 4, 11, 0]]),
+        script(&[made, arrived, [6, 1, 0, 0], [6, 2, 0, 0], [4, 4, 11, 0]]),
+        script(&[made, arrived, [4, 8, 5, 0], [4, 2, 5, 0]]),
+        // Damage.
+        script(&[made, arrived, [1, 3, 9, 0]]),
+        script(&[made, arrived, [3, 1, 9, 9], [3, 2, 9, 9]]),
     ]
 }
 
@@ -187,6 +233,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     write("channel_message", &channel_messages())?;
     let two = [gpadl_messages(40), gpadl_messages(3)].concat();
     write("gpadl", &[strings(&gpadl_messages(3)), strings(&gpadl_messages(100)), strings(&two)])?;
+    write("ledger", &ledgers())?;
     write("ring_reader", &rings())?;
     write(
         "ring_writer",

@@ -37,7 +37,7 @@ impl World {
 
     fn check(&mut self, bus: &mut Bus, gpadl: Option<u32>) {
         let effects = bus.take_effects();
-        assert!(effects.len() <= 16, "one event has {} effects", effects.len());
+        assert!(effects.len() <= 32, "one event has {} effects", effects.len());
         for effect in effects {
             match effect {
                 Effect::Open(open) => self.opened(&open, gpadl),
@@ -152,6 +152,14 @@ fn step(script: &mut Script<'_>, bus: &mut Bus, world: &mut World) -> Option<()>
         }
         12 => {
             bus.rescind(small()?);
+            world.check(bus, None);
+            return Some(());
+        }
+        13 => {
+            let (relid, count) = (small()?, small()? % 8);
+            let was = bus.primary_of(relid);
+            bus.offer_subchannels(relid, count as u16);
+            assert_eq!(bus.primary_of(relid), was);
             world.check(bus, None);
             return Some(());
         }

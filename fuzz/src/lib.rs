@@ -7,12 +7,14 @@
 
 mod bus;
 mod ipc_peer;
+mod ledger;
 mod script;
 mod storage;
 mod wire;
 
 pub use bus::bus;
 pub use ipc_peer::ipc_message;
+pub use ledger::ledger;
 pub use script::Script;
 pub use storage::{scsi_command, storvsc_packet, unmap_list};
 pub use wire::{channel_message, gpadl, packet, ring_reader, ring_writer};

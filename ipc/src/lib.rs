@@ -1,5 +1,5 @@
 //! What lies between the core and a device process (a VSP), and nothing else: the control socket
-//! and its messages, the shared-memory handles, the doorbells, and the configuration that the
+//! and its messages, the shared-memory handles, the ledger, the doorbells, and the configuration that the
 //! supervisor hands to the core.
 //!
 //! It must never know what a device does, hold a policy about who may attach, or touch KVM.
@@ -13,6 +13,7 @@
 
 pub mod config;
 pub mod event;
+pub mod ledger;
 pub mod message;
 pub mod operator;
 #[allow(unsafe_code)]

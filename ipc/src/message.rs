@@ -32,6 +32,10 @@ pub const STATUS_LEDGER: u32 = 0xC000_0032;
 /// Largest ledger that a device can ask for, in bytes. Ledgers are sparse: only what is used takes memory.
 pub const MAX_LEDGER: u64 = 64 << 20;
 
+/// Most sub-channels that a device can offer besides its primary channel: with it, one channel for each virtual processor of the
+/// largest VM.
+pub const MAX_SUBCHANNELS: u16 = 63;
+
 /// An inclusive range of protocol versions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Versions {
@@ -74,7 +78,7 @@ pub enum ToCore {
         build: String,
     },
     /// The first message of an operator's connection, instead of a hello; only users that the core trusts may send it. From here on
-    /// the connection speaks [`crate::operator`]. No descriptors.
+    /// the connection speaks [`crate::operator`]. There is no answer but [`ToVsp::Refused`] to those who are not wanted. No descriptors.
     Operator {
         /// Versions of this protocol that the operator speaks.
         versions: Versions,
@@ -86,7 +90,8 @@ pub enum ToCore {
     /// forgotten. What may still have to be done is in their ledgers. No descriptors.
     Quiesced {},
     /// The device has agreed with the guest on this many sub-channels besides the primary channel (at most
-    /// [`Offer::max_subchannels`]): the core offers those that are not offered yet. No descriptors.
+    /// [`Offer::max_subchannels`]): the core offers those that are not offered yet. It means nothing while the primary channel is not
+    /// open, and what was agreed ends when that closes. No descriptors.
     OfferSubchannels {
         /// How many.
         count: u16,
@@ -123,7 +128,8 @@ pub enum ToVsp {
         /// Where guest RAM lies in the memfd; absent for devices that need none.
         #[serde(default)]
         ram: Option<Vec<RamRegion>>,
-        /// Another process serves the device: this one stands by until it is told to [serve](ToVsp::Serve).
+        /// Another process serves the device, or has been cut off and not ended yet: this one stands by until it is told to
+        /// [serve](ToVsp::Serve).
         #[serde(default)]
         standby: bool,
     },
@@ -195,7 +201,7 @@ pub struct Offer {
     /// Device-defined bytes of the offer message; at most [`MAX_USER_DATA`].
     #[serde(default)]
     pub user_defined: Vec<u8>,
-    /// Sub-channels that the device is ready to serve besides the primary channel.
+    /// Sub-channels that the device is ready to serve besides the primary channel; at most [`MAX_SUBCHANNELS`].
     #[serde(default)]
     pub max_subchannels: u16,
 }

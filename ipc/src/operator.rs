@@ -6,7 +6,8 @@
 
 use serde::{Deserialize, Serialize};
 
-/// From an operator to the core. Each is answered by one [`Reply`], in order.
+/// From an operator to the core. Each is answered by one [`Reply`], in order: while a hand-over is under way, what this operator asks
+/// besides waits. An operator that does not read its replies is disconnected.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Request {
     /// What is known of every device; answered by [`Reply::Devices`].
@@ -16,7 +17,7 @@ pub enum Request {
     Swap {
         /// Name of the device slot.
         device: String,
-        /// How long to wait for a process to stand by, in milliseconds.
+        /// How long to wait for a process to stand by, in milliseconds; a minute at most.
         #[serde(default)]
         wait_ms: u64,
     },
@@ -34,7 +35,7 @@ pub enum Reply {
         /// From the moment at which the old process was told to stop until the new one served, in microseconds.
         pause_us: u64,
     },
-    /// It could not be done; everything is as it was.
+    /// It could not be done; everything is as it was, unless the reason says that both processes are lost.
     Failed {
         /// Name of the device slot.
         device: String,

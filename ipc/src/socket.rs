@@ -10,8 +10,8 @@ use std::path::Path;
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::socket::{
-    AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, connect, getsockopt, listen, socket,
-    socketpair, sockopt,
+    AddressFamily, Backlog, Shutdown, SockFlag, SockType, UnixAddr, bind, connect, getsockopt, listen,
+    shutdown, socket, socketpair, sockopt,
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -156,6 +156,12 @@ impl Peer {
         Ok(scm::send(self.fd.as_fd(), bytes, fds)?)
     }
 
+    /// Nothing more will be sent: the peer reads what has been sent, and then the end. What it says can still be received, its own
+    /// end included.
+    pub fn finish(&self) -> Result<(), SocketError> {
+        Ok(shutdown(self.fd.as_raw_fd(), Shutdown::Write)?)
+    }
+
     /// Receives one message and its descriptors (close-on-exec), whole or not at all.
     pub fn recv<M: DeserializeOwned>(&self) -> Result<(M, Vec<OwnedFd>), SocketError> {
         self.receive(true)
@@ -178,6 +184,8 @@ impl Peer {
             return Err(SocketError::Closed);
         }
         if waiting > MAX_MESSAGE {
+            // Taken, so that the peer can go on to say that it ends.
+            scm::receive(self.fd.as_fd(), &mut [0], wait)?;
             return Err(SocketError::TooLong(waiting));
         }
         let mut bytes = vec![0; waiting];
@@ -316,6 +324,20 @@ mod tests {
     }
 
     #[test]
+    fn who_has_finished_still_hears_the_other_end() {
+        let (vsp, core) = Peer::pair().unwrap();
+        core.send(&ToVsp::Refused { reason: "no".into() }, &[]).unwrap();
+        core.finish().unwrap();
+        assert!(matches!(vsp.recv::<ToVsp>().unwrap().0, ToVsp::Refused { .. }));
+        assert!(matches!(vsp.recv::<ToVsp>(), Err(SocketError::Closed)));
+        assert!(matches!(core.try_recv::<ToCore>(), Err(SocketError::WouldBlock)), "it lives");
+        vsp.send(&closed(1), &[]).unwrap();
+        drop(vsp);
+        assert_eq!(core.recv::<ToCore>().unwrap().0, closed(1));
+        assert!(matches!(core.recv::<ToCore>(), Err(SocketError::Closed)));
+    }
+
+    #[test]
     fn a_peer_that_does_not_read_does_not_block_the_sender() {
         let (_vsp, core) = Peer::pair().unwrap();
         core.set_nonblocking(true).unwrap();
@@ -333,6 +355,7 @@ mod tests {
         assert!(vsp.send_bytes(&vec![b' '; MAX_MESSAGE + 1], &[]).is_err());
         scm::send(vsp.as_fd(), &vec![b' '; MAX_MESSAGE + 1], &[]).unwrap();
         assert!(matches!(core.recv::<ToCore>(), Err(SocketError::TooLong(_))));
+        assert!(matches!(core.try_recv::<ToCore>(), Err(SocketError::WouldBlock)), "it is not met again");
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! Wall-clock time as text, in UTC. Local time would need files that a closed compartment cannot open.
 
+use std::fmt::{self, Write};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 /// A moment in UTC, as a calendar and a clock show it.
@@ -35,13 +36,28 @@ impl From<SystemTime> for Utc {
 impl Utc {
     /// `12:34:56.789`
     pub(crate) fn time_of_day(self) -> String {
-        format!("{:02}:{:02}:{:02}.{:03}", self.hour, self.minute, self.second, self.micros / 1000)
+        let mut text = String::with_capacity(12);
+        // Writing to a `String` cannot fail.
+        let _ = self.write_time_of_day(&mut text);
+        text
+    }
+
+    /// The same, into what is there.
+    pub(crate) fn write_time_of_day(self, out: &mut impl Write) -> fmt::Result {
+        write!(out, "{:02}:{:02}:{:02}.{:03}", self.hour, self.minute, self.second, self.micros / 1000)
     }
 
     /// RFC 3339: `2026-11-21T12:34:56.789012Z`
     pub(crate) fn rfc3339(self) -> String {
+        let mut text = String::with_capacity(27);
+        let _ = self.write_rfc3339(&mut text);
+        text
+    }
+
+    /// The same, into what is there.
+    pub(crate) fn write_rfc3339(self, out: &mut impl Write) -> fmt::Result {
         let Self { year, month, day, hour, minute, second, micros } = self;
-        format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{micros:06}Z")
+        write!(out, "{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{micros:06}Z")
     }
 }
 

@@ -13,6 +13,7 @@ mod clock;
 mod human;
 mod journal;
 mod json;
+mod last;
 mod ration;
 mod record;
 mod sink;
@@ -25,9 +26,10 @@ use tracing::span::{Attributes, Id, Record as SpanRecord};
 use tracing::subscriber::Interest;
 use tracing::{Event, Metadata, Subscriber};
 
+pub use last::last_words;
+pub use ration::Ration;
 /// How much is logged: `Level::INFO` and so on; parses from `"off"`, `"error"`, `"warn"`, `"info"`,
 /// `"debug"`, `"trace"`.
-pub use ration::Ration;
 pub use tracing::level_filters::LevelFilter as Level;
 
 use crate::record::Record;
@@ -81,9 +83,11 @@ static OPENED: OnceLock<Option<RawFd>> = OnceLock::new();
 pub fn init(format: Format, level: Level, process: &str) {
     let sink = Sink::for_this_process(format);
     let opened = sink.descriptor();
+    let form = sink.form();
     let subscriber = Lines { level, process: process.to_owned(), sink };
     if tracing::subscriber::set_global_default(subscriber).is_ok() {
         let _ = OPENED.set(opened);
+        let _ = last::MANNER.set(last::Manner { process: process.to_owned(), form });
         std::panic::set_hook(Box::new(log_panic));
     }
 }

@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io::{IsTerminal, Write};
 use std::os::fd::{AsFd, AsRawFd, RawFd};
 
+use crate::last::Form;
 use crate::record::Record;
 use crate::{Format, human, journal, json};
 
@@ -55,6 +56,15 @@ impl Sink {
         match self {
             Self::Journal { socket, .. } => Some(socket.as_raw_fd()),
             Self::Human { .. } | Self::Json { .. } => None,
+        }
+    }
+
+    /// The form of a line that goes past it, straight to standard error.
+    pub(crate) fn form(&self) -> Form {
+        match self {
+            Self::Human { .. } => Form::Human,
+            Self::Json { .. } => Form::Json,
+            Self::Journal { .. } => Form::Journal,
         }
     }
 

@@ -5,7 +5,7 @@
 //! (that is `sandbox`), and a policy must never contain a rule without a reason.
 //!
 //! Conventions of a policy file, checked at build time:
-//! * the default is `kill_process`;
+//! * the default is `trap`: the call is not made, and SIGSYS ends the process, which says its name first (`sandbox::crash`);
 //! * every rule has a `comment` that says why the process needs the call. One that begins with `rare:` says
 //!   why a normal workload may never execute it; [`audit`] reports every *other* rule that a workload
 //!   did not use;
@@ -51,7 +51,7 @@ impl Policy {
         names
     }
 
-    /// The first rule that a call with these arguments meets, refusals first; `None`: the call kills.
+    /// The first rule that a call with these arguments meets, refusals first; `None`: the call ends the process.
     pub fn verdict(&self, number: u32, arguments: &[u64; 6]) -> Option<&'static Rule> {
         let rules = self.rules();
         let matching = |refused| rules.iter().find(|r| r.refused == refused && r.matches(number, arguments));

@@ -9,7 +9,7 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use crate::descriptors::Kept;
 use crate::parent::Parent;
 use crate::sys::this;
-use crate::{Done, Entered, Error, Kind, Namespaces, Policy, empty_root, identity, landlocked};
+use crate::{Done, Entered, Error, Kind, Namespaces, Policy, crash, empty_root, identity, landlocked};
 
 /// What Rust's own runtime exits with after a panic in `main`.
 const PANIC_EXIT: i32 = 101;
@@ -50,7 +50,8 @@ impl Compartment {
     pub fn enter(self) -> Result<Entered, Error> {
         single_threaded()?;
         let parent = Parent::now();
-        this::reset_fault_handlers().map_err(Error::step("reset signal handlers"))?;
+        // In place of those of Rust's runtime, which need system calls to say "stack overflow".
+        crash::install()?;
         this::forget_backtraces();
         if EXIT_ON_PANIC.load(Ordering::Relaxed) == UNSET {
             exit_on_panic(PANIC_EXIT);
@@ -116,8 +117,8 @@ pub fn restrict_thread(policy: Policy) -> Result<(), Error> {
     install(policy)
 }
 
-/// From now on a panic, once its message is written, ends the process with exit code `code`; a later call changes the
-/// code.
+/// From now on a panic tells the witnesses of a [`crash`] (as SIGABRT would) and, once its message is written, ends the process
+/// with exit code `code`; a later call changes the code.
 ///
 /// The default, `abort`, needs four more syscalls and is ignored in the first process of a PID namespace.
 /// [`Compartment::enter`] sees to a code of 101 unless there is one by then.
@@ -125,6 +126,7 @@ pub fn exit_on_panic(code: i32) {
     if EXIT_ON_PANIC.swap(code, Ordering::Relaxed) == UNSET {
         let say = std::panic::take_hook();
         std::panic::set_hook(Box::new(move |info| {
+            crash::stamp(libc::SIGABRT);
             say(info);
             this::exit_now(EXIT_ON_PANIC.load(Ordering::Relaxed));
         }));

@@ -11,6 +11,7 @@
 #![deny(unsafe_code)]
 
 mod compartment;
+pub mod crash;
 mod descriptors;
 mod empty_root;
 mod error;
@@ -22,6 +23,7 @@ pub mod policy_test;
 mod report;
 pub mod spawn;
 mod sys;
+mod syscalls;
 
 pub use compartment::{Compartment, Ids, exit_on_panic, restrict_thread};
 pub use error::Error;

@@ -205,10 +205,19 @@ impl Child {
     /// # Errors
     /// What the kernel said.
     pub fn kill(&self) -> io::Result<()> {
+        self.signal(libc::SIGKILL)
+    }
+
+    /// Sends it a signal. No error if it is dead already. The first process of a PID namespace gets only signals that it
+    /// handles, SIGKILL and SIGSTOP.
+    ///
+    /// # Errors
+    /// What the kernel said.
+    pub fn signal(&self, signal: libc::c_int) -> io::Result<()> {
         if self.status.is_some() {
             return Ok(());
         }
-        match exec::signal(self.pidfd.as_raw_fd(), libc::SIGKILL) {
+        match exec::signal(self.pidfd.as_raw_fd(), signal) {
             Err(e) if e.raw_os_error() != Some(libc::ESRCH) => Err(e),
             _ => Ok(()),
         }

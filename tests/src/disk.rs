@@ -2,7 +2,7 @@
 
 use std::{
     fs::File,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::atomic::{AtomicU32, Ordering},
 };
 
@@ -23,6 +23,11 @@ impl Disk {
         let file = File::options().read(true).write(true).create(true).truncate(true).open(&path)?;
         file.set_len(size)?;
         Ok(Self { file, path })
+    }
+
+    /// The image.
+    pub fn path(&self) -> &Path {
+        &self.path
     }
 
     /// What to say after `--disk`; `options` begin with a comma if there are any.

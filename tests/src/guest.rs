@@ -14,7 +14,7 @@ use anyhow::Context;
 use core_vmm::memory::{Ram, Stretch};
 use ipc::{
     event::Doorbell,
-    socket::{Peer, SocketError},
+    socket::{Listener, Peer, SocketError},
 };
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use vm_memory::{GuestAddress, GuestMemoryBackend, VolatileMemory};
@@ -62,7 +62,20 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// How long a partition may take to come up.
+const STARTS_WITHIN: Duration = Duration::from_secs(20);
+
 impl SoftPlatform {
+    /// Waits until a partition connects, and takes the line to it as [`Self::start`] does.
+    pub fn listen(listener: &Listener) -> anyhow::Result<Self> {
+        let timeout = PollTimeout::try_from(STARTS_WITHIN)?;
+        let ready = poll(&mut [PollFd::new(listener.as_fd(), PollFlags::POLLIN)], timeout)?;
+        anyhow::ensure!(ready == 1, "no partition comes");
+        let line = listener.accept()?;
+        line.set_nonblocking(false)?;
+        Self::start(line)
+    }
+
     /// Takes the line to a partition and waits until all devices have attached. SynIC pages are set up on all VPs.
     pub fn start(line: Peer) -> anyhow::Result<Self> {
         let (ram, vps) = match line.recv().context("the partition says nothing")? {
@@ -95,11 +108,10 @@ impl SoftPlatform {
         std::thread::Builder::new().name("processor".into()).spawn(move || processor.run())?;
         let platform = Self { shared, vps, asking: Mutex::default(), free: Mutex::new(free) };
         let started = lock(&platform.shared.started);
-        let limit = Duration::from_secs(20);
         let (started, _) = platform
             .shared
             .start
-            .wait_timeout_while(started, limit, |started| !*started)
+            .wait_timeout_while(started, STARTS_WITHIN, |started| !*started)
             .unwrap_or_else(PoisonError::into_inner);
         anyhow::ensure!(*started, "the devices did not attach");
         drop(started);

@@ -6,11 +6,15 @@
 
 #![forbid(unsafe_code)]
 
+pub mod campaign;
 pub mod disk;
 pub mod guest;
 pub mod line;
+pub mod load;
+pub mod operator;
 pub mod partition;
 pub mod steps;
+pub mod supervised;
 mod trace;
 pub mod vm;
 

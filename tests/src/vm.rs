@@ -1,4 +1,5 @@
-//! Starts a VM on the software partition: core and device processes, for real.
+//! Starts a VM on the software partition: core and device processes, for real. The test is its supervisor: nothing
+//! happens to a process unless the test does it. For a VM under the real supervisor see [`crate::supervised`].
 
 use std::{
     os::fd::AsFd,
@@ -17,13 +18,13 @@ use ipc::{
 };
 use sandbox::spawn::{Child, Command};
 
-use crate::{guest::SoftPlatform, trace};
+use crate::{guest::SoftPlatform, operator::Operator, trace};
 
 /// A device of the VM.
 #[derive(Debug, Clone)]
 struct DeviceSpec {
     /// None: the test itself plays the device.
-    program: Option<&'static str>,
+    program: Option<PathBuf>,
     name: String,
     args: Vec<String>,
     guest_ram: bool,
@@ -59,25 +60,27 @@ impl VmBuilder {
     }
 
     /// Adds an echo device.
-    pub fn echo(mut self, name: &str) -> Self {
-        self.devices.push(DeviceSpec {
-            program: Some("vsp-echo"),
-            name: name.into(),
-            args: vec![],
-            guest_ram: false,
-        });
-        self
+    pub fn echo(self, name: &str) -> Self {
+        self.device("vsp-echo", name, vec![], false)
     }
 
     /// Adds a SCSI controller; each disk is what follows `--disk`.
-    pub fn storage(mut self, name: &str, disks: &[String]) -> Self {
+    pub fn storage(self, name: &str, disks: &[String]) -> Self {
         let args = disks.iter().flat_map(|d| ["--disk".to_owned(), d.clone()]).collect();
-        self.devices.push(DeviceSpec {
-            program: Some("vsp-storage"),
-            name: name.into(),
-            args,
-            guest_ram: true,
-        });
+        self.device("vsp-storage", name, args, true)
+    }
+
+    fn device(mut self, program: &str, name: &str, args: Vec<String>, guest_ram: bool) -> Self {
+        let program = Some(PathBuf::from(program));
+        self.devices.push(DeviceSpec { program, name: name.into(), args, guest_ram });
+        self
+    }
+
+    /// Adds arguments to the command line of the device that was added last.
+    pub fn with(mut self, args: &[&str]) -> Self {
+        if let Some(device) = self.devices.last_mut() {
+            device.args.extend(args.iter().map(|arg| (*arg).to_owned()));
+        }
         self
     }
 
@@ -104,7 +107,8 @@ impl VmBuilder {
         let directory = scratch()?;
         let socket = directory.join("core.sock");
         let listener = Listener::bind(&socket)?;
-        let (guest, partition) = Peer::pair()?;
+        let door = directory.join("guest.sock");
+        let guest = Listener::bind(&door)?;
         let config = CoreConfig {
             name: "soft".into(),
             vcpus: self.vps,
@@ -113,7 +117,7 @@ impl VmBuilder {
             prefault: false,
             kernel: PathBuf::new(),
             initrd: None,
-            cmdline: String::new(),
+            cmdline: format!("guest={}", door.display()),
             console: Console::Stdio,
             devices: self.devices.iter().enumerate().map(|(i, d)| slot(i, d)).collect(),
             uid: None,
@@ -123,38 +127,28 @@ impl VmBuilder {
         };
         let level = if self.quiet { "off" } else { "error" };
         let level = std::env::var("BULKHEAD_TEST_LOG").unwrap_or(level.into());
+        let file = directory.join("core.json");
+        std::fs::write(&file, serde_json::to_string(&config)?)?;
         let core = Command::new(program("soft-core")?)
-            .arg(serde_json::to_string(&config)?)
-            .env("BULKHEAD_TEST_LOG", &level)
-            .fd(partition.as_fd(), 3)
-            .fd(listener.as_fd(), 4)
+            .args(["--listen-fd", "3", "--log-level", &level, "--config"])
+            .arg(&file)
+            .fd(listener.as_fd(), 3)
             .spawn()?;
-        drop((partition, listener));
+        drop(listener);
+        let nursery = Nursery { specs: self.devices, level, traced: self.traced, directory };
         let (mut devices, mut played) = (Vec::new(), Vec::new());
-        for device in &self.devices {
-            let connection = Peer::connect(&socket)?;
-            let Some(binary) = device.program else {
-                played.push((device.name.clone(), introduce(connection, &device.name)?));
-                continue;
-            };
-            let command = match self.traced {
-                false => Command::new(program(binary)?),
-                true => trace::command(&program(binary)?, &trace::log(&directory, &device.name))?,
-            };
-            let child = command
-                .args(["--core-fd", "3", "--device", &device.name])
-                .args(&device.args)
-                .args(["--log-level", &level])
-                .fd(connection.as_fd(), 3)
-                .spawn()?;
-            devices.push((device.name.clone(), child));
+        for spec in &nursery.specs {
+            match spec.program {
+                Some(_) => devices.push((spec.name.clone(), nursery.spawn(&spec.name, &[])?)),
+                None => played.push((spec.name.clone(), introduce(Peer::connect(&socket)?, &spec.name)?)),
+            }
         }
-        let platform = Arc::new(SoftPlatform::start(guest)?);
-        Ok(Vm { platform, core, devices, played, directory })
+        let platform = Arc::new(SoftPlatform::listen(&guest)?);
+        Ok(Vm { platform, core, devices, spares: Vec::new(), played, nursery })
     }
 }
 
-/// Attaches as a device.
+/// Attaches as a device, and serves it.
 fn introduce(connection: Peer, name: &str) -> anyhow::Result<Peer> {
     let offer = Offer { class: vmbus::guid::class::ECHO.to_string(), ..Offer::default() };
     connection.send(
@@ -162,9 +156,15 @@ fn introduce(connection: Peer, name: &str) -> anyhow::Result<Peer> {
         &[],
     )?;
     match connection.recv()? {
-        (ToVsp::Welcome { .. }, _) => Ok(connection),
+        (ToVsp::Welcome { standby: false, .. }, _) => {}
         (other, _) => anyhow::bail!("the core answers a hello with {other:?}"),
     }
+    match connection.recv()? {
+        (ToVsp::Serve { .. }, _) => {}
+        (other, _) => anyhow::bail!("the core follows a welcome with {other:?}"),
+    }
+    connection.send(&ToCore::Serving {}, &[])?;
+    Ok(connection)
 }
 
 fn slot(index: usize, device: &DeviceSpec) -> DeviceSlot {
@@ -177,7 +177,7 @@ fn slot(index: usize, device: &DeviceSpec) -> DeviceSlot {
 }
 
 /// A directory of this test's own below the system's temporary one.
-fn scratch() -> anyhow::Result<PathBuf> {
+pub(crate) fn scratch() -> anyhow::Result<PathBuf> {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     let n = NEXT.fetch_add(1, Ordering::Relaxed);
     let directory = std::env::temp_dir().join(format!("bulkhead-test-{}-{n}", std::process::id()));
@@ -192,14 +192,45 @@ pub fn program(name: &str) -> anyhow::Result<PathBuf> {
     found.with_context(|| format!("{name} is not built; run `cargo build --workspace` first"))
 }
 
+/// What it takes to start a device's process, again and again.
+#[derive(Debug)]
+struct Nursery {
+    specs: Vec<DeviceSpec>,
+    level: String,
+    traced: bool,
+    directory: PathBuf,
+}
+
+impl Nursery {
+    fn spawn(&self, name: &str, more: &[&str]) -> anyhow::Result<Child> {
+        let spec = self.specs.iter().find(|spec| spec.name == name);
+        let spec = spec.with_context(|| format!("the VM has no device {name}"))?;
+        let binary = spec.program.as_deref().with_context(|| format!("the test itself plays {name}"))?;
+        let binary = if binary.is_absolute() { binary.to_owned() } else { program(&binary.to_string_lossy())? };
+        let command = match self.traced {
+            false => Command::new(binary),
+            true => trace::command(&binary, &trace::log(&self.directory, name))?,
+        };
+        let connection = Peer::connect(&self.directory.join("core.sock"))?;
+        let command = command
+            .args(["--core-fd", "3", "--device", name])
+            .args(&spec.args)
+            .args(more)
+            .args(["--log-level", &self.level])
+            .fd(connection.as_fd(), 3);
+        Ok(command.spawn()?)
+    }
+}
+
 /// A running VM. Everything ends when it is dropped.
 #[derive(Debug)]
 pub struct Vm {
     platform: Arc<SoftPlatform>,
     core: Child,
     devices: Vec<(String, Child)>,
+    spares: Vec<(String, Child)>,
     played: Vec<(String, Peer)>,
-    directory: PathBuf,
+    nursery: Nursery,
 }
 
 impl Vm {
@@ -218,10 +249,46 @@ impl Vm {
         &mut self.core
     }
 
-    /// A device's process.
+    /// The process that the test started last to serve a device (and not as its spare).
     pub fn device(&mut self, name: &str) -> &mut Child {
         let found = self.devices.iter_mut().find(|(n, _)| n == name);
         &mut found.unwrap_or_else(|| panic!("the VM has no device {name}")).1
+    }
+
+    /// Kills a device's process, if it lives, and starts its successor.
+    pub fn restart(&mut self, name: &str) -> anyhow::Result<()> {
+        self.restart_with(name, &[])
+    }
+
+    /// The same with more arguments for the successor.
+    pub fn restart_with(&mut self, name: &str, args: &[&str]) -> anyhow::Result<()> {
+        self.device(name).kill()?;
+        self.device(name).wait()?;
+        *self.device(name) = self.nursery.spawn(name, args)?;
+        Ok(())
+    }
+
+    /// Starts another process of a device, which stands by.
+    pub fn spare(&mut self, name: &str) -> anyhow::Result<()> {
+        self.spare_with(name, &[])
+    }
+
+    /// The same with more arguments.
+    pub fn spare_with(&mut self, name: &str, args: &[&str]) -> anyhow::Result<()> {
+        self.spares.push((name.to_owned(), self.nursery.spawn(name, args)?));
+        Ok(())
+    }
+
+    /// The spare has become the device's process: from now on it is [`Self::device`]. Returns the old one.
+    pub fn promoted(&mut self, name: &str) -> anyhow::Result<Child> {
+        let at = self.spares.iter().position(|(n, _)| n == name).context("no spare was started")?;
+        let (_, spare) = self.spares.remove(at);
+        Ok(std::mem::replace(self.device(name), spare))
+    }
+
+    /// A connection to the core as its operator.
+    pub fn operator(&self) -> anyhow::Result<Operator> {
+        Operator::connect(&self.socket())
     }
 
     /// The core's socket to a device that the test plays. It waits on receiving.
@@ -232,29 +299,30 @@ impl Vm {
 
     /// Where device processes connect.
     pub fn socket(&self) -> PathBuf {
-        self.directory.join("core.sock")
+        self.directory().join("core.sock")
     }
 
     /// What a device process of a VM that is [traced](VmBuilder::traced) has done so far; all of it once the
     /// process has ended. It is in the form that `policies::audit` reads.
     pub fn trace(&self, name: &str) -> anyhow::Result<String> {
-        let log = trace::log(&self.directory, name);
+        let log = trace::log(self.directory(), name);
         let text = std::fs::read(&log).with_context(|| format!("there is no {}", log.display()))?;
         Ok(String::from_utf8_lossy(&text).into_owned())
     }
 
     /// A place for files.
     pub fn directory(&self) -> &Path {
-        &self.directory
+        &self.nursery.directory
     }
 }
 
 impl Drop for Vm {
     fn drop(&mut self) {
-        for child in self.devices.iter_mut().map(|(_, c)| c).chain([&mut self.core]) {
+        let devices = self.devices.iter_mut().chain(&mut self.spares).map(|(_, child)| child);
+        for child in devices.chain([&mut self.core]) {
             let _ = child.kill();
             let _ = child.wait();
         }
-        let _ = std::fs::remove_dir_all(&self.directory);
+        let _ = std::fs::remove_dir_all(&self.nursery.directory);
     }
 }

@@ -80,6 +80,13 @@ impl PacketHeader {
         (header.data_offset >= DESCRIPTOR_SIZE && header.data_offset <= header.len).then_some(header)
     }
 
+    /// The header of a whole packet in private memory, as [`crate::ring::RingReader::next`] leaves it in its scratch
+    /// buffer. `None` if its lengths contradict each other or the packet's.
+    pub fn of_packet(packet: &[u8]) -> Option<Self> {
+        let header = Self::parse(packet.first_chunk()?)?;
+        (header.len as usize == packet.len()).then_some(header)
+    }
+
     /// True if the sender wants a completion.
     #[inline]
     pub fn completion_requested(&self) -> bool {

@@ -141,6 +141,35 @@ impl<P: Platform> Client<P> {
         Ok(offers)
     }
 
+    /// Waits until the sub-channels 1 to `count` of a device have been offered; they come by themselves once the
+    /// device has been asked for them. In the order of their indices.
+    pub fn sub_channel_offers(&mut self, primary: &Offer, count: u16) -> Result<Vec<Offer>, Error> {
+        let wanted = |message: &HostMessage| match message {
+            HostMessage::Offer(offer) => {
+                offer.instance == primary.instance && (1..=count).contains(&offer.sub_channel_index)
+            }
+            _ => false,
+        };
+        let mut offers = Vec::new();
+        for message in std::mem::take(&mut self.inbox) {
+            match message {
+                HostMessage::Offer(offer) if wanted(&message) => offers.push(offer),
+                other => self.inbox.push_back(other),
+            }
+        }
+        while offers.len() < usize::from(count) {
+            offers.push(self.await_message("offer of a sub-channel", |message| match message {
+                HostMessage::Offer(offer) if wanted(&message) => Some(offer),
+                _ => None,
+            })?);
+        }
+        offers.sort_by_key(|offer| offer.sub_channel_index);
+        match (1..=count).zip(&offers).all(|(index, offer)| offer.sub_channel_index == index) {
+            true => Ok(offers),
+            false => Err(Error::Protocol("a sub-channel was offered twice".into())),
+        }
+    }
+
     /// Shares pages in a row with the host.
     pub fn establish_gpadl(&mut self, relid: u32, address: u64, pages: u32) -> Result<Gpadl, Error> {
         let first = address / u64::from(PAGE_SIZE);

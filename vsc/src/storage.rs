@@ -182,6 +182,44 @@ impl<P: Platform> Storage<P> {
         Ok(answer)
     }
 
+    /// Asks for `count` sub-channels and opens them: further queues of the same controller, which need no agreement of
+    /// their own. Their interrupts go to the virtual processors in turn.
+    pub fn open_sub_channels(
+        &mut self,
+        client: &mut Client<P>,
+        count: u16,
+        options: &StorageOptions,
+    ) -> Result<Vec<Self>, Error> {
+        self.open_sub_channels_as(client, count, |_| options.clone())
+    }
+
+    /// The same, with options for each by its index (from 1).
+    pub fn open_sub_channels_as(
+        &mut self,
+        client: &mut Client<P>,
+        count: u16,
+        options: impl Fn(u16) -> StorageOptions,
+    ) -> Result<Vec<Self>, Error> {
+        let primary = *self.channel.offer();
+        self.create_sub_channels(count)?;
+        let offers = client.sub_channel_offers(&primary, count)?;
+        let vps = self.platform().vp_count();
+        let open = |offer: &Offer| {
+            let options = options(offer.sub_channel_index);
+            let target_vp = (options.open.target_vp + u32::from(offer.sub_channel_index)) % vps;
+            let channel = client.open(offer, &OpenOptions { target_vp, ..options.open })?;
+            Ok(Self {
+                channel,
+                version: self.version,
+                properties: self.properties,
+                requests: Requests::new(options.depth),
+                done: VecDeque::new(),
+                timeout: options.timeout,
+            })
+        };
+        offers.iter().map(open).collect()
+    }
+
     /// Asks for `count` sub-channels; their offers arrive at the client.
     pub fn create_sub_channels(&mut self, count: u16) -> Result<(), Error> {
         let mut packet = StoragePacket::new(wire::OPERATION_CREATE_SUB_CHANNELS);

@@ -10,7 +10,7 @@ use std::time::Duration;
 use vmbus::gpadl::{Assembly, GpadlRange, Limits, Progress};
 use vmbus::guid::{Guid, class};
 use vmbus::message::{GpadlCreated, GuestMessage, HostMessage, Offer, OpenResult, VersionResponse};
-use vmbus::packet::{Outgoing, PacketHeader};
+use vmbus::packet::Outgoing;
 use vmbus::protocol::Version;
 use vmbus::ring::testing::TestRing;
 use vmbus::ring::{RingReader, RingWriter};
@@ -22,21 +22,13 @@ use disk::Disk;
 pub const PATIENCE: Duration = Duration::from_secs(5);
 const LIMITS: Limits = Limits { ranges: 1, pages: 1024 };
 const MEMORY: usize = 4 << 20;
-/// Devices by relid - 1; connection ids are relids + 100.
+/// Devices by relid - 1; connection ids are relids + 100. What follows are sub-channels of the last one.
 const DEVICES: [Guid; 2] = [class::ECHO, class::SCSI];
 
+#[derive(Clone, Copy)]
 enum Device {
     Echo,
-    Disk(Box<Disk>),
-}
-
-impl Device {
-    fn serve(&mut self, header: &PacketHeader, bytes: &[u8], memory: &mut [u8]) -> Vec<u8> {
-        match self {
-            Self::Echo => header.payload(bytes).to_vec(),
-            Self::Disk(disk) => disk.serve(header, bytes, memory),
-        }
-    }
+    Disk,
 }
 
 struct Open {
@@ -56,6 +48,8 @@ struct State {
     assembly: Option<Assembly>,
     gpadls: HashMap<u32, GpadlRange>,
     open: HashMap<u32, Open>,
+    /// All channels of the controller lead to it.
+    disk: Disk,
 }
 
 pub struct FakeHost {
@@ -76,6 +70,7 @@ impl FakeHost {
             assembly: None,
             gpadls: HashMap::new(),
             open: HashMap::new(),
+            disk: Disk::default(),
         };
         Arc::new(Self { state: Mutex::new(state), interrupt: Condvar::new() })
     }
@@ -127,9 +122,9 @@ impl State {
                 let reader = RingReader::new(ring(first)).expect("good");
                 let writer =
                     RingWriter::new(ring(first + u64::from(open.downstream_page_offset))).expect("good");
-                let device = match DEVICES[open.relid as usize - 1] {
-                    class::SCSI => Device::Disk(Box::default()),
-                    _ => Device::Echo,
+                let device = match DEVICES.get(open.relid as usize - 1) {
+                    Some(&class::ECHO) => Device::Echo,
+                    _ => Device::Disk,
                 };
                 self.open.insert(open.relid, Open { device, reader, writer });
                 let result = OpenResult { relid: open.relid, open_id: open.open_id, status: 0 };
@@ -158,13 +153,22 @@ impl State {
         let open = self.open.get_mut(&relid).expect("an open channel");
         let mut scratch = Vec::new();
         while let Some(header) = open.reader.next(&mut scratch).expect("an honest guest") {
-            let answer = open.device.serve(&header, &scratch, &mut self.memory);
+            let answer = match open.device {
+                Device::Echo => header.payload(&scratch).to_vec(),
+                Device::Disk => self.disk.serve(&header, &scratch, &mut self.memory),
+            };
             open.writer.push(&Outgoing::completion(header.transaction_id), &[&answer]).expect("room");
         }
         let _ = open.reader.publish();
         if open.writer.publish() {
             self.flags.push(relid);
             self.interrupts += 1;
+        }
+        for index in self.disk.new_sub_channels() {
+            let relid = DEVICES.len() as u32 + u32::from(index);
+            let mut offer = Offer::new(class::SCSI, class::SCSI, relid, relid + 100);
+            offer.sub_channel_index = index;
+            self.say(HostMessage::Offer(offer));
         }
     }
 }

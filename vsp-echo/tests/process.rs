@@ -3,6 +3,7 @@
 #![allow(unsafe_code, reason = "a descriptor is handed over between fork and exec")]
 
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::net::UnixDatagram;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
@@ -210,11 +211,15 @@ fn channels_that_make_no_sense_are_refused() {
     let memory = SharedMemory::create("ring", 4 * PAGE as u64).unwrap();
     let page = SharedMemory::create("flags", PAGE as u64).unwrap();
     let bell = ipc::event::Doorbell::new().unwrap();
+    let ledger = SharedMemory::create("ledger", ipc::ledger::bytes(256)).unwrap();
+    let open_file = std::fs::File::open("/dev/null").unwrap();
     refused(&open_request(4, 2, 1), &[]);
-    refused(&open_request(5, 2, 1), &[&memory, &bell, &bell, &page]);
-    refused(&open_request(4, 3, 1), &[&memory, &bell, &bell, &page]);
-    refused(&open_request(4, 2, 2048), &[&memory, &bell, &bell, &page]);
-    refused(&open_request(4, 2, 1), &[&bell, &bell, &bell, &page]);
+    refused(&open_request(5, 2, 1), &[&memory, &bell, &bell, &page, &ledger]);
+    refused(&open_request(4, 3, 1), &[&memory, &bell, &bell, &page, &ledger]);
+    refused(&open_request(4, 2, 2048), &[&memory, &bell, &bell, &page, &ledger]);
+    refused(&open_request(4, 2, 1), &[&bell, &bell, &bell, &page, &ledger]);
+    refused(&open_request(4, 2, 1), &[&memory, &bell, &bell, &page]);
+    refused(&open_request(4, 2, 1), &[&memory, &bell, &bell, &page, &open_file]);
     drop(open(&core, 1, 1));
 }
 
@@ -257,14 +262,61 @@ fn nonsense_from_the_core_ends_the_device() {
 }
 
 #[test]
-fn killed_in_the_middle_it_leaves_the_ring_as_it_was() {
-    let (core, mut device) = start();
+fn killed_in_the_middle_it_is_replaced_and_nothing_is_lost() {
+    let (mut core, mut device) = start();
     let mut guest = open(&core, 1, 1);
-    echo(&mut guest, 1, b"alive");
-    device.0.kill().unwrap();
-    assert_eq!(device.end().signal(), Some(9));
-    assert!(guest.send(&Outgoing::in_band(2, true), &[b"anybody?"]));
-    assert!(guest.poll().is_none());
+    echo(&mut guest, 1, b"alive...");
+    for id in 2..40 {
+        device.0.kill().unwrap();
+        assert_eq!(device.end().signal(), Some(9));
+        assert!(guest.send(&Outgoing::in_band(id, true), &[b"anybody?"]));
+        assert!(guest.poll().is_none());
+        let (_, socket) = core.successor();
+        device = Device::start(socket, &[]);
+        core.greet(false);
+        core.serve(true);
+        core.reopen_all();
+        assert_eq!(guest.wait().0.transaction_id, id, "its first signal is unconditional");
+    }
+}
+
+#[test]
+fn a_supervisor_hears_of_every_change_and_of_life() {
+    let (ours, theirs) = UnixDatagram::pair().unwrap();
+    ours.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    let number = theirs.as_raw_fd();
+    leave_open_on_exec(number);
+    let (core, socket) = FakeCore::new(0);
+    let number = number.to_string();
+    let mut device = Device::start(socket, &["--notify-fd", &number, "--watchdog-usec", "20000"]);
+    drop(theirs);
+    let heard = || {
+        let mut buffer = [0; 256];
+        let len = ours.recv(&mut buffer).expect("a sign of life");
+        String::from_utf8_lossy(&buffer[..len]).into_owned()
+    };
+    assert_eq!(heard(), "WATCHDOG=1", "before anything else, and while nobody welcomes it");
+    assert_eq!(heard(), "WATCHDOG=1");
+    core.greet(true);
+    let next = || loop {
+        let said = heard();
+        if said != "WATCHDOG=1" {
+            return said;
+        }
+    };
+    assert_eq!(next(), "READY=1\nSTATUS=standing by");
+    core.serve(true);
+    assert_eq!(next(), "STATUS=serving");
+    core.quiesce();
+    assert_eq!(next(), "STATUS=quiet");
+    (0..5).for_each(|_| assert_eq!(heard(), "WATCHDOG=1"));
+    core.send(&ToVsp::Retire {});
+    assert_eq!(device.end().code(), Some(0));
+}
+
+fn leave_open_on_exec(number: i32) {
+    // SAFETY: a flag of a descriptor that the caller has open.
+    assert_eq!(unsafe { libc::fcntl(number, libc::F_SETFD, 0) }, 0);
 }
 
 #[test]

@@ -17,6 +17,17 @@ pub struct Args {
     /// A disk: `path=FILE[,lun=N][,ro][,serial=TEXT]`; a comma in a value is written twice
     #[arg(long, value_name = "DISK")]
     pub disk: Vec<DiskSpec>,
+
+    /// Die of a command with this operation code (hexadecimal), as a bug would have it; debug builds only
+    #[arg(long, value_name = "OPCODE", hide = true, value_parser = hexadecimal)]
+    pub crash_on_opcode: Option<u8>,
+}
+
+fn hexadecimal(text: &str) -> Result<u8, String> {
+    if !cfg!(debug_assertions) {
+        return Err("it is for debug builds; this is a release build".into());
+    }
+    u8::from_str_radix(text, 16).map_err(|error| error.to_string())
 }
 
 /// One `--disk`.

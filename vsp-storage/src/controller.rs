@@ -1,7 +1,10 @@
-//! The device: a SCSI controller at the end of a storvsc channel.
+//! The device: a SCSI controller at the end of storvsc channels.
+//!
+//! The guest introduces itself on the primary channel; commands come by that one and by the sub-channels, and all go
+//! into one ring to the disks. What a successor has to know is in [`crate::state`]; the commands in flight are the
+//! runtime's to remember.
 
-use std::os::fd::{AsFd, RawFd};
-use std::path::PathBuf;
+use std::os::fd::RawFd;
 use std::sync::Arc;
 
 use thiserror::Error;
@@ -13,16 +16,24 @@ use vsp::{
 
 use crate::cli::DiskSpec;
 use crate::disk::{self, DiskError};
-use crate::job::{Job, Next, Work};
+use crate::job::{Job, Next};
+use crate::lun::{Lun, succeeded};
+use crate::prepare::{Prepared, prepare, respond};
 use crate::scsi::plan::{MAX_TRANSFER, plan, plan_without_unit};
-use crate::scsi::{Plan, Sense, Unit, sense, unmap};
+use crate::scsi::{Repeat, Sense};
+use crate::state::{Phase, State};
 use crate::transfer;
-use crate::uring::{Kind, Operation, Uring, UringError};
-use crate::wire::{self, Address, Direction, Message, Outcome, Properties, Srb, status};
+use crate::uring::{Operation, Uring, UringError};
+use crate::wire::{self, Address, Message, Outcome, Properties, Srb, status};
 
 /// How often in one turn operations are handed over whose predecessors completed at once. One command can have
 /// hundreds in a row (WRITE SAME, UNMAP), and meanwhile no answer becomes visible and the core is not heard.
 const ROUNDS: usize = 4;
+/// Channels besides the primary one: Linux wants one a VP but for the first, and a VM has at most 64.
+const MAX_SUBCHANNELS: u16 = 63;
+/// Most requests of a channel: twice what Linux has in flight in a ring of its usual size. The ring to the disks takes
+/// those of 32 channels without detours ([`crate::uring`]).
+const DEPTH: u32 = 128;
 
 /// Why a controller cannot start.
 #[derive(Debug, Error)]
@@ -33,57 +44,6 @@ pub enum OpenError {
     /// There is no way to the disks.
     #[error(transparent)]
     Uring(#[from] UringError),
-}
-
-/// A unit and what is remembered about it.
-#[derive(Debug)]
-struct Lun {
-    lun: u8,
-    unit: Unit,
-    path: PathBuf,
-    /// Commands that failed for the host's fault, for the log.
-    failures: u64,
-    /// The host could not put on stable storage what the guest believes to be written, and the kernel tells so
-    /// only once: the next flush would succeed. So none may, until somebody has looked after the disk and the
-    /// process is started anew.
-    lost_writes: bool,
-}
-
-impl Lun {
-    /// An operation has failed for good: remembers what that means and says so.
-    fn failed(&mut self, kind: Kind, error: &std::io::Error) {
-        let (lun, path) = (self.lun, self.path.display());
-        if kind.is_promise() && sense::may_lose_writes(error) && !self.lost_writes {
-            self.lost_writes = true;
-            tracing::error!(
-                lun,
-                "{path}: {kind:?} failed: {error}; writes that were acknowledged may be lost, so flushes of this \
-                 disk fail until its process is started anew"
-            );
-        }
-        self.failures += 1;
-        if self.failures.is_power_of_two() {
-            tracing::error!(lun, so_far = self.failures, "{path}: {kind:?} failed: {error}");
-        }
-    }
-
-    /// What an operation's success is worth: nothing, if it promises what cannot be kept any more.
-    fn succeeded(&self, kind: Kind, moved: u32) -> Result<u32, Sense> {
-        if self.lost_writes && kind.is_promise() { Err(Sense::WRITE_ERROR) } else { Ok(moved) }
-    }
-}
-
-/// How far the guest's driver has come.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Phase {
-    /// The channel is open.
-    Opened,
-    /// It has begun to introduce itself.
-    Begun,
-    /// A protocol version is agreed on.
-    Versioned,
-    /// Commands may come.
-    Ready,
 }
 
 /// A reset, answered when the commands that were in flight when it came have ended.
@@ -99,26 +59,33 @@ struct Reset {
 /// The controller.
 #[derive(Debug)]
 pub struct Controller {
+    device: String,
     luns: Vec<Lun>,
     /// The numbers of all units, sorted, as REPORT LUNS tells them.
     numbers: Vec<u8>,
     uring: Uring<Job>,
     ram: Option<Arc<GuestRam>>,
-    phase: Phase,
+    /// Sub-channels that this guest can have.
+    max_subchannels: u16,
+    primary: Option<ChannelId>,
+    state: State,
+    /// Open channels whose ledger has another state than this: the next answer changes that.
+    stale: Vec<ChannelId>,
+    open: Vec<ChannelId>,
     epoch: u32,
     resets: Vec<Reset>,
     /// Page lists that could not be used, for the log.
     bad_lists: u64,
+    /// A command that this process dies of; for tests.
+    crash_on: Option<u8>,
 }
 
 impl Controller {
-    /// Opens the disks and the ring. Nothing is opened afterwards.
+    /// Opens the disks and the ring. Nothing is opened afterwards; no disk is ours yet.
     pub fn open(device: &str, specs: &[DiskSpec]) -> Result<Controller, OpenError> {
         let disks = disk::open_all(device, specs)?;
-        let files: Vec<_> = disks.iter().map(|disk| disk.file.as_fd()).collect();
-        let uring = Uring::new(&files)?;
-        drop(files);
         let mut luns = Vec::with_capacity(disks.len());
+        let mut files = Vec::with_capacity(disks.len());
         for disk in disks {
             let (lun, blocks, size) = (disk.lun, disk.unit.blocks, disk.unit.block_size);
             tracing::info!(
@@ -129,20 +96,45 @@ impl Controller {
                 "{}",
                 disk.path.display()
             );
-            // The file's descriptor is closed here; the ring holds the file and its lock.
-            luns.push(Lun { lun, unit: disk.unit, path: disk.path, failures: 0, lost_writes: false });
+            let (lun, file) = Lun::new(disk);
+            luns.push(lun);
+            files.push(file);
         }
         let numbers = luns.iter().map(|lun| lun.lun).collect();
-        let phase = Phase::Opened;
-        Ok(Controller { luns, numbers, uring, ram: None, phase, epoch: 0, resets: Vec::new(), bad_lists: 0 })
+        Ok(Controller {
+            device: device.to_owned(),
+            luns,
+            numbers,
+            uring: Uring::new(files)?,
+            ram: None,
+            max_subchannels: 0,
+            primary: None,
+            state: State::default(),
+            stale: Vec::new(),
+            open: Vec::new(),
+            epoch: 0,
+            resets: Vec::new(),
+            bad_lists: 0,
+            crash_on: None,
+        })
+    }
+
+    /// Has the process die of a command, as a bug would have it; for tests.
+    pub fn crashing_on(self, opcode: Option<u8>) -> Controller {
+        Controller { crash_on: opcode, ..self }
     }
 
     fn execute(&mut self, srb: Srb, packet: Packet<'_>, request: Request, channels: &mut Channels) {
         let buffer = match self.buffer(&srb, packet) {
             Ok(buffer) => buffer,
-            Err(sense) => return fail(&srb, sense, request, channels),
+            Err(sense) => return self.end(&srb, Err(sense), request, channels),
         };
-        let Some(cdb) = srb.cdb() else { return fail(&srb, Sense::INVALID_FIELD, request, channels) };
+        let Some(cdb) = srb.cdb() else {
+            return self.end(&srb, Err(Sense::INVALID_FIELD), request, channels);
+        };
+        if self.crash_on.is_some_and(|opcode| cdb[0] == opcode) {
+            std::process::abort();
+        }
         let address = srb.address();
         let Some(index) = self.find(address) else {
             // Other targets do not exist at all; on ours, other units might.
@@ -151,60 +143,21 @@ impl Controller {
                 Some(data) => respond(&srb, &data, buffer.as_ref()),
                 None => Ok(Outcome::NoUnit),
             };
-            return end(&srb, outcome, request, channels);
+            return self.end(&srb, outcome, request, channels);
         };
-        let planned = plan(&self.luns[index].unit, &self.numbers, cdb);
-        match planned.and_then(|planned| self.prepare(index, planned, &srb, buffer)) {
-            Ok(Prepared::Done(outcome)) => end(&srb, Ok(outcome), request, channels),
+        let planned = match plan(&self.luns[index].unit, &self.numbers, cdb) {
+            Ok(planned) => planned,
+            Err(sense) => return self.end(&srb, Err(sense), request, channels),
+        };
+        let repeat = planned.repeat();
+        // Files are in the order of `luns`.
+        match prepare(&self.luns[index].unit, index as u32, planned, &srb, buffer) {
+            Ok(Prepared::Done(outcome)) => self.end(&srb, Ok(outcome), request, channels),
             Ok(Prepared::Start(work, operation)) => {
-                let job = Job { request, srb, unit: index, epoch: self.epoch, work };
+                let job = Job { request, srb, unit: index, epoch: self.epoch, repeat, work };
                 self.start(operation, job);
             }
-            Err(sense) => fail(&srb, sense, request, channels),
-        }
-    }
-
-    /// Turns a plan into an outcome, or into the first operation of a job.
-    fn prepare(
-        &self,
-        index: usize,
-        planned: Plan,
-        srb: &Srb,
-        buffer: Option<GuestBuffer>,
-    ) -> Result<Prepared, Sense> {
-        // Registered in the order of `luns`.
-        let file = index as u32;
-        let start = |(work, operation)| Ok(Prepared::Start(work, operation));
-        match planned {
-            Plan::Good => Ok(Prepared::Done(Outcome::Good(0))),
-            Plan::Respond(data) => respond(srb, &data, buffer.as_ref()).map(Prepared::Done),
-            Plan::Read { offset, len } => {
-                start(Work::read(file, offset, whole(buffer, len, srb, Direction::FromDevice)?))
-            }
-            Plan::Write { offset, len, fua } => {
-                start(Work::write(file, offset, fua, whole(buffer, len, srb, Direction::ToDevice)?))
-            }
-            Plan::Flush => start(Work::flush(file)),
-            Plan::Unmap { list } => {
-                let unit = &self.luns[index].unit;
-                let buffer = whole(buffer, list as u64, srb, Direction::ToDevice)?;
-                let mut bytes = vec![0; list];
-                buffer.read(&mut bytes);
-                let ranges = unmap::parse(&bytes, unit.blocks)?;
-                match Work::unmap(file, ranges, unit.block_size, list as u32) {
-                    Some(job) => start(job),
-                    None => Ok(Prepared::Done(Outcome::Good(list as u32))),
-                }
-            }
-            Plan::WriteSame { offset, len, unmap, no_data } => {
-                let block_size = self.luns[index].unit.block_size;
-                let mut block = vec![0; block_size as usize].into_boxed_slice();
-                let moved = if no_data { 0 } else { block_size };
-                if !no_data {
-                    whole(buffer, block_size.into(), srb, Direction::ToDevice)?.read(&mut block);
-                }
-                start(Work::same(file, offset, len, unmap, block, moved))
-            }
+            Err(sense) => self.end(&srb, Err(sense), request, channels),
         }
     }
 
@@ -244,14 +197,19 @@ impl Controller {
             while let Some((mut job, operation, result)) = self.uring.take_ended() {
                 ended = true;
                 let kind = operation.kind;
+                let lun = &mut self.luns[job.unit];
+                let lost_writes = self.state.lost_writes.has(lun.lun);
                 match job.work.step(operation, result) {
                     Next::Again(operation) => self.start(operation, job),
-                    Next::Done(moved) => match self.luns[job.unit].succeeded(kind, moved) {
+                    Next::Done(moved) => match succeeded(kind, moved, lost_writes) {
                         Ok(moved) => self.finish(job, Outcome::Good(moved), channels),
                         Err(sense) => self.finish(job, Outcome::Check(&sense.to_fixed()), channels),
                     },
                     Next::Failed(sense, error) => {
-                        self.luns[job.unit].failed(kind, &error);
+                        if lun.failed(kind, &error, lost_writes) && !lost_writes {
+                            self.state.lost_writes.insert(lun.lun);
+                            self.state_changed();
+                        }
                         self.finish(job, Outcome::Check(&sense.to_fixed()), channels);
                     }
                 }
@@ -272,97 +230,196 @@ impl Controller {
 
     fn finish(&mut self, job: Job, outcome: Outcome<'_>, channels: &mut Channels) {
         let answer = wire::answer_command(&job.srb, outcome);
-        job.request.complete(channels, &answer);
+        if job.repeat == Repeat::Differs {
+            job.request.record_outcome(channels, &answer);
+        }
+        self.answer(job.request, &answer, channels);
         for reset in &mut self.resets {
             if job.epoch < reset.epoch {
                 reset.waiting -= 1;
             }
         }
-        for reset in self.resets.extract_if(.., |reset| reset.waiting == 0) {
-            reset.request.complete(channels, &wire::answer(status::SUCCESS));
+        let ended: Vec<Reset> = self.resets.extract_if(.., |reset| reset.waiting == 0).collect();
+        for reset in ended {
+            self.answer(reset.request, &wire::answer(status::SUCCESS), channels);
         }
     }
 
-    /// What a packet other than a command is answered with; `None`: later.
-    fn introduce(&mut self, message: &Message) -> [u8; wire::PACKET_LEN] {
-        let (phase, answer) = match (message, self.phase) {
+    /// Answers a request. If the ledger of its channel has another state than ours, it changes in the same step.
+    fn answer(&mut self, request: Request, answer: &[u8], channels: &mut Channels) {
+        match self.stale.iter().position(|stale| *stale == request.channel()) {
+            None => request.complete(channels, answer),
+            Some(index) => {
+                self.stale.swap_remove(index);
+                request.complete_with_state(channels, answer, &self.state.encode());
+            }
+        }
+    }
+
+    fn end(
+        &mut self,
+        srb: &Srb,
+        outcome: Result<Outcome<'_>, Sense>,
+        request: Request,
+        channels: &mut Channels,
+    ) {
+        let answer = match outcome {
+            Ok(outcome) => wire::answer_command(srb, outcome),
+            Err(sense) => wire::answer_command(srb, Outcome::Check(&sense.to_fixed())),
+        };
+        self.answer(request, &answer, channels);
+    }
+
+    /// What is in the ledgers is not true any more.
+    fn state_changed(&mut self) {
+        self.stale.clone_from(&self.open);
+    }
+
+    /// What a packet other than a command is answered with.
+    fn introduce(&mut self, message: &Message, channels: &mut Channels) -> [u8; wire::PACKET_LEN] {
+        let phase = self.state.phase;
+        let (phase, answer) = match (message, phase) {
             (Message::Begin, _) => (Phase::Begun, wire::answer(status::SUCCESS)),
             (Message::Version(version), Phase::Begun) if wire::VERSIONS.contains(version) => {
                 (Phase::Versioned, wire::answer(status::SUCCESS))
             }
             (Message::Version(_), Phase::Begun) => (Phase::Begun, wire::answer(status::REVISION_MISMATCH)),
             (Message::Properties, Phase::Versioned | Phase::Ready) => {
-                let properties = Properties { max_subchannels: 0, max_transfer_bytes: MAX_TRANSFER };
-                (self.phase, wire::answer_properties(properties))
+                let properties =
+                    Properties { max_subchannels: self.max_subchannels, max_transfer_bytes: MAX_TRANSFER };
+                (phase, wire::answer_properties(properties))
             }
-            (Message::End, Phase::Versioned) => (Phase::Ready, wire::answer(status::SUCCESS)),
-            (Message::FibreChannel | Message::SubChannels(_), phase) => {
+            (Message::SubChannels(_), _) if self.max_subchannels == 0 => {
                 (phase, wire::answer(status::NOT_SUPPORTED))
             }
+            (Message::SubChannels(count), Phase::Ready) if *count > self.max_subchannels => {
+                (phase, wire::answer(status::INVALID_PARAMETER))
+            }
+            (Message::SubChannels(count), Phase::Ready) => {
+                // Again, if a predecessor has done it: those that are offered already stay as they are.
+                channels.offer_subchannels(*count);
+                (phase, wire::answer(status::SUCCESS))
+            }
+            (Message::End, Phase::Versioned) => (Phase::Ready, wire::answer(status::SUCCESS)),
+            (Message::FibreChannel, phase) => (phase, wire::answer(status::NOT_SUPPORTED)),
             (Message::Unknown(_), phase) => (phase, wire::answer(status::INVALID_PARAMETER)),
             (_, phase) => (phase, wire::answer(status::INVALID_DEVICE_STATE)),
         };
-        self.phase = phase;
+        if phase != self.state.phase {
+            self.state.phase = phase;
+            self.state_changed();
+        }
         answer
     }
 }
 
-/// What becomes of a plan.
-enum Prepared {
-    Done(Outcome<'static>),
-    Start(Work, Operation),
-}
-
 impl Device for Controller {
     fn offer(&self) -> Offer {
-        Offer { class: class::SCSI.to_string(), ..Offer::default() }
+        Offer { class: class::SCSI.to_string(), max_subchannels: MAX_SUBCHANNELS, ..Offer::default() }
     }
 
     fn descriptors(&self) -> Vec<RawFd> {
-        vec![self.uring.source()]
+        self.uring.descriptors()
     }
 
     fn sources(&self) -> Vec<RawFd> {
         vec![self.uring.source()]
     }
 
+    fn depth(&self) -> u32 {
+        DEPTH
+    }
+
     fn attached(&mut self, vm: Vm) -> Result<(), String> {
-        match vm.ram {
-            Some(ram) => self.ram = Some(Arc::new(ram)),
-            None => return Err("a SCSI controller needs guest RAM: its device slot has to say so".into()),
+        let ram = vm.ram.ok_or("a SCSI controller needs guest RAM: its device slot has to say so")?;
+        self.ram = Some(Arc::new(ram));
+        self.max_subchannels = vm.vps.saturating_sub(1).min(MAX_SUBCHANNELS.into()) as u16;
+        self.luns.iter_mut().for_each(|lun| lun.identify(vm.memory, &self.device));
+        Ok(())
+    }
+
+    fn resource(&self) -> String {
+        let waiting = self.luns.iter().find(|lun| !lun.is_ours());
+        waiting.map_or_else(|| "its disks".into(), |lun| lun.path.display().to_string())
+    }
+
+    fn fence(&mut self, _predecessor: bool) -> Result<bool, String> {
+        for (lun, file) in self.luns.iter_mut().zip(self.uring.files()) {
+            if !lun.take(file)? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    fn release(&mut self) {
+        self.luns.iter_mut().zip(self.uring.files()).for_each(|(lun, file)| lun.release(file));
+        (self.primary, self.state) = (None, State::default());
+        self.open.clear();
+        self.stale.clear();
+    }
+
+    fn is_idle(&self) -> bool {
+        self.uring.in_flight() == 0
+    }
+
+    fn open(&mut self, channel: ChannelId, request: &OpenRequest) -> Result<(), Refused> {
+        match request.subchannel {
+            0 => {
+                self.primary = Some(channel);
+                // The guest begins anew, and with what is on the disk now.
+                self.state = State::default();
+            }
+            number if number <= self.max_subchannels => {}
+            _ => return Err(Refused::default()),
+        }
+        self.open.push(channel);
+        if self.state != State::default() {
+            self.stale.push(channel);
         }
         Ok(())
     }
 
-    fn open(&mut self, _channel: ChannelId, request: &OpenRequest) -> Result<(), Refused> {
-        if request.subchannel != 0 {
-            return Err(Refused::default());
-        }
-        self.phase = Phase::Opened;
+    fn restore(&mut self, channel: ChannelId, state: &[u8]) -> Result<(), String> {
+        let theirs = State::decode(state)?;
+        let lost_writes = self.state.lost_writes.union(theirs.lost_writes);
+        let phase = if self.primary == Some(channel) { theirs.phase } else { self.state.phase };
+        self.state = State { phase, lost_writes };
+        // Whatever each ledger has: with its next answer it has this.
+        self.state_changed();
         Ok(())
     }
 
     fn packet(&mut self, packet: Packet<'_>, request: Request, channels: &mut Channels) {
-        let payload = match packet.header.packet_type {
-            PacketType::IN_BAND | PacketType::GPA_DIRECT => packet.header.payload(packet.bytes),
-            _ => &[],
+        let Some(message) = Message::parse(payload(packet)) else {
+            return self.answer(request, &wire::answer(status::INVALID_PARAMETER), channels);
         };
-        let Some(message) = Message::parse(payload) else {
-            return request.complete(channels, &wire::answer(status::INVALID_PARAMETER));
-        };
+        let ready = self.state.phase == Phase::Ready;
         match message {
-            Message::Execute(srb) if self.phase == Phase::Ready => {
-                self.execute(srb, packet, request, channels)
-            }
-            Message::Reset if self.phase == Phase::Ready && self.uring.in_flight() > 0 => {
+            Message::Execute(srb) if ready => self.execute(srb, packet, request, channels),
+            Message::Reset if ready && self.uring.in_flight() > 0 => {
                 self.epoch += 1;
                 self.resets.push(Reset { request, epoch: self.epoch, waiting: self.uring.in_flight() });
             }
-            Message::Reset if self.phase == Phase::Ready => {
-                request.complete(channels, &wire::answer(status::SUCCESS));
+            Message::Reset if ready => self.answer(request, &wire::answer(status::SUCCESS), channels),
+            _ if self.primary != Some(request.channel()) => {
+                self.answer(request, &wire::answer(status::INVALID_DEVICE_STATE), channels);
             }
-            other => request.complete(channels, &self.introduce(&other)),
+            other => {
+                let answer = self.introduce(&other, channels);
+                self.answer(request, &answer, channels);
+            }
         }
+    }
+
+    fn reject(&mut self, packet: Option<Packet<'_>>, request: Request, channels: &mut Channels) {
+        let sense = Sense::INTERNAL_FAILURE.to_fixed();
+        let answer = match packet.map(|packet| Message::parse(payload(packet))) {
+            Some(Some(Message::Execute(srb))) => wire::answer_command(&srb, Outcome::Check(&sense)),
+            Some(_) => wire::answer(status::UNSUCCESSFUL),
+            None => wire::answer_unknown(&sense),
+        };
+        self.answer(request, &answer, channels);
     }
 
     fn submit(&mut self, channels: &mut Channels) {
@@ -373,8 +430,20 @@ impl Device for Controller {
         self.pump(channels);
     }
 
-    fn closing(&mut self, _channel: ChannelId) {
-        self.phase = Phase::Opened;
+    fn closing(&mut self, channel: ChannelId) {
+        self.open.retain(|open| *open != channel);
+        self.stale.retain(|stale| *stale != channel);
+        if self.primary == Some(channel) {
+            (self.primary, self.state.phase) = (None, Phase::Opened);
+        }
+    }
+}
+
+/// The part of a packet that the protocol is about.
+fn payload(packet: Packet<'_>) -> &[u8] {
+    match packet.header.packet_type {
+        PacketType::IN_BAND | PacketType::GPA_DIRECT => packet.header.payload(packet.bytes),
+        _ => &[],
     }
 }
 
@@ -382,84 +451,8 @@ fn is_our_target(address: Address) -> bool {
     (address.path, address.target) == (0, 0)
 }
 
-/// The first `len` bytes of the buffer, if the guest has given that many in the right direction.
-fn whole(
-    buffer: Option<GuestBuffer>,
-    len: u64,
-    srb: &Srb,
-    direction: Direction,
-) -> Result<GuestBuffer, Sense> {
-    let mut buffer = buffer.filter(|buffer| buffer.len() as u64 >= len).ok_or(Sense::INVALID_FIELD)?;
-    if srb.direction() != direction {
-        return Err(Sense::INVALID_FIELD);
-    }
-    buffer.truncate(len as usize);
-    Ok(buffer)
-}
-
-/// Gives the guest as much of an answer as it has room for.
-fn respond(srb: &Srb, data: &[u8], buffer: Option<&GuestBuffer>) -> Result<Outcome<'static>, Sense> {
-    match buffer {
-        Some(_) if srb.direction() == Direction::ToDevice => Err(Sense::INVALID_FIELD),
-        Some(buffer) => Ok(Outcome::Good(buffer.write(data) as u32)),
-        None => Ok(Outcome::Good(0)),
-    }
-}
-
-fn end(srb: &Srb, outcome: Result<Outcome<'_>, Sense>, request: Request, channels: &mut Channels) {
-    match outcome {
-        Ok(outcome) => request.complete(channels, &wire::answer_command(srb, outcome)),
-        Err(sense) => fail(srb, sense, request, channels),
-    }
-}
-
-fn fail(srb: &Srb, sense: Sense, request: Request, channels: &mut Channels) {
-    request.complete(channels, &wire::answer_command(srb, Outcome::Check(&sense.to_fixed())));
-}
-
 /// Without the ring there is nothing that this process could still do; a successor can.
 fn broken(error: &std::io::Error) -> ! {
     tracing::error!("the io_uring does not work any more: {error}");
     std::process::exit(1)
-}
-
-#[cfg(test)]
-mod tests {
-    use std::io;
-
-    use super::*;
-    use crate::scsi::plan::tests::unit;
-
-    const FLUSH: Kind = Kind::Flush;
-    const FUA: Kind = Kind::Write { offset: 0, stable: true };
-    const WRITE: Kind = Kind::Write { offset: 0, stable: false };
-
-    fn lun() -> Lun {
-        Lun { lun: 0, unit: unit(), path: PathBuf::new(), failures: 0, lost_writes: false }
-    }
-
-    /// The kernel reports a write-back error to one `fsync` and calls the pages clean; Linux guests try a failed
-    /// flush again, and would take the second one's success for theirs.
-    #[test]
-    fn a_flush_that_failed_cannot_be_made_up_for() {
-        for (kind, code) in [(FLUSH, libc::EIO), (FLUSH, libc::ENOSPC), (FUA, libc::EIO)] {
-            let mut lun = lun();
-            assert_eq!(lun.succeeded(FLUSH, 0), Ok(0));
-            lun.failed(kind, &io::Error::from_raw_os_error(code));
-            assert_eq!(lun.succeeded(FLUSH, 0), Err(Sense::WRITE_ERROR));
-            assert_eq!(lun.succeeded(FUA, 512), Err(Sense::WRITE_ERROR));
-            assert_eq!(lun.succeeded(WRITE, 512), Ok(512), "it promises nothing");
-            assert_eq!(lun.succeeded(Kind::Read { offset: 0 }, 512), Ok(512));
-        }
-    }
-
-    #[test]
-    fn failures_that_lose_nothing_are_forgotten() {
-        let failures = [(FLUSH, libc::EINTR), (FUA, libc::EROFS), (WRITE, libc::EIO), (WRITE, libc::ENOSPC)];
-        for (kind, code) in failures {
-            let mut lun = lun();
-            lun.failed(kind, &io::Error::from_raw_os_error(code));
-            assert_eq!(lun.succeeded(FLUSH, 0), Ok(0));
-        }
-    }
 }

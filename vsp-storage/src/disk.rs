@@ -1,23 +1,17 @@
 //! Opening a disk: all that is ever asked of the host about it, before the compartment closes.
+//!
+//! An open disk is nobody's yet: [`crate::fence`] takes it when the process is told to serve.
 
-use std::fs::{self, File, OpenOptions, TryLockError};
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, Seek, SeekFrom};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
-use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::path::PathBuf;
 
 use nix::sys::stat::{major, minor};
 use thiserror::Error;
 
 use crate::cli::{DiskSpec, MAX_LUN, MAX_SERIAL};
 use crate::scsi::Unit;
-
-/// How long a disk may be in use by somebody else before that is an error. The kernel frees the lock of a
-/// process that died only when its last I/O has ended, so a successor has to wait for that, and for nothing
-/// longer.
-const LOCK_PATIENCE: Duration = Duration::from_secs(5);
-/// How often the lock is tried meanwhile.
-const LOCK_INTERVAL: Duration = Duration::from_millis(1);
 
 /// Logical block of a disk image in a file.
 const FILE_BLOCK: u32 = 512;
@@ -36,9 +30,6 @@ pub enum DiskError {
         /// The system's error.
         source: io::Error,
     },
-    /// Somebody else has it.
-    #[error("{0} is in use by another process; a disk has one user, or several that only read")]
-    InUse(PathBuf),
     /// Neither a file nor a block device.
     #[error("{0} is neither a regular file nor a block device")]
     WrongKind(PathBuf),
@@ -61,14 +52,14 @@ pub enum DiskError {
     TooMany,
 }
 
-/// An open, locked disk.
+/// An open disk.
 #[derive(Debug)]
 pub struct Disk {
     /// Its logical unit number.
     pub lun: u8,
     /// What the guest sees.
     pub unit: Unit,
-    /// The open file description that carries the lock.
+    /// The open file description that will carry the locks.
     pub file: File,
     /// Where it came from, for the log.
     pub path: PathBuf,
@@ -92,7 +83,7 @@ pub fn open_all(device: &str, specs: &[DiskSpec]) -> Result<Vec<Disk>, DiskError
 fn open(device: &str, lun: u8, spec: &DiskSpec) -> Result<Disk, DiskError> {
     let path = spec.path.clone();
     let failed = |source| DiskError::Open { path: path.clone(), source };
-    let mut file = OpenOptions::new().read(true).write(!spec.read_only).open(&path).map_err(failed)?;
+    let file = OpenOptions::new().read(true).write(!spec.read_only).open(&path).map_err(failed)?;
     let metadata = file.metadata().map_err(failed)?;
     let shape = if metadata.is_file() {
         Shape { block_size: FILE_BLOCK, physical: FILE_PHYSICAL, can_unmap: true }
@@ -104,9 +95,7 @@ fn open(device: &str, lun: u8, spec: &DiskSpec) -> Result<Disk, DiskError> {
     if !matches!(shape.block_size, 512 | 4096) {
         return Err(DiskError::BlockSize { path, size: shape.block_size });
     }
-    lock(&file, &path, spec.read_only)?;
-    // After the lock: whoever had it may have changed the size.
-    let bytes = file.seek(SeekFrom::End(0)).map_err(failed)?;
+    let bytes = size(&file).map_err(failed)?;
     let blocks = bytes / u64::from(shape.block_size);
     if blocks == 0 {
         return Err(DiskError::Empty(path));
@@ -132,22 +121,9 @@ fn open(device: &str, lun: u8, spec: &DiskSpec) -> Result<Disk, DiskError> {
     Ok(Disk { lun, unit, file, path })
 }
 
-/// Takes the lock that keeps others away: exclusive for writers, shared for readers.
-fn lock(file: &File, path: &Path, shared: bool) -> Result<(), DiskError> {
-    let start = Instant::now();
-    loop {
-        let attempt = if shared { file.try_lock_shared() } else { file.try_lock() };
-        match attempt {
-            Ok(()) => return Ok(()),
-            Err(TryLockError::WouldBlock) if start.elapsed() < LOCK_PATIENCE => {
-                std::thread::sleep(LOCK_INTERVAL)
-            }
-            Err(TryLockError::WouldBlock) => return Err(DiskError::InUse(path.to_owned())),
-            Err(TryLockError::Error(source)) => {
-                return Err(DiskError::Open { path: path.to_owned(), source });
-            }
-        }
-    }
+/// Bytes of a file or a block device. Asked again once the disk is ours: whoever had it may have changed its size.
+pub fn size(mut file: impl Seek) -> io::Result<u64> {
+    file.seek(SeekFrom::End(0))
 }
 
 /// What a disk is made of.
@@ -190,7 +166,7 @@ fn default_serial(device: &str, lun: u8) -> String {
 }
 
 /// FNV-1a: any stable hash would do.
-fn hash(bytes: &[u8]) -> u64 {
+pub fn hash(bytes: &[u8]) -> u64 {
     bytes
         .iter()
         .fold(0xCBF2_9CE4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x100_0000_01B3))
@@ -198,6 +174,8 @@ fn hash(bytes: &[u8]) -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
 
     fn file(name: &str, len: u64) -> PathBuf {
@@ -231,26 +209,6 @@ mod tests {
         assert!(matches!(twice, Err(DiskError::SameLun(1))));
         fs::remove_file(a).unwrap();
         fs::remove_file(b).unwrap();
-    }
-
-    #[test]
-    fn a_disk_has_one_writer_or_many_readers() {
-        let path = file("lock", 4096);
-        let reader = DiskSpec { read_only: true, ..spec(&path) };
-        let first = open_all("d", std::slice::from_ref(&reader)).unwrap();
-        let second = open_all("d", &[reader]).unwrap();
-        drop((first, second));
-        let holder = File::open(&path).unwrap();
-        holder.lock().unwrap();
-        let waiter = std::thread::spawn({
-            let spec = spec(&path);
-            move || open_all("d", &[spec]).map(drop)
-        });
-        std::thread::sleep(Duration::from_millis(20));
-        assert!(!waiter.is_finished(), "the successor waits");
-        drop(holder);
-        waiter.join().unwrap().unwrap();
-        fs::remove_file(path).unwrap();
     }
 
     #[test]

@@ -6,8 +6,8 @@ use std::vec::IntoIter;
 
 use vsp::{GuestBuffer, Request};
 
-use crate::scsi::Sense;
 use crate::scsi::unmap::Blocks;
+use crate::scsi::{Repeat, Sense};
 use crate::uring::{Kind, Memory, Operation, Pattern};
 use crate::wire::Srb;
 
@@ -29,6 +29,8 @@ pub(crate) struct Job {
     pub unit: usize,
     /// How many resets had been asked for when it began.
     pub epoch: u32,
+    /// Whether its outcome has to be recorded.
+    pub repeat: Repeat,
     /// What it does.
     pub work: Work,
 }

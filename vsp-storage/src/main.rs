@@ -7,11 +7,15 @@ use std::process::ExitCode;
 use clap::Parser;
 use vsp::Program;
 use vsp_storage::cli::Args;
-use vsp_storage::controller::Controller;
+use vsp_storage::controller::{Controller, OpenError};
 
 const PROGRAM: Program = Program { name: "vsp-storage", policy: vsp::policies::VSP_STORAGE };
 
 fn main() -> ExitCode {
     let args = Args::parse();
-    vsp::serve(PROGRAM, &args.common, || Controller::open(&args.common.device, &args.disk))
+    vsp::serve(PROGRAM, &args.common, || {
+        Ok::<_, OpenError>(
+            Controller::open(&args.common.device, &args.disk)?.crashing_on(args.crash_on_opcode),
+        )
+    })
 }

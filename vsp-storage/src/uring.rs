@@ -1,28 +1,34 @@
 //! The way to the disks: an io_uring that can do nothing else. The one unsafe module of the crate.
 //!
 //! seccomp cannot see what is in a submission queue, so the ring itself is restricted before the compartment
-//! closes: it is made disabled, the disks are registered, and from the moment it is enabled it takes only
-//! reads, writes, flushes and `fallocate` of registered files. Nothing can be registered any more. The disks'
-//! descriptors are closed; the ring holds them (and their locks) until its last request has ended.
+//! closes: it is made disabled, and from the moment it is enabled it takes only reads, writes, flushes and
+//! `fallocate`, and nothing can be registered any more.
+//!
+//! The disks are ordinary descriptors of the process, not files registered with the ring. Registered files would
+//! hold a dead process's disks, and their locks, for 24 to 50 ms longer than its last request (measured on Linux 6.1:
+//! they are put down by deferred work after an RCU grace period), and a successor waits for exactly that. A request in
+//! flight holds an ordinary descriptor's file just as well. The price is that the ring could be pointed at the other
+//! descriptors of the process, which are its own anyway: what they can be used for, `write` can do as well.
 //!
 //! Memory that the kernel works on is owned by the ring until the kernel is done with it, so no safe caller
 //! can free it too early.
 
+use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
+use std::os::fd::{AsRawFd, RawFd};
 
 use io_uring::register::Restriction;
-use io_uring::squeue::{Entry, Flags};
-use io_uring::types::{Fixed, FsyncFlags};
+use io_uring::squeue::Entry;
+use io_uring::types::{Fd, FsyncFlags};
 use io_uring::{IoUring, opcode};
 use thiserror::Error;
 use vsp::{GuestBuffer, Span};
 
 /// Entries of the submission queue: two batches of the runtime.
 const SUBMISSIONS: u32 = 128;
-/// Entries of the completion queue: all requests that a channel may have in flight, and those of a closed
-/// predecessor that drains.
-const COMPLETIONS: u32 = 512;
+/// Entries of the completion queue: all requests of as many channels as a guest with 32 VPs has. With more in flight
+/// the kernel keeps what does not fit (`IORING_FEAT_NODROP`), slower and complete; see [`Uring::submit`].
+const COMPLETIONS: u32 = 4096;
 /// How often a submission that the kernel is too busy for is tried again before the process gives up.
 const PATIENCE: u32 = 10_000;
 
@@ -129,12 +135,12 @@ impl Pattern {
     }
 }
 
-/// Something to do on a registered file.
+/// Something to do on a file.
 #[derive(Debug)]
 pub struct Operation {
     /// What.
     pub kind: Kind,
-    /// Number of the file, in the order of registration.
+    /// Number of the file, in the order of [`Uring::new`].
     pub file: u32,
     /// With which memory.
     pub memory: Memory,
@@ -151,6 +157,7 @@ struct InFlight<T> {
 /// The ring. `T` is what the caller wants back with the result.
 pub struct Uring<T> {
     ring: IoUring,
+    files: Vec<File>,
     /// Indexed by the user data of a submission.
     operations: Vec<Option<InFlight<T>>>,
     free: Vec<u32>,
@@ -164,23 +171,29 @@ const _: () = assert!(
 );
 
 impl<T> Uring<T> {
-    /// Makes a ring for these files, and for nothing else ever.
-    pub fn new(files: &[BorrowedFd<'_>]) -> Result<Uring<T>, UringError> {
+    /// Makes a ring for these files.
+    pub fn new(files: Vec<File>) -> Result<Uring<T>, UringError> {
         let setup = |what| move |source| UringError::Setup { what, source };
         let mut builder = IoUring::builder();
         builder.setup_r_disabled().setup_cqsize(COMPLETIONS);
         let ring = builder.build(SUBMISSIONS).map_err(UringError::Unavailable)?;
         let submitter = ring.submitter();
-        if !files.is_empty() {
-            let numbers: Vec<RawFd> = files.iter().map(AsRawFd::as_raw_fd).collect();
-            submitter.register_files(&numbers).map_err(setup("register the disks with"))?;
-        }
         submitter.register_restrictions(&mut restrictions()).map_err(setup("restrict"))?;
         submitter.register_enable_rings().map_err(setup("enable"))?;
-        Ok(Uring { ring, operations: Vec::new(), free: Vec::new() })
+        Ok(Uring { ring, files, operations: Vec::new(), free: Vec::new() })
     }
 
-    /// The ring's descriptor: needed from now on, and readable while there is something to take.
+    /// The files, in the order of [`Uring::new`].
+    pub fn files(&self) -> &[File] {
+        &self.files
+    }
+
+    /// All descriptors that are needed from now on.
+    pub fn descriptors(&self) -> Vec<RawFd> {
+        self.files.iter().map(AsRawFd::as_raw_fd).chain([self.source()]).collect()
+    }
+
+    /// The ring's descriptor: readable while there is something to take.
     ///
     /// (Not an eventfd: that one would also wake us for what completed inline and is long taken.)
     pub fn source(&self) -> RawFd {
@@ -202,7 +215,9 @@ impl<T> Uring<T> {
             Memory::Pattern(pattern) => pattern.iovecs(),
             _ => Vec::new(),
         };
-        let entry = entry(&operation, &iovecs).user_data(slot.into());
+        // A file that there is not is the kernel's to refuse.
+        let file = self.files.get(operation.file as usize).map_or(-1, AsRawFd::as_raw_fd);
+        let entry = entry(Fd(file), &operation, &iovecs).user_data(slot.into());
         self.operations[slot as usize] = Some(InFlight { context, operation, _iovecs: iovecs });
         if self.ring.submission().is_full() {
             self.submit()?;
@@ -287,8 +302,8 @@ impl<T> std::fmt::Debug for Uring<T> {
     }
 }
 
-/// All that the ring may ever do.
-fn restrictions() -> [Restriction; 7] {
+/// All that the ring may ever do. Flags (links, registered files, buffers of the ring's) are refused by not being named.
+fn restrictions() -> [Restriction; 6] {
     [
         Restriction::sqe_op(opcode::Read::CODE),
         Restriction::sqe_op(opcode::Write::CODE),
@@ -296,12 +311,10 @@ fn restrictions() -> [Restriction; 7] {
         Restriction::sqe_op(opcode::Writev::CODE),
         Restriction::sqe_op(opcode::Fsync::CODE),
         Restriction::sqe_op(opcode::Fallocate::CODE),
-        Restriction::sqe_flags_required(Flags::FIXED_FILE.bits()),
     ]
 }
 
-fn entry(operation: &Operation, iovecs: &[libc::iovec]) -> Entry {
-    let file = Fixed(operation.file);
+fn entry(file: Fd, operation: &Operation, iovecs: &[libc::iovec]) -> Entry {
     let (list, count): (*const libc::iovec, u32) = match &operation.memory {
         Memory::Guest(buffer) => (buffer.spans().as_ptr().cast(), buffer.spans().len() as u32),
         Memory::Pattern(_) => (iovecs.as_ptr(), iovecs.len() as u32),

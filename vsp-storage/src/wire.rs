@@ -4,7 +4,7 @@
 //! side: `drivers/scsi/storvsc_drv.c`.
 
 use zerocopy::byteorder::little_endian::{U16, U32};
-use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
+use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 /// Bytes of a packet.
 pub const PACKET_LEN: usize = 64;
@@ -52,6 +52,8 @@ pub mod status {
     pub const INVALID_DEVICE_STATE: u32 = 0xC000_0184;
     /// Not by this controller.
     pub const NOT_SUPPORTED: u32 = 0xC000_00BB;
+    /// Failed for no reason of the guest's.
+    pub const UNSUCCESSFUL: u32 = 0xC000_0001;
     /// Another protocol version is needed.
     pub const REVISION_MISMATCH: u32 = 0xC000_0059;
 }
@@ -268,6 +270,14 @@ pub fn answer_command(srb: &Srb, outcome: Outcome<'_>) -> [u8; PACKET_LEN] {
     }
     let mut packet = answer(status::SUCCESS);
     packet[12..].copy_from_slice(srb.as_bytes());
+    packet
+}
+
+/// The answer to a packet that nobody can read any more: whatever it was, it has failed. A guest that had sent a
+/// command takes it for a CHECK CONDITION with this sense data.
+pub fn answer_unknown(sense: &[u8]) -> [u8; PACKET_LEN] {
+    let mut packet = answer_command(&Srb::new_zeroed(), Outcome::Check(sense));
+    packet[8..12].copy_from_slice(&status::UNSUCCESSFUL.to_le_bytes());
     packet
 }
 

@@ -8,6 +8,7 @@ mod guest;
 use std::os::unix::fs::{FileExt, MetadataExt};
 
 use guest::{Disk, Guest, Outcome};
+use vsp::ipc::message::ToCore;
 use vsp::vmbus::packet::{Outgoing, gpa_direct_header};
 use vsp_storage::scsi::unmap;
 use vsp_storage::wire::{self, Address, Direction, operation, status};
@@ -312,4 +313,99 @@ fn packets_of_any_kind_and_length_are_answered() {
             assert_eq!(answer.len(), 64);
         }
     }
+}
+
+#[test]
+fn a_guest_with_several_vps_gets_channels_for_them() {
+    let disk = Disk::new("channels", 1 << 20);
+    let mut guest = Guest::with_vps(&[&disk.argument("")], 4);
+    let properties =
+        guest.exchange(&Outgoing::in_band(1, true), &[&wire::simple(operation::QUERY_PROPERTIES, 0)]);
+    assert_eq!(properties[16..24], [3, 0, 0, 0, 1, 0, 0, 0], "three more, and it may have several");
+    assert_eq!(guest.simple(operation::CREATE_SUB_CHANNELS, 4), status::INVALID_PARAMETER);
+    for _ in 0..2 {
+        assert_eq!(guest.simple(operation::CREATE_SUB_CHANNELS, 3), 0);
+        assert_eq!(guest.bench.core.answer(), ToCore::OfferSubchannels { count: 3 }, "before the answer");
+    }
+    let mut ends: Vec<_> = (1..=3).map(|n| guest.bench.open_subchannel(10 + u32::from(n), n, 4)).collect();
+    for (n, end) in ends.iter_mut().enumerate() {
+        std::mem::swap(&mut guest.end, end);
+        assert_eq!(guest.write(&write_10(n as u32, 1, false), &[n as u8 + 1; 512]), Outcome::Good(512));
+        assert_eq!(guest.simple(operation::BEGIN_INITIALIZATION, 0), status::INVALID_DEVICE_STATE);
+        std::mem::swap(&mut guest.end, end);
+    }
+    assert_eq!(guest.read(&read_10(0, 3), 3 * 512).1[..1024], [[1; 512], [2; 512]].concat());
+    let too_many = guest.bench.core.open_subchannel(20, 4, 4);
+    let ToCore::OpenResult { channel: 20, status, .. } = guest.bench.answer() else { panic!() };
+    assert_ne!(status, 0);
+    drop(too_many);
+    (11..14).for_each(|channel| guest.bench.close(channel));
+    guest.bench.close(1);
+}
+
+#[test]
+fn a_deep_queue_on_many_channels_completes_each_once() {
+    const CHANNELS: u16 = 40;
+    let disk = Disk::new("wide", 1 << 20);
+    let mut guest = Guest::with_vps(&[&disk.argument("")], 64);
+    assert_eq!(guest.simple(operation::CREATE_SUB_CHANNELS, CHANNELS), 0);
+    assert_eq!(guest.bench.answer(), ToCore::OfferSubchannels { count: CHANNELS });
+    let mut ends: Vec<_> =
+        (1..=CHANNELS).map(|n| guest.bench.open_subchannel(10 + u32::from(n), n, 16)).collect();
+    let mut outstanding = std::collections::BTreeSet::new();
+    for id in 0..150u64 {
+        for (n, end) in ends.iter_mut().enumerate() {
+            let header = gpa_direct_header(&[(0, 4096, &[16 + id])]);
+            let packet = wire::command(guest::UNIT, Direction::FromDevice, &read_10(id as u32, 8), 4096);
+            assert!(end.send(&Outgoing::gpa_direct(id, &header), &[&header, &packet]));
+            outstanding.insert((n, id));
+        }
+    }
+    let start = std::time::Instant::now();
+    while !outstanding.is_empty() {
+        assert!(start.elapsed().as_secs() < 20, "{} are lost", outstanding.len());
+        guest.bench.turn(1);
+        for (n, end) in ends.iter_mut().enumerate() {
+            while let Some((header, payload)) = end.poll() {
+                assert!(outstanding.remove(&(n, header.transaction_id)), "an answer to nothing");
+                assert_eq!(Outcome::of(&payload), Outcome::Good(4096));
+            }
+        }
+    }
+}
+
+#[test]
+fn what_was_negotiated_outlives_the_process() {
+    let disk = Disk::new("outlives", 1 << 20);
+    let mut guest = Guest::with_vps(&[&disk.argument("")], 2);
+    assert_eq!(guest.simple(operation::CREATE_SUB_CHANNELS, 1), 0);
+    assert_eq!(guest.bench.answer(), ToCore::OfferSubchannels { count: 1 });
+    let mut sub = guest.bench.open_subchannel(2, 1, 4);
+    // The first answer on the sub-channel brings its ledger up to date.
+    std::mem::swap(&mut guest.end, &mut sub);
+    assert_eq!(guest.read(&read_10(0, 1), 512).0, Outcome::Good(512));
+    for _ in 0..3 {
+        guest.bench.quiesce();
+        guest = guest.taken_over(&[&disk.argument("")]);
+        assert_eq!(guest.read(&read_10(0, 1), 512).0, Outcome::Good(512), "no introduction is needed");
+        std::mem::swap(&mut guest.end, &mut sub);
+        assert_eq!(guest.write(&write_10(0, 1, true), &[1; 512]), Outcome::Good(512));
+        std::mem::swap(&mut guest.end, &mut sub);
+    }
+    // A guest that begins anew begins from the start, also with a process that has taken over.
+    guest.bench.close(2);
+    guest.bench.close(1);
+    guest.end = guest.bench.open(1, 16);
+    assert_eq!(guest.simple(operation::QUERY_PROPERTIES, 0), status::INVALID_DEVICE_STATE);
+}
+
+#[test]
+fn a_disk_that_was_resized_between_two_processes_has_its_new_size() {
+    let disk = Disk::new("resized", 1 << 20);
+    let mut guest = Guest::new(&[&disk.argument("")]);
+    assert_eq!(guest.read(&read_10(2048, 1), 512).0, Outcome::Check(5, 0x21, 0));
+    guest.bench.quiesce();
+    disk.file.set_len(2 << 20).unwrap();
+    let mut guest = guest.taken_over(&[&disk.argument("")]);
+    assert_eq!(guest.read(&read_10(2048, 1), 512).0, Outcome::Good(512));
 }

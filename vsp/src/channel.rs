@@ -10,16 +10,37 @@
 //!    step 2 has been done for their requests: a completion that the guest sees whose request still lay in the
 //!    ring would be a request done twice by a successor.
 //!
-//! A ledger slot is written between 1 and 2, and marked as completing between 3 and 4.
+//! The ledger is written along the way, so that a successor knows of each request how far it came:
+//!
+//! * In step 1 the packet goes into a slot, and the slot's state says so: *taken*. Until step 2 it is void, since the
+//!   packet is in the ring still.
+//! * Behind step 2 the ledger's own position follows the read index.
+//! * In step 3, with the completion in the ring, a new device state goes into its spare half, and the slot says where the
+//!   completion ends: *completing*. Until step 4 it is worth no more than *taken*.
+//! * Behind step 4 the ledger's position follows the write index, the new state becomes the device's, and the slots
+//!   are freed.
+//!
+//! Each of steps 2 and 4 is one store, a ring's index, and decides for all its requests at once; what the ledger says is
+//! compared with that index. [`Channel::adopt`] does it, in the `recover` module.
+
+mod book;
+mod kill;
+mod recover;
 
 use std::collections::VecDeque;
 
+use ipc::ledger::{LONGEST_STATE, LedgerMapping, LedgerMemory, Rings};
 use vmbus::packet::{Outgoing, PacketHeader};
 use vmbus::ring::{PushError, RingError, RingMemory, RingReader, RingWriter};
 
-/// Longest packet that is taken from a guest, in bytes; bounds the private copy. Enough for the page
-/// list of a 16 MiB transfer, 30 times what Linux sends.
-pub const LONGEST_PACKET: u32 = 40 * 1024;
+use book::Book;
+pub use book::MAX_ATTEMPTS;
+pub use ipc::ledger::LONGEST_PACKET;
+pub use kill::{KillPoint, arm_kill_point};
+pub use recover::{AdoptError, Recovery};
+
+/// The slot of a request on a channel without a ledger.
+pub const NO_SLOT: u32 = u32::MAX;
 
 /// What is kept of a packet until it is completed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,8 +49,11 @@ pub struct Ticket {
     pub transaction_id: u64,
     /// Whether the guest asked for an answer.
     pub wants_completion: bool,
-    /// Counts the packets of the channel from 0: the request's own name.
+    /// Counts the packets of the channel from 0, over all processes that serve it: the request's own name. Numbers may
+    /// be left out.
     pub sequence: u64,
+    /// Its slot in the ledger, or [`NO_SLOT`].
+    pub slot: u32,
 }
 
 /// What [`Channel::take`] found.
@@ -37,26 +61,48 @@ pub struct Ticket {
 pub enum Taken {
     /// A packet.
     Packet(PacketHeader, Ticket),
+    /// A packet that has killed so many processes (the number) that it is to be answered without being tried.
+    Reject(PacketHeader, Ticket, u32),
     /// The ring is empty.
     Empty,
-    /// The device has enough to do, or the guest does not collect its completions.
+    /// The device has enough to do, or the guest does not collect its completions, or completions have to be published
+    /// first, or requests have to be [run again](Channel::next_rerun).
     Wait,
     /// The guest has broken the ring.
     Failed(RingError),
 }
 
-/// A completion for which the ring had no room.
+/// What [`Channel::next_rerun`] found.
 #[derive(Debug)]
-struct Waiting {
-    transaction_id: u64,
-    payload: Box<[u8]>,
+pub enum Rerun {
+    /// A packet, as [`Channel::take`] would have found it.
+    Packet(PacketHeader, Ticket),
+    /// A packet that has killed so many processes (the number) that it is to be answered without being tried.
+    Reject(PacketHeader, Ticket, u32),
+    /// A request whose packet or outcome was overwritten: only the ticket is left to answer it with.
+    Unreadable(Ticket),
+    /// A request that has been carried out: what is in the scratch buffer completes it.
+    Outcome(Ticket),
+    /// Not now: something has to complete, or to be published, first.
+    Wait,
+    /// No more.
+    None,
 }
 
-/// Both rings of a channel, and the requests between them.
+/// A completion for which the ring had no room. Its request's slot still says *taken*.
 #[derive(Debug)]
-pub struct Channel<M> {
+struct Waiting {
+    ticket: Ticket,
+    payload: Box<[u8]>,
+    state: Option<Box<[u8]>>,
+}
+
+/// Both rings of a channel, its ledger, and the requests between them.
+#[derive(Debug)]
+pub struct Channel<M, L = LedgerMapping> {
     reader: RingReader<M>,
     writer: RingWriter<M>,
+    book: Option<Book<L>>,
     /// Most requests between `take` and their completion's place in the ring.
     limit: u32,
     /// Requests taken whose completion is not in the ring yet. Never more than `limit`, so it bounds
@@ -69,74 +115,216 @@ pub struct Channel<M> {
     owes_signal: bool,
 }
 
-impl<M: RingMemory> Channel<M> {
-    /// Takes up a channel wherever its indices stand. `limit` is at least 1.
-    pub fn new(to_host: M, to_guest: M, limit: u32) -> Result<Channel<M>, RingError> {
-        let mut writer = RingWriter::new(to_guest)?;
-        // What a predecessor waited for, or what a reused page still says.
-        writer.set_pending_send_size(0);
-        Ok(Channel {
+impl<M: RingMemory, L: LedgerMemory> Channel<M, L> {
+    /// Takes up a channel without a ledger, wherever its indices stand. `limit` is at least 1.
+    pub fn new(to_host: M, to_guest: M, limit: u32) -> Result<Self, RingError> {
+        let mut channel = Channel {
             reader: RingReader::new(to_host)?.with_longest_packet(LONGEST_PACKET),
-            writer,
+            writer: RingWriter::new(to_guest)?,
+            book: None,
             limit: limit.max(1),
             outstanding: 0,
             backlog: VecDeque::new(),
             pending: 0,
             sequence: 0,
             owes_signal: false,
-        })
+        };
+        channel.forget_pending();
+        Ok(channel)
+    }
+
+    /// Takes up a channel with its ledger: a new one, or a predecessor's. Unless it succeeds nothing is written, neither to
+    /// the ledger nor to what the guest waits for.
+    ///
+    /// With a predecessor's, the guest is owed a signal and the ring a look: wake-ups have died with him.
+    /// `limit` is at least 1 and at most the ledger's number of slots.
+    pub fn adopt(to_host: M, to_guest: M, ledger: L, limit: u32) -> Result<(Self, Recovery), AdoptError> {
+        let reader = RingReader::new(to_host)?.with_longest_packet(LONGEST_PACKET);
+        let writer = RingWriter::new(to_guest)?;
+        let rings = Rings { to_host: reader.memory().data_len(), to_guest: writer.memory().data_len() };
+        let (read, write) = (reader.published_position(), writer.published_position());
+        let (book, recovery, sequence) = recover::adopt(ledger, rings, read, write)?;
+        let mut channel = Channel {
+            reader,
+            writer,
+            limit: limit.clamp(1, book.ledger.slots()),
+            book: Some(book),
+            outstanding: 0,
+            backlog: VecDeque::new(),
+            pending: 0,
+            sequence,
+            owes_signal: !recovery.fresh,
+        };
+        channel.forget_pending();
+        Ok((channel, recovery))
+    }
+
+    /// Takes back what a predecessor waited for, or what a reused page still says.
+    fn forget_pending(&mut self) {
+        self.writer.set_pending_send_size(0);
+    }
+
+    /// The next request of a predecessor's, its packet copied into `scratch`. In the order in which they were taken.
+    pub fn next_rerun(&mut self, scratch: &mut Vec<u8>) -> Rerun {
+        let busy = self.outstanding >= self.limit || !self.backlog.is_empty();
+        let Some(book) = self.book.as_mut().filter(|book| book.is_recovering()) else { return Rerun::None };
+        if busy {
+            return Rerun::Wait;
+        }
+        let rerun = book.rerun(scratch);
+        if !matches!(rerun, Rerun::Wait | Rerun::None) {
+            self.outstanding += 1;
+        }
+        rerun
+    }
+
+    /// Whether [`Channel::next_rerun`] has not said yet that there are no more.
+    pub fn recovering(&self) -> bool {
+        self.book.as_ref().is_some_and(Book::is_recovering)
     }
 
     /// Step 1: the next packet, copied into `scratch`.
     pub fn take(&mut self, scratch: &mut Vec<u8>) -> Taken {
-        if self.outstanding >= self.limit || !self.backlog.is_empty() {
+        if self.recovering() || !self.may_take() {
             return Taken::Wait;
         }
-        match self.reader.next(scratch) {
-            Ok(None) => Taken::Empty,
-            Err(error) => Taken::Failed(error),
-            Ok(Some(header)) => {
-                let ticket = Ticket {
-                    transaction_id: header.transaction_id,
-                    wants_completion: header.completion_requested(),
-                    sequence: self.sequence,
-                };
-                self.sequence += 1;
-                self.outstanding += 1;
-                Taken::Packet(header, ticket)
-            }
+        let header = match self.reader.next(scratch) {
+            Ok(None) => return Taken::Empty,
+            Err(error) => return Taken::Failed(error),
+            Ok(Some(header)) => header,
+        };
+        let sequence = self.sequence;
+        self.sequence += 1;
+        self.outstanding += 1;
+        let index = self.reader.read_position();
+        let entry = self.book.as_mut().and_then(|book| book.take(&header, scratch, sequence, index));
+        let (slot, attempts) = entry.unwrap_or((NO_SLOT, 0));
+        let ticket = Ticket {
+            transaction_id: header.transaction_id,
+            wants_completion: header.completion_requested(),
+            sequence,
+            slot,
+        };
+        if attempts >= MAX_ATTEMPTS {
+            return Taken::Reject(header, ticket, attempts);
         }
+        Taken::Packet(header, ticket)
     }
 
     /// Step 2: the guest gets the room of all packets taken so far.
     pub fn publish_taken(&mut self) {
+        if self.reader.read_position() == self.reader.published_position() {
+            return;
+        }
+        KillPoint::ReadDue.reached();
         self.owes_signal |= self.reader.publish();
+        KillPoint::ReadPublished.reached();
+        if let Some(book) = &mut self.book {
+            book.read_published();
+        }
     }
 
-    /// Step 3: writes the completion, or keeps it until there is room.
+    /// The request is in the device's hands from now on: if the process crashes, it is the suspect.
+    #[inline]
+    pub fn enter(&mut self, ticket: &Ticket) {
+        if let Some(book) = &mut self.book {
+            book.enter(ticket.sequence);
+        }
+    }
+
+    /// No request is in the device's hands any more.
+    #[inline]
+    pub fn leave(&mut self) {
+        if let Some(book) = &mut self.book {
+            book.leave();
+        }
+    }
+
+    /// Step 3: writes the completion, or keeps it until there is room. With it, exactly when it becomes visible, `state`
+    /// becomes the device's state (at most [`LONGEST_STATE`] bytes; kept nowhere without a ledger).
     ///
-    /// An error means that the guest has broken the ring, or that `payload` can never fit; the request has
+    /// An error means that the guest has broken the ring, or that `payload` or `state` can never fit; the request has
     /// ended all the same.
-    pub fn complete(&mut self, ticket: Ticket, payload: &[u8]) -> Result<(), PushError> {
+    pub fn complete(
+        &mut self,
+        ticket: Ticket,
+        payload: &[u8],
+        state: Option<&[u8]>,
+    ) -> Result<(), PushError> {
+        if let Some(book) = &mut self.book {
+            book.survived(ticket.sequence);
+        }
+        if let Some(state) = state.filter(|state| state.len() > LONGEST_STATE) {
+            self.end(&ticket, None);
+            return Err(PushError::TooLarge(state.len()));
+        }
         if !ticket.wants_completion {
-            self.outstanding -= 1;
+            self.end(&ticket, state);
             return Ok(());
         }
         if self.backlog.is_empty() {
-            match self.writer.push(&Outgoing::completion(ticket.transaction_id), &[payload]) {
+            match self.push(&ticket, payload, state) {
                 Err(PushError::Full { .. }) => {}
-                other => {
-                    self.outstanding -= 1;
-                    return other;
-                }
+                other => return other,
             }
         }
-        self.backlog.push_back(Waiting { transaction_id: ticket.transaction_id, payload: payload.into() });
+        self.backlog.push_back(Waiting { ticket, payload: payload.into(), state: state.map(Box::from) });
         Ok(())
     }
 
-    /// Ends a request of a channel that is broken or closed: the guest is not told.
-    pub fn abandon(&mut self, _ticket: Ticket) {
+    /// Ends a request without a completion.
+    fn end(&mut self, ticket: &Ticket, state: Option<&[u8]>) {
+        if self.book.is_some() && state.is_some() {
+            // The packet must not be void any more when it is said to have ended, and the state's half must be spare.
+            self.publish_written();
+        }
+        if let Some(book) = &mut self.book {
+            book.ended(ticket, state);
+        }
+        self.outstanding -= 1;
+    }
+
+    /// Writes a completion into the ring and what there is to know about it into the ledger. The request has ended
+    /// afterwards, unless there is no room.
+    fn push(&mut self, ticket: &Ticket, payload: &[u8], state: Option<&[u8]>) -> Result<(), PushError> {
+        if state.is_some() && self.book.as_ref().is_some_and(Book::has_state_coming) {
+            // Only one half is spare. What is in the ring so far is published ahead of its time, without this one.
+            self.publish_written();
+        }
+        match self.writer.push(&Outgoing::completion(ticket.transaction_id), &[payload]) {
+            Err(error @ PushError::Full { .. }) => return Err(error),
+            Err(error @ PushError::TooLarge(_)) => {
+                self.end(ticket, None);
+                return Err(error);
+            }
+            // The channel is of no use any more. A successor may find it repaired, so the slot is left alone.
+            Err(error @ PushError::Ring(_)) => {
+                self.outstanding -= 1;
+                return Err(error);
+            }
+            Ok(()) => {}
+        }
+        if let Some(book) = &mut self.book {
+            book.completing(ticket, self.writer.write_position(), state);
+        }
+        self.outstanding -= 1;
+        Ok(())
+    }
+
+    /// Notes what will complete a request whose repetition would differ, as soon as it has been carried out: a successor
+    /// completes it with that instead of running it again. False: it is longer than
+    /// [`ipc::ledger::LONGEST_OUTCOME`], or there is no ledger.
+    pub fn record_outcome(&mut self, ticket: &Ticket, payload: &[u8]) -> bool {
+        // A packet that is still in the ring would be run again for that reason.
+        self.publish_taken();
+        self.book.as_mut().is_some_and(|book| book.outcome(ticket, payload))
+    }
+
+    /// Ends a request of a channel that is broken or closed: the guest is not told, and the ledger neither.
+    pub fn abandon(&mut self, ticket: Ticket) {
+        if let Some(book) = &mut self.book {
+            book.survived(ticket.sequence);
+        }
         self.outstanding -= 1;
     }
 
@@ -152,7 +340,11 @@ impl<M: RingMemory> Channel<M> {
         if !self.backlog.is_empty() {
             return Err(PushError::Full { needed: self.pending });
         }
-        self.writer.push(packet, parts)
+        self.writer.push(packet, parts)?;
+        if let Some(book) = &mut self.book {
+            book.write.follow(self.writer.write_position());
+        }
+        Ok(())
     }
 
     /// Step 4: makes all completions visible that there is room for. If some have to wait, the guest is asked
@@ -163,7 +355,7 @@ impl<M: RingMemory> Channel<M> {
             let (announced, visible) = (self.pending, self.writer.published_position());
             let blocked = self.push_backlog()?;
             let all_was_visible = self.writer.write_position() == visible;
-            self.owes_signal |= self.writer.publish();
+            self.publish_written();
             match blocked {
                 None if self.pending == 0 => return Ok(()),
                 None => {
@@ -179,22 +371,38 @@ impl<M: RingMemory> Channel<M> {
                     if announced != needed {
                         self.writer.set_pending_send_size(needed);
                         self.pending = needed;
+                        KillPoint::RoomAsked.reached();
                     }
                 }
             }
         }
     }
 
+    /// Publishes everything in the ring, its requests' being taken first, and tells the ledger.
+    fn publish_written(&mut self) {
+        self.publish_taken();
+        if self.writer.write_position() == self.writer.published_position() {
+            return;
+        }
+        KillPoint::WriteDue.reached();
+        self.owes_signal |= self.writer.publish();
+        KillPoint::WritePublished.reached();
+        if let Some(book) = &mut self.book {
+            book.write_published();
+        }
+    }
+
     /// Writes waiting completions while there is room; how much the next one needs if there is none.
     fn push_backlog(&mut self) -> Result<Option<u32>, PushError> {
-        while let Some(next) = self.backlog.front() {
-            match self.writer.push(&Outgoing::completion(next.transaction_id), &[&next.payload]) {
+        while let Some(next) = self.backlog.pop_front() {
+            match self.push(&next.ticket, &next.payload, next.state.as_deref()) {
                 Ok(()) => {}
-                Err(PushError::Full { needed }) => return Ok(Some(needed)),
+                Err(PushError::Full { needed }) => {
+                    self.backlog.push_front(next);
+                    return Ok(Some(needed));
+                }
                 Err(error) => return Err(error),
             }
-            self.backlog.pop_front();
-            self.outstanding -= 1;
         }
         Ok(None)
     }
@@ -225,9 +433,10 @@ impl<M: RingMemory> Channel<M> {
         !self.backlog.is_empty()
     }
 
-    /// Whether [`Channel::take`] would not answer [`Taken::Wait`].
+    /// Whether [`Channel::next_rerun`], or if that has no more [`Channel::take`], would not ask to wait.
     pub fn may_take(&self) -> bool {
-        self.outstanding < self.limit && self.backlog.is_empty()
+        let room = self.outstanding < self.limit && self.backlog.is_empty();
+        room && self.book.as_ref().is_none_or(Book::may_take)
     }
 }
 

@@ -1,22 +1,21 @@
-//! All open channels of a process: their rings, doorbells and what each is waiting for.
+//! All open channels of a process: their rings, ledgers, doorbells and what each is waiting for.
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 
 use ipc::event::Doorbell;
+use ipc::ledger::{LedgerError, LedgerMapping};
 use ipc::message::RingLayout;
 use ipc::shm::{EventFlags, PAGE, RingMapping, SharedMemory, ShmError, VMBUS_SINT};
-use logs::Ration;
 use mio::unix::SourceFd;
 use mio::{Interest, Registry, Token};
 use thiserror::Error;
 use vmbus::packet::Outgoing;
 use vmbus::ring::{PushError, RingError};
 
-use crate::channel::{Channel, Taken, Ticket};
-
-/// How often guests have broken channels, or opened what is none.
-pub(crate) static BROKEN: Ration = Ration::new();
+use crate::channel::{AdoptError, Channel, Recovery, Ticket};
+use crate::slot::{Interrupt, Next, Pause, Slot, State};
+use crate::stamp;
 
 /// Names an open channel inside the process. Used again after the channel has closed, which is after all its
 /// requests have ended.
@@ -45,11 +44,15 @@ pub(crate) struct NewChannel {
     pub ring: RingLayout,
     pub flag: u32,
     pub fds: Vec<OwnedFd>,
+    /// A ledger has to be among them.
+    pub ledger: bool,
 }
 
-/// Why a channel cannot be opened. The guest or the core is at fault; the channel is refused.
+/// Why a channel cannot be opened. Nothing was changed.
 #[derive(Debug, Error)]
 pub(crate) enum OpenError {
+    #[error("this process does not serve the device at the moment")]
+    NotServing,
     #[error("it came with {0} descriptors instead of the right number")]
     Descriptors(usize),
     #[error("its rings of {0:?} are no rings")]
@@ -64,111 +67,63 @@ pub(crate) enum OpenError {
     Memory(#[from] ShmError),
     #[error(transparent)]
     Ring(#[from] RingError),
+    /// It was open already, and the guest has broken it meanwhile.
+    #[error("the guest broke it while nobody looked: {0}")]
+    Broken(RingError),
+    #[error("its ledger cannot be used: {0}")]
+    Ledger(#[from] LedgerError),
+    /// The device does not understand the state in the ledger.
+    #[error("{0}")]
+    State(String),
+    #[error(transparent)]
+    Stamp(#[from] stamp::StampError),
     #[error("its doorbell does not work: {0}")]
     Doorbell(#[from] io::Error),
-}
-
-/// What a channel is waiting for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum State {
-    /// The ring was empty; the guest will ring the doorbell.
-    Idle,
-    /// The ring is to be looked at in this turn. Interrupts are masked.
-    Ready,
-    /// Nothing is taken until completions have left. Interrupts are masked.
-    Stalled,
-    /// The guest broke the ring: nothing is taken, nothing is answered, until it closes the channel.
-    Failed,
-    /// The guest closed the channel; requests are in flight still.
-    Closing,
-}
-
-/// How the guest is signalled.
-#[derive(Debug)]
-struct Interrupt {
-    bell: Doorbell,
-    flags: EventFlags,
-}
-
-impl Interrupt {
-    fn new(bell: OwnedFd, flags: OwnedFd) -> Result<Interrupt, OpenError> {
-        let page = SharedMemory::from_fd(flags, PAGE as u64)?;
-        Ok(Interrupt { bell: Doorbell::from_fd(bell)?, flags: EventFlags::new(&page)? })
-    }
-
-    /// Sets the channel's flag and interrupts the VP. The eventfd is written even if the flag was set:
-    /// whoever set it may have died before the interrupt.
-    fn signal(&self, flag: u32) {
-        self.flags.set(VMBUS_SINT, flag);
-        if let Err(error) = self.bell.signal() {
-            tracing::error!("the guest cannot be interrupted: {error}");
-        }
-    }
-}
-
-#[derive(Debug)]
-struct Slot {
-    core_id: u32,
-    state: State,
-    channel: Channel<RingMapping>,
-    kick: Doorbell,
-    interrupt: Interrupt,
-    flag: u32,
-}
-
-impl Slot {
-    fn answers(&self) -> bool {
-        matches!(self.state, State::Idle | State::Ready | State::Stalled)
-    }
-
-    /// The guest broke the ring: says so, once.
-    fn fail(&mut self, error: &dyn std::fmt::Display) {
-        if self.answers() {
-            if let Some(times) = BROKEN.another() {
-                tracing::error!(
-                    channel = self.core_id,
-                    times,
-                    "the guest broke this channel, it is not served any more: {error}"
-                );
-            }
-            self.state = State::Failed;
-            self.channel.abandon_backlog();
-        }
-    }
-
-    /// Lets taking go on if it was paused and need not be any more.
-    fn resume(&mut self) {
-        if self.state == State::Stalled && self.channel.may_take() {
-            self.state = State::Ready;
-        }
-    }
 }
 
 /// The open channels of a device process; the device's way back to its guest.
 #[derive(Debug)]
 pub struct Channels {
     slots: Vec<Option<Slot>>,
+    /// Sub-channels that the device has agreed on with the guest, if the core has still to be told.
+    subchannels: Option<u16>,
 }
 
 impl Channels {
     pub(crate) fn new() -> Channels {
-        Channels { slots: Vec::new() }
+        Channels { slots: Vec::new(), subchannels: None }
     }
 
     /// Ends a request. Nothing is visible to the guest before the end of the turn.
-    pub(crate) fn complete(&mut self, id: ChannelId, ticket: Ticket, payload: &[u8]) {
+    pub(crate) fn complete(&mut self, id: ChannelId, ticket: Ticket, payload: &[u8], state: Option<&[u8]>) {
         let Some(slot) = self.slot(id) else {
             debug_assert!(false, "a request outlived its channel");
             return;
         };
+        slot.with_device = slot.with_device.saturating_sub(1);
         if !slot.answers() {
             slot.channel.abandon(ticket);
             return;
         }
-        match slot.channel.complete(ticket, payload) {
+        match slot.channel.complete(ticket, payload, state) {
             Ok(()) => slot.resume(),
             Err(error) => slot.fail(&error),
         }
+    }
+
+    pub(crate) fn record_outcome(&mut self, id: ChannelId, ticket: &Ticket, payload: &[u8]) -> bool {
+        let Some(slot) = self.slot(id).filter(|slot| slot.answers()) else { return false };
+        slot.channel.record_outcome(ticket, payload)
+    }
+
+    /// The device has agreed with the guest on this many sub-channels: they are offered before the guest sees any answer of
+    /// this turn's. Saying it again changes nothing.
+    pub fn offer_subchannels(&mut self, count: u16) {
+        self.subchannels = Some(count);
+    }
+
+    pub(crate) fn take_subchannels(&mut self) -> Option<u16> {
+        self.subchannels.take()
     }
 
     /// Sends an in-band packet of the device's own, visible at the end of the turn. False: no room, or the
@@ -185,9 +140,11 @@ impl Channels {
         }
     }
 
-    pub(crate) fn open(&mut self, new: NewChannel, depth: u32) -> Result<ChannelId, OpenError> {
-        let NewChannel { core_id, ring, flag, fds } = new;
+    /// Takes up a channel: a new one, or what a predecessor has left of it.
+    pub(crate) fn open(&mut self, new: NewChannel, depth: u32) -> Result<(ChannelId, Recovery), OpenError> {
+        let NewChannel { core_id, ring, flag, mut fds, ledger } = new;
         let count = fds.len();
+        let ledger = if ledger { fds.pop() } else { None };
         let fds: [OwnedFd; 4] = fds.try_into().map_err(|_| OpenError::Descriptors(count))?;
         let [memory, kick, bell, flags] = fds;
         if !ring.is_valid() {
@@ -204,18 +161,43 @@ impl Channels {
         let to_host = RingMapping::new(&memory, 0, ring.to_host_pages)?;
         let to_guest =
             RingMapping::new(&memory, u64::from(ring.to_host_pages) * page, ring.to_guest_pages())?;
-        let mut channel = Channel::new(to_host, to_guest, depth)?;
-        channel.mask();
-        // Ready, not idle: packets may lie there already.
-        let state = State::Ready;
-        let interrupt = Interrupt::new(bell, flags)?;
-        let slot = Slot { core_id, state, channel, kick: Doorbell::from_fd(kick)?, interrupt, flag };
+        let (kick, interrupt) = (Doorbell::from_fd(kick)?, Interrupt::new(bell, flags)?);
+        let has_ledger = ledger.is_some();
+        let (channel, recovery, stamp) = match ledger {
+            None => (Channel::new(to_host, to_guest, depth)?, Recovery::default(), None),
+            Some(ledger) => {
+                let ledger = SharedMemory::from_fd(ledger, 0)?;
+                let stamp = stamp::watch(&ledger)?;
+                let mapping = LedgerMapping::new(&ledger)?;
+                let fresh = stamp::is_fresh(&mapping);
+                match Channel::adopt(to_host, to_guest, mapping, depth) {
+                    Ok((channel, recovery)) => (channel, recovery, Some(stamp)),
+                    Err(AdoptError::Ledger(error)) => return Err(error.into()),
+                    Err(AdoptError::Ring(error)) if fresh => return Err(error.into()),
+                    Err(AdoptError::Ring(error)) => return Err(OpenError::Broken(error)),
+                }
+            }
+        };
+        let mut slot = Slot {
+            core_id,
+            // Ready, not idle: packets may lie there already.
+            state: State::Ready,
+            _stamp: stamp,
+            channel,
+            has_ledger,
+            careful: recovery.careful,
+            with_device: 0,
+            kick,
+            interrupt,
+            flag,
+        };
+        slot.channel.mask();
         let free = self.slots.iter().position(Option::is_none).unwrap_or_else(|| {
             self.slots.push(None);
             self.slots.len() - 1
         });
         self.slots[free] = Some(slot);
-        Ok(ChannelId::at(free))
+        Ok((ChannelId::at(free), recovery))
     }
 
     /// Has the doorbell of a channel reported under `token`.
@@ -251,10 +233,29 @@ impl Channels {
     /// Takes one closed channel that has nothing in flight any more, and says which it was.
     pub(crate) fn reap(&mut self, registry: &Registry) -> Option<u32> {
         let drained = |slot: &Option<Slot>| {
-            slot.as_ref().is_some_and(|slot| slot.state == State::Closing && slot.channel.outstanding() == 0)
+            slot.as_ref().is_some_and(|slot| slot.state == State::Closing && slot.with_device == 0)
         };
         let place = self.slots.iter().position(drained)?;
-        let slot = self.slots[place].take()?;
+        self.forget(place, registry)
+    }
+
+    /// Whether the device has no request any more, and whatever it has answered is in the rings or in the ledgers.
+    pub(crate) fn is_idle(&self) -> bool {
+        let idle = |slot: &Slot| slot.with_device == 0 && (slot.has_ledger || !slot.channel.is_blocked());
+        self.slots.iter().flatten().all(idle)
+    }
+
+    /// Forgets all channels; somebody else takes them up where they are.
+    pub(crate) fn forget_all(&mut self, registry: &Registry) {
+        for place in 0..self.slots.len() {
+            self.forget(place, registry);
+        }
+        self.slots.clear();
+        self.subchannels = None;
+    }
+
+    fn forget(&mut self, place: usize, registry: &Registry) -> Option<u32> {
+        let slot = self.slots.get_mut(place)?.take()?;
         // Closing our descriptor would not do: the eventfd lives on in the core, and with it its place in
         // epoll.
         if let Err(error) = registry.deregister(&mut SourceFd(&slot.kick.as_raw_fd())) {
@@ -264,10 +265,8 @@ impl Channels {
     }
 
     /// Forgets a channel that the device has refused.
-    pub(crate) fn remove(&mut self, id: ChannelId) {
-        if let Some(place) = self.slots.get_mut(id.slot()) {
-            *place = None;
-        }
+    pub(crate) fn remove(&mut self, id: ChannelId, registry: &Registry) {
+        self.forget(id.slot(), registry);
     }
 
     /// The doorbell of a channel rang.
@@ -282,31 +281,51 @@ impl Channels {
     }
 
     /// The channel in this slot, if packets are to be taken from it.
-    pub(crate) fn start_batch(&mut self, slot: usize) -> Option<ChannelId> {
-        let id = ChannelId::at(slot);
+    pub(crate) fn start_batch(&mut self, place: usize) -> Option<ChannelId> {
+        if self.alone().is_some_and(|alone| alone != place) {
+            return None;
+        }
+        let id = ChannelId::at(place);
         (self.slot(id)?.state == State::Ready).then_some(id)
     }
 
-    pub(crate) fn take(&mut self, id: ChannelId, scratch: &mut Vec<u8>) -> Taken {
+    /// The next piece of work of a channel.
+    pub(crate) fn next(&mut self, id: ChannelId, scratch: &mut Vec<u8>) -> Next {
         match self.slot(id) {
             // A completion may have found the other ring broken.
-            Some(slot) if slot.answers() => slot.channel.take(scratch),
-            _ => Taken::Wait,
+            Some(slot) if slot.answers() => slot.next(scratch),
+            _ => Next::Stop(Pause::Wait),
+        }
+    }
+
+    /// The device's code begins on a request: it is to blame if it does not come back.
+    pub(crate) fn enter(&mut self, id: ChannelId, ticket: &Ticket) {
+        if let Some(slot) = self.slot(id) {
+            slot.channel.enter(ticket);
+            stamp::enter(id);
+        }
+    }
+
+    /// The device's code has come back.
+    pub(crate) fn leave(&mut self, id: ChannelId) {
+        stamp::leave();
+        if let Some(slot) = self.slot(id) {
+            slot.channel.leave();
         }
     }
 
     /// Publishes what was taken, and decides what the channel waits for.
-    pub(crate) fn end_batch(&mut self, id: ChannelId, last: Taken) {
+    pub(crate) fn end_batch(&mut self, id: ChannelId, pause: Pause) {
         let Some(slot) = self.slot(id) else { return };
         if !slot.answers() {
             return;
         }
         slot.channel.publish_taken();
-        match last {
-            Taken::Packet(..) => slot.state = State::Ready,
-            Taken::Wait => slot.state = State::Stalled,
-            Taken::Failed(error) => slot.fail(&error),
-            Taken::Empty => {
+        match pause {
+            Pause::Turn => slot.state = State::Ready,
+            Pause::Wait => slot.state = State::Stalled,
+            Pause::Failed(error) => slot.fail(&error),
+            Pause::Empty => {
                 if slot.channel.unmask() {
                     slot.channel.mask();
                     slot.state = State::Ready;
@@ -320,19 +339,20 @@ impl Channels {
 
     /// Publishes all completions and signals whoever has to be.
     pub(crate) fn flush(&mut self) {
-        for slot in self.slots.iter_mut().flatten().filter(|slot| slot.answers()) {
-            match slot.channel.publish_completions() {
-                Ok(()) => slot.resume(),
-                Err(error) => slot.fail(&error),
-            }
-            if slot.channel.take_signal() {
-                slot.interrupt.signal(slot.flag);
-            }
-        }
+        self.slots.iter_mut().flatten().filter(|slot| slot.answers()).for_each(Slot::flush);
+    }
+
+    /// The first channel that nobody else may work beside.
+    fn alone(&self) -> Option<usize> {
+        self.slots.iter().position(|slot| slot.as_ref().is_some_and(Slot::is_alone))
     }
 
     pub(crate) fn any_ready(&self) -> bool {
-        self.slots.iter().flatten().any(|slot| slot.state == State::Ready)
+        let ready = |slot: &Option<Slot>| slot.as_ref().is_some_and(|slot| slot.state == State::Ready);
+        match self.alone() {
+            Some(place) => ready(&self.slots[place]),
+            None => self.slots.iter().any(ready),
+        }
     }
 
     pub(crate) fn slots(&self) -> usize {

@@ -21,6 +21,23 @@ pub struct Common {
     #[arg(long, value_name = "NAME", help_heading = "Attaching")]
     pub device: String,
 
+    /// Socket of whoever supervises this process (sd_notify's protocol), as an inherited descriptor; without it,
+    /// NOTIFY_SOCKET
+    #[arg(long, value_name = "FD", help_heading = "Attaching")]
+    pub notify_fd: Option<RawFd>,
+
+    /// Give a sign of life at least this often, in microseconds; without it, WATCHDOG_USEC
+    #[arg(long, value_name = "MICROSECONDS", help_heading = "Attaching")]
+    pub watchdog_usec: Option<u64>,
+
+    /// Serve without a ledger, to measure what it costs; a process that dies then takes its requests with it
+    #[arg(long, hide = true)]
+    pub bench_without_ledger: bool,
+
+    /// End at a point of the ledger's protocol, NAME:COUNT (debug builds only)
+    #[arg(long, value_name = "POINT", hide = true)]
+    pub kill_point: Option<String>,
+
     /// User to become once everything is open
     #[arg(long, requires = "gid", help_heading = "Compartment")]
     pub uid: Option<u32>,

@@ -18,6 +18,7 @@ pub(crate) fn enter(
             return Err("--no-sandbox is for debug builds; this is a release build".into());
         }
         tracing::warn!("--no-sandbox: this process is NOT confined");
+        sandbox::crash::install().map_err(|error| error.to_string())?;
         return Ok(None);
     }
     let ids = match (common.uid, common.gid) {

@@ -39,7 +39,8 @@ pub trait Device {
         Ok(())
     }
 
-    /// The guest opens a channel; packets follow if it is not refused.
+    /// The guest opens a channel, or has opened it when a predecessor served; packets follow if it is not refused. The
+    /// primary channel comes before its sub-channels.
     fn open(&mut self, channel: ChannelId, request: &OpenRequest) -> Result<(), Refused> {
         let _ = (channel, request);
         Ok(())
@@ -60,6 +61,51 @@ pub trait Device {
         let _ = (source, channels);
     }
 
+    /// Whether the requests of this device are kept in a ledger, so that a successor can end them. A device that can do
+    /// without saves a few memory accesses a packet; its guest loses what is in flight when its process dies.
+    fn ledger(&self) -> bool {
+        true
+    }
+
+    /// What [`Device::fence`] waits for, for people: "the disk x.img", say.
+    fn resource(&self) -> String {
+        "its resource".into()
+    }
+
+    /// Makes the resource this process's alone, without waiting. True: it is, and nothing that a predecessor began is in
+    /// flight any more. False: not yet; it is asked again soon. An error ends the process with this sentence.
+    ///
+    /// Nobody may touch the resource or guest memory before. `predecessor`: another process has served this device.
+    fn fence(&mut self, predecessor: bool) -> Result<bool, String> {
+        let _ = predecessor;
+        Ok(true)
+    }
+
+    /// Gives the resource up for a successor. All channels have been forgotten, nothing is in flight. The process may be
+    /// told to serve again, as if it were new.
+    fn release(&mut self) {}
+
+    /// Whether nothing is in flight that touches the resource or guest memory; asked before [`Device::release`]. Requests
+    /// that have not been completed count by themselves.
+    fn is_idle(&self) -> bool {
+        true
+    }
+
+    /// Follows [`Device::open`] on a channel that a predecessor has served: what it last passed to
+    /// [`Request::complete_with_state`] there. Perhaps it was another build: the format wants a version. An error says why
+    /// it cannot be understood; the channel is then not served by this process.
+    fn restore(&mut self, channel: ChannelId, state: &[u8]) -> Result<(), String> {
+        let _ = (channel, state);
+        Err("there is a state in the ledger, of which this build knows nothing".into())
+    }
+
+    /// Ends a request without trying it: it has killed too many processes, or (`None`) its packet was damaged in the
+    /// ledger. The guest should get an error as of a broken device. As little as possible should look at the packet.
+    fn reject(&mut self, packet: Option<Packet<'_>>, request: Request, channels: &mut Channels) {
+        let _ = packet;
+        request.complete(channels, &[]);
+    }
+
     /// The guest closed the channel: no packet follows. Requests still in flight are completed as ever (the
     /// guest does not see it); the sooner they are, the sooner the guest goes on.
     fn closing(&mut self, channel: ChannelId) {
@@ -74,6 +120,8 @@ pub struct Vm {
     pub name: String,
     /// Number of its virtual processors.
     pub vps: u32,
+    /// Tells its RAM apart from that of all other VMs of this host; 0 without RAM.
+    pub memory: u64,
     /// Its RAM, for devices whose slot has it.
     pub ram: Option<GuestRam>,
 }

@@ -1,5 +1,5 @@
 //! The runtime that every device process (VSP) is built on: attach to the core, close the compartment, serve
-//! channels until the core is gone.
+//! channels until the core is gone, hand them over when told so, take up what a dead predecessor has left.
 //!
 //! A device implements [`Device`] and calls [`serve`]; it sees packets and answers requests. It never
 //! touches a socket, an index of a ring or a signal. This crate must never know what a device does, and must
@@ -9,7 +9,8 @@
 //! * [`Device`]: what a device implements.
 //! * [`Request`]: one packet to be answered, as a value that cannot be lost.
 //! * [`Channels`]: the device's way back to the guest.
-//! * [`channel`]: the order in which a packet is consumed and a completion published.
+//! * [`channel`]: the order in which a packet is consumed and a completion published, and what a successor makes of it.
+//! * [`notify`]: signs of life for whoever supervises the process.
 //! * [`Common`]: the command line that all device processes share.
 //!
 //! `docs/writing-a-vsp.md` shows a whole device.
@@ -22,9 +23,13 @@ mod channels;
 mod cli;
 mod compartment;
 mod device;
+pub mod notify;
 mod request;
+mod role;
 mod runtime;
 mod serve;
+mod slot;
+mod stamp;
 #[cfg(feature = "testing")]
 pub mod testing;
 
@@ -35,7 +40,7 @@ pub use device::{Device, OpenRequest, Packet, Refused, Vm};
 pub use ipc::message::{Offer, OfferFlags};
 pub use ipc::shm::{GuestBuffer, GuestRam, RamError, Span};
 pub use request::Request;
-pub use runtime::{Flow, Runtime, RuntimeError};
+pub use runtime::{Flow, Runtime, RuntimeError, Setting};
 pub use sandbox::policies;
 pub use serve::{Program, serve};
 pub use {ipc, vmbus};

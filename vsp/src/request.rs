@@ -32,19 +32,34 @@ impl Request {
 
     /// The guest's name for it; reused by the guest as soon as it is completed, so no key for anything.
     pub fn transaction_id(&self) -> u64 {
-        self.ticket.map_or(0, |ticket| ticket.transaction_id)
+        self.ticket.as_ref().map_or(0, |ticket| ticket.transaction_id)
     }
 
     /// Whether the guest asked for an answer.
     pub fn wants_completion(&self) -> bool {
-        self.ticket.is_some_and(|ticket| ticket.wants_completion)
+        self.ticket.as_ref().is_some_and(|ticket| ticket.wants_completion)
     }
 
     /// Ends it. If the guest asked for an answer, `payload` is what it gets.
     pub fn complete(mut self, channels: &mut Channels, payload: &[u8]) {
         if let Some(ticket) = self.ticket.take() {
-            channels.complete(self.channel, ticket, payload);
+            channels.complete(self.channel, ticket, payload, None);
         }
+    }
+
+    /// Ends it like [`Request::complete`], and makes `state` (at most 4,064 bytes) what a successor gets in
+    /// [`crate::Device::restore`] for this channel: exactly if the guest sees the answer.
+    pub fn complete_with_state(mut self, channels: &mut Channels, payload: &[u8], state: &[u8]) {
+        if let Some(ticket) = self.ticket.take() {
+            channels.complete(self.channel, ticket, payload, Some(state));
+        }
+    }
+
+    /// For a request that has had an effect and whose repetition would have another: if this process dies from now on,
+    /// the request is ended with `payload` and not run again. False: it could not be recorded (no ledger, or `payload` is
+    /// longer than 4,032 bytes).
+    pub fn record_outcome(&self, channels: &mut Channels, payload: &[u8]) -> bool {
+        self.ticket.as_ref().is_some_and(|ticket| channels.record_outcome(self.channel, ticket, payload))
     }
 
     /// How many requests this process has dropped uncompleted: 0, or there is a bug in the device.
@@ -55,7 +70,7 @@ impl Request {
 
 impl Drop for Request {
     fn drop(&mut self) {
-        let Some(ticket) = self.ticket else { return };
+        let Some(ticket) = &self.ticket else { return };
         let lost = LOST.fetch_add(1, Ordering::Relaxed) + 1;
         tracing::error!(id = ticket.transaction_id, lost, "a request was dropped uncompleted");
         if cfg!(debug_assertions) && !std::thread::panicking() {
@@ -72,7 +87,7 @@ mod tests {
     #[cfg(debug_assertions)]
     #[should_panic(expected = "was dropped uncompleted")]
     fn a_dropped_request_is_a_failed_test() {
-        let ticket = Ticket { transaction_id: 7, wants_completion: true, sequence: 0 };
+        let ticket = Ticket { transaction_id: 7, wants_completion: true, sequence: 0, slot: 0 };
         drop(Request::new(ChannelId::for_test(0), ticket));
     }
 }

@@ -1,22 +1,27 @@
 //! The main loop: one thread, one epoll, turns of bounded length.
 //!
 //! A turn waits for something to happen, reads what the core has to say, takes at most [`BATCH`] packets from
-//! each channel, and publishes what was completed. However fast a guest sends, the core is heard every turn.
+//! each channel, and publishes what was completed. However fast a guest sends, the core is heard every turn, whatever the
+//! process's role is; when the core is gone, so is the process.
 
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::time::Duration;
 
-use ipc::message::{STATUS_OK, STATUS_REFUSED, ToCore, ToVsp};
+use ipc::message::{STATUS_LEDGER, STATUS_OK, STATUS_REFUSED, ToCore, ToVsp};
 use ipc::socket::{Peer, SocketError};
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token};
 use thiserror::Error;
 
-use crate::channel::Taken;
-use crate::channels::{BROKEN, ChannelId, Channels, NewChannel};
-use crate::device::{Device, OpenRequest, Packet, Vm};
+use crate::attach::{AttachError, hello, join};
+use crate::channel::Recovery;
+use crate::channels::{ChannelId, Channels, NewChannel, OpenError};
+use crate::device::{Device, OpenRequest, Packet, Refused};
+use crate::notify::Notifier;
 use crate::request::Request;
+use crate::role::{self, Fencing, Patience, Role};
+use crate::slot::{BROKEN, Next, Pause};
 
 /// Most packets taken from one channel in one turn. Large enough to make one submission and one publication
 /// of a full queue (Linux keeps some 30 to 60 requests a channel in flight), small enough that a storm on one
@@ -34,6 +39,20 @@ pub enum Flow {
     Continue,
     /// The core is gone.
     CoreGone,
+    /// Another process serves the device.
+    Retired,
+}
+
+/// Why a channel is not opened.
+enum OpenFailure {
+    Error(OpenError),
+    Refused(Refused),
+}
+
+impl From<OpenError> for OpenFailure {
+    fn from(error: OpenError) -> OpenFailure {
+        OpenFailure::Error(error)
+    }
 }
 
 /// What ends a device process.
@@ -45,15 +64,31 @@ pub enum RuntimeError {
     /// The control socket does not work, or the core does not follow the protocol.
     #[error("control socket: {0}")]
     Control(#[source] SocketError),
-    /// The device did not take the VM.
+    /// The core did not take the device.
+    #[error(transparent)]
+    Attach(#[from] AttachError),
+    /// The device cannot go on.
     #[error("{0}")]
     Device(String),
+}
+
+/// What the process tells its core and its supervisor besides what the device says.
+#[derive(Debug)]
+pub struct Setting {
+    /// Name of the device slot.
+    pub name: String,
+    /// Off: to measure what a ledger costs.
+    pub ledger: bool,
+    /// The line to the supervisor.
+    pub notifier: Notifier,
 }
 
 /// A device and its channels.
 #[derive(Debug)]
 pub struct Runtime<D> {
     device: D,
+    setting: Setting,
+    role: Role,
     channels: Channels,
     poll: Poll,
     events: Events,
@@ -63,20 +98,29 @@ pub struct Runtime<D> {
 
 impl<D: Device> Runtime<D> {
     /// Prepares the loop. Everything that the loop needs is open afterwards.
-    pub fn new(device: D) -> Result<Runtime<D>, RuntimeError> {
+    pub fn new(device: D, setting: Setting) -> Result<Runtime<D>, RuntimeError> {
         let poll = Poll::new()?;
         for (index, number) in device.sources().into_iter().enumerate() {
             let token = Token(FIRST_SOURCE + index);
             poll.registry().register(&mut SourceFd(&number), token, Interest::READABLE)?;
         }
-        let events = Events::with_capacity(64);
-        Ok(Runtime { device, channels: Channels::new(), poll, events, peer: None, scratch: Vec::new() })
+        Ok(Runtime {
+            device,
+            setting,
+            role: Role::Greeting,
+            channels: Channels::new(),
+            poll,
+            events: Events::with_capacity(64),
+            peer: None,
+            scratch: Vec::new(),
+        })
     }
 
     /// Descriptors of the loop and of the device, for the compartment to keep.
     pub fn descriptors(&self) -> Vec<RawFd> {
         let mut all = self.device.descriptors();
         all.push(self.poll.as_raw_fd());
+        all.extend(self.setting.notifier.descriptor());
         all
     }
 
@@ -85,17 +129,17 @@ impl<D: Device> Runtime<D> {
         &self.device
     }
 
-    /// The core has welcomed us: from now on it is heard.
-    pub fn attached(&mut self, peer: Peer, vm: Vm) -> Result<(), RuntimeError> {
-        self.device.attached(vm).map_err(RuntimeError::Device)?;
+    /// Says hello. The answer is heard in a turn, like everything that the core says from now on.
+    pub fn greet(&mut self, peer: Peer) -> Result<(), RuntimeError> {
+        let hello = hello(&self.setting.name, &self.device, self.setting.ledger);
         self.poll.registry().register(&mut SourceFd(&peer.as_raw_fd()), CONTROL, Interest::READABLE)?;
         self.peer = Some(peer);
-        Ok(())
+        self.tell(&hello)
     }
 
     /// One turn. Waits at most `timeout` (`None`: for ever) if there is nothing to do.
     pub fn turn(&mut self, timeout: Option<Duration>) -> Result<Flow, RuntimeError> {
-        let timeout = if self.channels.any_ready() { Some(Duration::ZERO) } else { timeout };
+        let timeout = self.pause(timeout);
         match self.poll.poll(&mut self.events, timeout) {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => return Ok(Flow::Continue),
             other => other?,
@@ -110,28 +154,110 @@ impl<D: Device> Runtime<D> {
                 Token(number) => self.device.ready(number - FIRST_SOURCE, &mut self.channels),
             }
         }
-        if core_speaks && self.listen()? == Flow::CoreGone {
-            return Ok(Flow::CoreGone);
+        if core_speaks {
+            match self.listen()? {
+                Flow::Continue => {}
+                over => return Ok(over),
+            }
         }
-        for slot in 0..self.channels.slots() {
-            self.take_batch(slot);
+        match &self.role {
+            Role::Serving => (0..self.channels.slots()).for_each(|slot| self.take_batch(slot)),
+            Role::Fencing(_) => self.fence()?,
+            _ => {}
+        }
+        if let Some(count) = self.channels.take_subchannels() {
+            self.tell(&ToCore::OfferSubchannels { count })?;
         }
         self.channels.flush();
         self.report_closed()?;
+        if matches!(self.role, Role::Quiescing) {
+            self.hand_over()?;
+        }
         Ok(Flow::Continue)
+    }
+
+    /// How long this turn may wait; also gives a sign of life.
+    fn pause(&mut self, timeout: Option<Duration>) -> Option<Duration> {
+        let beat = self.setting.notifier.alive();
+        let busy = match &self.role {
+            Role::Serving if self.channels.any_ready() => Some(Duration::ZERO),
+            Role::Fencing(fencing) => match fencing.pause() {
+                role::Pause::Poll(pause) => Some(pause),
+                role::Pause::Sleep(pause) => {
+                    std::thread::sleep(pause);
+                    Some(Duration::ZERO)
+                }
+            },
+            _ => None,
+        };
+        [beat, busy, timeout].into_iter().flatten().min()
+    }
+
+    /// Tries to make the resource ours.
+    fn fence(&mut self) -> Result<(), RuntimeError> {
+        let Role::Fencing(fencing) = &mut self.role else { return Ok(()) };
+        if self.device.fence(fencing.predecessor()).map_err(RuntimeError::Device)? {
+            self.role = Role::Serving;
+            self.tell(&ToCore::Serving {})?;
+            self.setting.notifier.status(true, "serving");
+            return Ok(());
+        }
+        let resource = self.device.resource();
+        match fencing.in_vain() {
+            Patience::Wait => {}
+            Patience::Say(waited) => {
+                let seconds = waited.as_secs();
+                tracing::warn!(seconds, "waiting for {resource}: whoever had it is not done with it");
+                self.setting.notifier.status(false, &format!("fencing: waits for {resource}"));
+            }
+            Patience::Over => {
+                return Err(RuntimeError::Device(format!(
+                    "{resource} is in use by another process, and has been for longer than one that ends takes"
+                )));
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives everything up once nothing is in flight.
+    fn hand_over(&mut self) -> Result<(), RuntimeError> {
+        if !self.channels.is_idle() || !self.device.is_idle() {
+            return Ok(());
+        }
+        self.channels.forget_all(self.poll.registry());
+        self.device.release();
+        self.role = Role::Quiet;
+        self.setting.notifier.status(false, "quiet");
+        tracing::debug!("handed over");
+        self.tell(&ToCore::Quiesced {})
     }
 
     /// Takes packets from one channel, publishes that they are taken, and has the device start on them.
     fn take_batch(&mut self, slot: usize) {
         let Some(id) = self.channels.start_batch(slot) else { return };
-        let mut last = Taken::Wait;
+        let mut pause = Pause::Turn;
         for _ in 0..BATCH {
-            last = self.channels.take(id, &mut self.scratch);
-            let Taken::Packet(header, ticket) = &last else { break };
-            let packet = Packet { header, bytes: &self.scratch };
-            self.device.packet(packet, Request::new(id, *ticket), &mut self.channels);
+            match self.channels.next(id, &mut self.scratch) {
+                Next::Packet(header, ticket) => {
+                    self.channels.enter(id, &ticket);
+                    let packet = Packet { header: &header, bytes: &self.scratch };
+                    self.device.packet(packet, Request::new(id, ticket), &mut self.channels);
+                    self.channels.leave(id);
+                }
+                Next::Reject(header, ticket) => {
+                    self.channels.enter(id, &ticket);
+                    let packet = header.as_ref().map(|header| Packet { header, bytes: &self.scratch });
+                    self.device.reject(packet, Request::new(id, ticket), &mut self.channels);
+                    self.channels.leave(id);
+                }
+                Next::Done => {}
+                Next::Stop(why) => {
+                    pause = why;
+                    break;
+                }
+            }
         }
-        self.channels.end_batch(id, last);
+        self.channels.end_batch(id, pause);
         self.device.submit(&mut self.channels);
     }
 
@@ -146,11 +272,29 @@ impl<D: Device> Runtime<D> {
                 Err(error) => return Err(RuntimeError::Control(error)),
             };
             match message {
+                ToVsp::Welcome { version, vm, vps, ram, standby } => {
+                    let vm = join(version, vm, vps, ram, fds)?;
+                    self.welcomed(vm, standby)?;
+                }
+                ToVsp::Refused { reason } => return Err(AttachError::Refused(reason).into()),
+                _ if matches!(self.role, Role::Greeting) => return Err(AttachError::NotWelcome.into()),
+                ToVsp::Serve { predecessor } => self.serve(predecessor),
+                ToVsp::Quiesce {} => {
+                    // Whoever only waits for the resource has nothing to end, and answers at once.
+                    if matches!(self.role, Role::Serving | Role::Fencing(_)) {
+                        self.role = Role::Quiescing;
+                    }
+                }
+                ToVsp::Retire {} => {
+                    tracing::info!("retired: a successor serves");
+                    return Ok(Flow::Retired);
+                }
                 ToVsp::ChannelOpen { channel, subchannel, ring, target_vp, flag, user_data } => {
                     let request = OpenRequest { subchannel, target_vp, user_data };
-                    let new = NewChannel { core_id: channel, ring, flag, fds };
-                    let status = self.open(new, &request);
-                    self.tell(&ToCore::OpenResult { channel, status, reason: None })?;
+                    let ledger = self.setting.ledger && self.device.ledger();
+                    let new = NewChannel { core_id: channel, ring, flag, fds, ledger };
+                    let (status, reason) = self.open(new, &request);
+                    self.tell(&ToCore::OpenResult { channel, status, reason })?;
                 }
                 ToVsp::ChannelClose { channel } => match self.channels.close(channel) {
                     Some(id) => {
@@ -166,39 +310,101 @@ impl<D: Device> Runtime<D> {
                         tracing::error!(channel, target_vp, "interrupts cannot be moved: {error}");
                     }
                 }
-                ToVsp::Refused { reason } => {
-                    return Err(RuntimeError::Device(format!("the core says: {reason}")));
-                }
-                ToVsp::Welcome { .. } => tracing::warn!("the core welcomed this device twice"),
-                ToVsp::Serve { .. } | ToVsp::Quiesce {} | ToVsp::Retire {} => {}
             }
         }
     }
 
-    /// Opens a channel; the status for the guest.
-    fn open(&mut self, new: NewChannel, request: &OpenRequest) -> u32 {
+    /// The core has taken the device.
+    fn welcomed(&mut self, vm: crate::device::Vm, standby: bool) -> Result<(), RuntimeError> {
+        if !matches!(self.role, Role::Greeting) {
+            tracing::warn!("the core welcomed this device twice");
+            return Ok(());
+        }
+        tracing::info!(vm = vm.name, standby, "attached");
+        self.device.attached(vm).map_err(RuntimeError::Device)?;
+        self.role = Role::Standby;
+        if standby {
+            self.setting.notifier.status(true, "standing by");
+        }
+        Ok(())
+    }
+
+    /// The device is ours, as soon as its resource is.
+    fn serve(&mut self, predecessor: bool) {
+        if matches!(self.role, Role::Standby | Role::Quiet) {
+            // Tried once at once, in this very turn; said only if that is in vain.
+            self.role = Role::Fencing(Fencing::new(predecessor));
+        }
+    }
+
+    /// Opens a channel; the status for the core, and why not.
+    fn open(&mut self, new: NewChannel, request: &OpenRequest) -> (u32, Option<String>) {
         let core_id = new.core_id;
-        let id = match self.channels.open(new, self.device.depth()) {
-            Ok(id) => id,
-            Err(error) => {
+        match self.try_open(new, request) {
+            Ok(()) => (STATUS_OK, None),
+            Err(OpenFailure::Refused(refused)) => (refused.status, None),
+            Err(OpenFailure::Error(error)) => {
                 if let Some(times) = BROKEN.another() {
                     tracing::warn!(channel = core_id, times, "a channel cannot be opened: {error}");
                 }
-                return STATUS_REFUSED;
+                let status = match error {
+                    // For the guest it is open until it closes it; it is not served.
+                    OpenError::Broken(_) => STATUS_OK,
+                    OpenError::Ledger(_) | OpenError::State(_) => STATUS_LEDGER,
+                    _ => STATUS_REFUSED,
+                };
+                (status, Some(error.to_string()))
             }
-        };
-        if let Err(refused) = self.device.open(id, request) {
-            self.channels.remove(id);
-            return refused.status;
         }
+    }
+
+    fn try_open(&mut self, new: NewChannel, request: &OpenRequest) -> Result<(), OpenFailure> {
+        if !matches!(self.role, Role::Serving) {
+            return Err(OpenError::NotServing.into());
+        }
+        let core_id = new.core_id;
+        let (id, recovery) = self.channels.open(new, self.device.depth())?;
+        let opened = self.introduce(id, request, &recovery);
+        if opened.is_err() {
+            self.channels.remove(id, self.poll.registry());
+            return opened;
+        }
+        if !recovery.fresh {
+            let Recovery { again, done, void, rejected, unreadable, careful, crash, epoch, .. } = recovery;
+            tracing::info!(
+                channel = core_id,
+                epoch,
+                again,
+                done,
+                void,
+                rejected,
+                unreadable,
+                careful,
+                ?crash,
+                "taken over"
+            );
+        }
+        Ok(())
+    }
+
+    /// Makes a channel known to the device and to the loop.
+    fn introduce(
+        &mut self,
+        id: ChannelId,
+        request: &OpenRequest,
+        recovery: &Recovery,
+    ) -> Result<(), OpenFailure> {
+        self.device.open(id, request).map_err(OpenFailure::Refused)?;
         let token = Token(FIRST_CHANNEL + id.slot());
-        if let Err(error) = self.channels.watch(id, self.poll.registry(), token) {
-            tracing::error!(channel = core_id, "a channel cannot be watched: {error}");
+        let restored = match &recovery.state {
+            Some(state) => self.device.restore(id, state).map_err(OpenError::State),
+            None => Ok(()),
+        };
+        let watched = restored.and_then(|()| Ok(self.channels.watch(id, self.poll.registry(), token)?));
+        if watched.is_err() {
             self.device.closing(id);
-            self.channels.remove(id);
-            return STATUS_REFUSED;
         }
-        STATUS_OK
+        Ok(watched?)
     }
 
     /// Tells the core which closed channels have drained.
@@ -215,6 +421,12 @@ impl<D: Device> Runtime<D> {
             None | Some(Ok(()) | Err(SocketError::Closed)) => Ok(()),
             Some(Err(error)) => Err(RuntimeError::Control(error)),
         }
+    }
+
+    /// The device's way back to its guest, outside of a turn; for tests.
+    #[cfg(feature = "testing")]
+    pub fn with_channels<T>(&mut self, act: impl FnOnce(&mut Channels) -> T) -> T {
+        act(&mut self.channels)
     }
 
     /// How many of the channel slots are in use; for tests.

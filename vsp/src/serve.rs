@@ -9,11 +9,12 @@ use ipc::socket::Peer;
 use sandbox::Policy;
 use thiserror::Error;
 
-use crate::attach::{AttachError, attach, connect};
+use crate::attach::{AttachError, connect};
 use crate::cli::Common;
 use crate::compartment;
 use crate::device::Device;
-use crate::runtime::{Flow, Runtime, RuntimeError};
+use crate::notify::{Notifier, NotifyError};
+use crate::runtime::{Flow, Runtime, RuntimeError, Setting};
 
 /// What is fixed about a device program.
 #[derive(Clone, Copy, Debug)]
@@ -33,6 +34,10 @@ enum ServeError {
     #[error(transparent)]
     Attach(#[from] AttachError),
     #[error(transparent)]
+    Notify(#[from] NotifyError),
+    #[error("{0}")]
+    KillPoint(String),
+    #[error(transparent)]
     Runtime(#[from] RuntimeError),
     #[error("{0}")]
     PolicyTest(String),
@@ -41,7 +46,8 @@ enum ServeError {
 /// Runs a device process: opens the device, closes the compartment, attaches, serves until the core is gone.
 ///
 /// `open` opens all that the device will ever need; afterwards nothing can be opened any more. Exit code 0:
-/// the core is gone, as planned or not. 1: it could not start or go on, said in one sentence.
+/// the core is gone, as planned or not, or another process serves the device. 1: it could not start or go on, said in one
+/// sentence.
 pub fn serve<D, E>(program: Program, common: &Common, open: impl FnOnce() -> Result<D, E>) -> ExitCode
 where
     D: Device,
@@ -62,9 +68,18 @@ where
     D: Device,
     E: Display,
 {
+    if let Some(point) = &common.kill_point {
+        crate::channel::arm_kill_point(point).map_err(ServeError::KillPoint)?;
+    }
+    let notifier = Notifier::new(common)?;
     let peer = if common.policy_test.is_some() { None } else { Some(connect(common)?) };
     let device = open().map_err(|error| ServeError::Device(error.to_string()))?;
-    let runtime = Runtime::new(device)?;
+    if let Some(socket) = notifier.descriptor() {
+        sandbox::crash::notify(socket);
+    }
+    sandbox::crash::speak_with(logs::last_words);
+    let setting = Setting { name: common.device.clone(), ledger: !common.bench_without_ledger, notifier };
+    let runtime = Runtime::new(device, setting)?;
     let mut keep = vec![0, 1, 2];
     keep.extend(logs::descriptors());
     keep.extend(runtime.descriptors());
@@ -74,23 +89,17 @@ where
         return Err(ServeError::PolicyTest(compartment::try_forbidden(act)));
     }
     let Some(peer) = peer else { return Err(AttachError::Nowhere.into()) };
-    serve_peer(runtime, peer, &common.device)
+    serve_peer(runtime, peer)
 }
 
-fn serve_peer<D: Device>(mut runtime: Runtime<D>, peer: Peer, name: &str) -> Result<(), ServeError> {
-    let vm = match attach(&peer, name, runtime.device()) {
-        Ok(vm) => vm,
-        Err(AttachError::Socket(ipc::socket::SocketError::Closed)) => return Ok(()),
-        Err(error) => return Err(error.into()),
-    };
-    tracing::info!(vm = vm.name, "attached");
-    runtime.attached(peer, vm)?;
-    // From here on the process ends without cleaning up: whatever is in flight has nobody to tell, and
-    // waiting for it would only keep a successor from the disk.
+fn serve_peer<D: Device>(mut runtime: Runtime<D>, peer: Peer) -> Result<(), ServeError> {
+    runtime.greet(peer)?;
+    // The process ends without cleaning up: whatever is in flight has nobody to tell, and waiting for it would only
+    // keep a successor from the disk.
     loop {
         match runtime.turn(None) {
             Ok(Flow::Continue) => {}
-            Ok(Flow::CoreGone) => std::process::exit(0),
+            Ok(Flow::CoreGone | Flow::Retired) => std::process::exit(0),
             Err(error) => {
                 tracing::error!("{error}");
                 std::process::exit(1)

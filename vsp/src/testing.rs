@@ -1,24 +1,27 @@
 //! A core and a guest for tests of a device: the other end of the control socket, real memfds and eventfds,
 //! the guest's end of the rings.
 //!
-//! It follows the protocol; a test that wants to break it has the raw parts at hand.
+//! It follows the protocol; a test that wants to break it has the raw parts at hand. As the real one it keeps what outlives
+//! a device process (RAM, rings, ledgers), so that a test can end one process and go on with the next:
+//! [`FakeCore::successor`].
 
-use std::os::fd::AsFd;
+mod bench;
+
+use std::cell::{Cell, RefCell};
+use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use ipc::event::Doorbell;
-use ipc::message::{Offer, RamRegion, RingLayout, ToCore, ToVsp};
+use ipc::message::{Offer, RamRegion, RingLayout, STATUS_OK, ToCore, ToVsp};
 use ipc::shm::{EventFlags, GuestRam, PAGE, RingMapping, SharedMemory, VMBUS_SINT};
 use ipc::socket::{Peer, SocketError};
 use vmbus::packet::{Outgoing, PacketHeader};
 use vmbus::ring::{PushError, RingReader, RingWriter};
 
-use crate::attach::attach;
-use crate::device::Device;
-use crate::runtime::{Flow, Runtime};
+pub use bench::Bench;
 
 /// How long a test waits for anything before it fails.
-const PATIENCE: Duration = Duration::from_secs(20);
+pub const PATIENCE: Duration = Duration::from_secs(20);
 
 /// The core's end of a control socket.
 #[derive(Debug)]
@@ -26,7 +29,26 @@ pub struct FakeCore {
     peer: Peer,
     /// Guest RAM, if there is any: one region from address 0.
     pub ram: Option<GuestRam>,
+    /// What a welcome says of the number of VPs; 1 unless changed.
+    pub vps: u32,
     memory: Option<SharedMemory>,
+    /// Bytes of ledger that the device has asked for.
+    ledger: Cell<u64>,
+    channels: RefCell<Vec<Held>>,
+}
+
+/// A channel as the core has it.
+#[derive(Debug)]
+struct Held {
+    channel: u32,
+    subchannel: u16,
+    ring: RingLayout,
+    flag: u32,
+    memory: SharedMemory,
+    kick: OwnedFd,
+    interrupt: OwnedFd,
+    flags: SharedMemory,
+    ledger: Option<SharedMemory>,
 }
 
 /// The guest's end of an open channel.
@@ -47,36 +69,71 @@ pub struct GuestEnd {
 impl FakeCore {
     /// A core for a VM with `ram` bytes of RAM (0: the device gets none), and the socket for the device.
     pub fn new(ram: u64) -> (FakeCore, Peer) {
-        let (core, vsp) = Peer::pair().expect("a socket pair");
+        let (peer, vsp) = Peer::pair().expect("a socket pair");
         let memory = (ram > 0).then(|| SharedMemory::create("test-ram", ram).expect("memory"));
         let region = RamRegion { gpa: 0, len: ram, offset: 0 };
         let ram = memory.as_ref().map(|memory| GuestRam::new(memory, &[region]).expect("mapped"));
-        (FakeCore { peer: core, ram, memory }, vsp)
+        let core =
+            FakeCore { peer, ram, vps: 1, memory, ledger: Cell::new(0), channels: RefCell::new(Vec::new()) };
+        (core, vsp)
     }
 
-    /// Waits for the device's hello and welcomes it; what it offers.
+    /// Waits for the device's hello, welcomes it and has it serve; what it offers.
     pub fn welcome(&self) -> Offer {
-        let (hello, _) = self.peer.recv::<ToCore>().expect("a hello");
-        let ToCore::Hello { versions, offer, .. } = hello else { panic!("no hello: {hello:?}") };
-        self.send_welcome(versions.max);
+        let offer = self.greet(false);
+        self.serve(false);
         offer
     }
 
-    fn send_welcome(&self, version: u32) {
+    /// Waits for the device's hello and welcomes it, to stand by or to serve when it is told; what it offers.
+    pub fn greet(&self, standby: bool) -> Offer {
+        let (hello, _) = self.peer.recv::<ToCore>().expect("a hello");
+        let ToCore::Hello { versions, offer, ledger, .. } = hello else { panic!("no hello: {hello:?}") };
+        self.ledger.set(ledger);
         let len = self.memory.as_ref().map(SharedMemory::len);
         let ram = len.map(|len| vec![RamRegion { gpa: 0, len, offset: 0 }]);
         let fds: Vec<_> = self.memory.iter().map(AsFd::as_fd).collect();
-        let welcome = ToVsp::Welcome { version, vm: "test".into(), vps: 1, ram, standby: false };
+        let (version, vps) = (versions.max, self.vps);
+        let welcome = ToVsp::Welcome { version, vm: "test".into(), vps, ram, standby };
         self.peer.send(&welcome, &fds).expect("sent");
+        offer
+    }
+
+    /// Has the device serve, and waits until it does.
+    pub fn serve(&self, predecessor: bool) {
+        self.send(&ToVsp::Serve { predecessor });
+        assert_eq!(self.answer(), ToCore::Serving {});
+    }
+
+    /// Has the device hand over, and waits until it has.
+    pub fn quiesce(&self) {
+        self.send(&ToVsp::Quiesce {});
+        assert_eq!(self.answer(), ToCore::Quiesced {});
+    }
+
+    /// Goes on with another process: its socket. The one until now is given back; dropping it ends its process.
+    pub fn successor(&mut self) -> (Peer, Peer) {
+        let (peer, vsp) = Peer::pair().expect("a socket pair");
+        (self.go_on_with(peer), vsp)
+    }
+
+    /// Goes on with a process that was left before; the one until now is given back.
+    pub fn go_on_with(&mut self, peer: Peer) -> Peer {
+        std::mem::replace(&mut self.peer, peer)
     }
 
     /// Sends the open request of a channel whose rings have `data_pages` data pages each. The answer is read by
     /// [`FakeCore::answer`].
     pub fn open(&self, channel: u32, data_pages: u32) -> GuestEnd {
+        self.open_subchannel(channel, 0, data_pages)
+    }
+
+    /// The same for a sub-channel.
+    pub fn open_subchannel(&self, channel: u32, subchannel: u16, data_pages: u32) -> GuestEnd {
         let pages = data_pages + 1;
         let memory =
             SharedMemory::create("test-channel", u64::from(2 * pages) * PAGE as u64).expect("memory");
-        let flags_page = SharedMemory::create("test-flags", PAGE as u64).expect("memory");
+        let flags = SharedMemory::create("test-flags", PAGE as u64).expect("memory");
         let to_host = RingMapping::new(&memory, 0, pages).expect("mapped");
         let to_guest = RingMapping::new(&memory, u64::from(pages) * PAGE as u64, pages).expect("mapped");
         vmbus::ring::initialize(&to_host);
@@ -86,30 +143,78 @@ impl FakeCore {
             reader: RingReader::new(to_guest).expect("a ring"),
             kick: Doorbell::new().expect("an eventfd"),
             interrupt: Doorbell::new().expect("an eventfd"),
-            flags: EventFlags::new(&flags_page).expect("mapped"),
+            flags: EventFlags::new(&flags).expect("mapped"),
             flag: 100 + channel,
         };
+        let ledger = self.ledger.get();
+        self.channels.borrow_mut().push(Held {
+            channel,
+            subchannel,
+            ring: RingLayout { pages: 2 * pages, to_host_pages: pages },
+            flag: end.flag,
+            memory,
+            kick: end.kick.as_fd().try_clone_to_owned().expect("duplicated"),
+            interrupt: end.interrupt.as_fd().try_clone_to_owned().expect("duplicated"),
+            flags,
+            ledger: (ledger > 0).then(|| SharedMemory::create("test-ledger", ledger).expect("memory")),
+        });
+        self.reopen(channel);
+        end
+    }
+
+    /// Sends the open request of a channel that is open already, as a successor gets it.
+    pub fn reopen(&self, channel: u32) {
+        let channels = self.channels.borrow();
+        let held = channels.iter().find(|held| held.channel == channel).expect("an open channel");
         let open = ToVsp::ChannelOpen {
             channel,
-            subchannel: 0,
-            ring: RingLayout { pages: 2 * pages, to_host_pages: pages },
+            subchannel: held.subchannel,
+            ring: held.ring,
             target_vp: 0,
-            flag: end.flag,
+            flag: held.flag,
             user_data: Vec::new(),
         };
-        let fds = [memory.as_fd(), end.kick.as_fd(), end.interrupt.as_fd(), flags_page.as_fd()];
+        let mut fds =
+            vec![held.memory.as_fd(), held.kick.as_fd(), held.interrupt.as_fd(), held.flags.as_fd()];
+        fds.extend(held.ledger.as_ref().map(AsFd::as_fd));
         self.peer.send(&open, &fds).expect("sent");
-        end
+    }
+
+    /// Has a successor take up all channels, and waits until it has.
+    pub fn reopen_all(&self) {
+        for channel in self.open_channels() {
+            self.reopen(channel);
+            let opened = ToCore::OpenResult { channel, status: STATUS_OK, reason: None };
+            assert_eq!(self.answer(), opened);
+        }
+    }
+
+    /// The channels that are open, in the order in which they were opened.
+    pub fn open_channels(&self) -> Vec<u32> {
+        self.channels.borrow().iter().map(|held| held.channel).collect()
+    }
+
+    /// The ledger of an open channel, if it has one.
+    pub fn ledger(&self, channel: u32) -> Option<SharedMemory> {
+        let channels = self.channels.borrow();
+        let held = channels.iter().find(|held| held.channel == channel)?;
+        Some(held.ledger.as_ref()?.try_clone().expect("duplicated"))
     }
 
     /// Sends the close request of a channel.
     pub fn close(&self, channel: u32) {
-        self.peer.send(&ToVsp::ChannelClose { channel }, &[]).expect("sent");
+        self.channels.borrow_mut().retain(|held| held.channel != channel);
+        self.send(&ToVsp::ChannelClose { channel });
     }
 
     /// The socket itself.
     pub fn peer(&self) -> &Peer {
         &self.peer
+    }
+
+    /// Sends a message without descriptors.
+    pub fn send(&self, message: &ToVsp) {
+        self.peer.send(message, &[]).expect("sent");
     }
 
     /// The next message of the device, waiting for it.
@@ -170,73 +275,5 @@ impl GuestEnd {
     /// (An interrupt may find the flag clear, if the handler of the one before has seen it already.)
     pub fn signalled(&mut self) -> bool {
         self.interrupt.drain().expect("drained") && self.flags.clear(VMBUS_SINT, self.flag)
-    }
-}
-
-/// A device in the test's own process, without compartment: turns are taken by hand.
-pub struct Bench<D> {
-    /// The core's end.
-    pub core: FakeCore,
-    /// The device in its runtime.
-    pub runtime: Runtime<D>,
-}
-
-impl<D: Device> Bench<D> {
-    /// Attaches `device` to a core for a VM with `ram` bytes of RAM.
-    pub fn new(device: D, ram: u64) -> Bench<D> {
-        let (core, vsp) = FakeCore::new(ram);
-        let mut runtime = Runtime::new(device).expect("a runtime");
-        // The answer waits in the socket before it is asked for.
-        core.send_welcome(ipc::message::VERSIONS.max);
-        let vm = attach(&vsp, "test", runtime.device()).expect("attached");
-        assert!(matches!(core.answer(), ToCore::Hello { .. }));
-        runtime.attached(vsp, vm).expect("attached");
-        Bench { core, runtime }
-    }
-
-    /// Opens a channel with `data_pages` data pages each way.
-    pub fn open(&mut self, channel: u32, data_pages: u32) -> GuestEnd {
-        let end = self.core.open(channel, data_pages);
-        self.settle();
-        assert_eq!(self.core.answer(), ToCore::OpenResult { channel, status: 0, reason: None });
-        end
-    }
-
-    /// Closes a channel and waits until it is.
-    pub fn close(&mut self, channel: u32) {
-        self.core.close(channel);
-        let start = Instant::now();
-        loop {
-            assert!(start.elapsed() < PATIENCE, "channel {channel} did not close");
-            self.turn(1);
-            match self.core.try_answer() {
-                Some(ToCore::Closed { channel: closed }) if closed == channel => return,
-                Some(other) => panic!("{other:?}"),
-                None => {}
-            }
-        }
-    }
-
-    /// One turn that waits at most `milliseconds` for something to do.
-    pub fn turn(&mut self, milliseconds: u64) {
-        let flow = self.runtime.turn(Some(Duration::from_millis(milliseconds))).expect("a turn");
-        assert_eq!(flow, Flow::Continue);
-    }
-
-    /// Some turns without waiting: enough for whatever can happen at once.
-    pub fn settle(&mut self) {
-        (0..4).for_each(|_| self.turn(0));
-    }
-
-    /// Takes turns until the device has answered; the packet and its payload.
-    pub fn wait(&mut self, guest: &mut GuestEnd) -> (PacketHeader, Vec<u8>) {
-        let start = Instant::now();
-        loop {
-            if let Some(packet) = guest.poll() {
-                return packet;
-            }
-            assert!(start.elapsed() < PATIENCE, "no answer came");
-            self.turn(1);
-        }
     }
 }

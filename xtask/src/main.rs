@@ -3,6 +3,7 @@
 //! * `demo`: a stock Debian guest boots from a storage process, and shows itself;
 //! * `lab`: runs a command in the lab, a whole host with KVM inside QEMU's software emulation;
 //! * `test`: every check there is;
+//! * `chaos`: device processes killed and replaced under load;
 //! * `bench NAME`: paired measurements against a peer.
 //!
 //! What these need and the machine lacks is installed (as root) or named (otherwise). What is expensive is
@@ -14,6 +15,7 @@ mod apt;
 mod bench;
 mod build;
 mod cache;
+mod chaos;
 mod cpio;
 mod demo;
 mod guest_kernel;
@@ -46,6 +48,8 @@ enum Command {
     Lab(LabArguments),
     /// Runs every check: formatting, lints, dependencies, unit tests, fuzzing, the lab.
     Test(test::Arguments),
+    /// Kills and replaces device processes under a load that notices everything.
+    Chaos(chaos::Arguments),
     /// Measures against a peer; a table on the terminal and JSON beside it.
     Bench(bench::Arguments),
     /// Makes the images and the frozen lab host, and says where they are.
@@ -104,6 +108,7 @@ fn run(arguments: Arguments) -> Result<ExitCode> {
         Command::Demo(arguments) => demo::run(&arguments),
         Command::Lab(arguments) => run_lab(&arguments),
         Command::Test(arguments) => test::run(&arguments),
+        Command::Chaos(arguments) => chaos::run(&arguments),
         Command::Bench(arguments) => bench::run(&arguments),
         Command::Images => {
             let images = images::Images::ready(images::With::Trixie)?;

@@ -9,10 +9,14 @@ use std::time::Instant;
 use anyhow::{Context, Result, bail};
 
 use crate::images::{Images, With};
-use crate::{apt, build, lab, scenarios, sh};
+use crate::{apt, build, chaos, lab, scenarios, sh};
 
 /// How long each fuzz target runs, in seconds.
 const FUZZ_SECONDS: u32 = 60;
+/// Processes killed in the campaign; the README names the command for ten thousand.
+const CHAOS_KILLS: u64 = 1000;
+/// Times that two builds take turns.
+const CHAOS_SWAPS: u64 = 200;
 /// They are a workspace of their own.
 const FUZZ_MANIFEST: &str = "fuzz/Cargo.toml";
 /// Fuzz targets that run at the same time.
@@ -121,6 +125,10 @@ fn checks(fast: bool) -> Result<Vec<Check>> {
     if fast {
         return Ok(checks);
     }
+    checks.push(Check::new("chaos storage", |_| chaos::check_kills(CHAOS_KILLS).map(|()| PASSED)));
+    checks.push(Check::new("chaos swap", |_| {
+        chaos::check_swaps(CHAOS_SWAPS).map(|done| if done { PASSED } else { Count::default() })
+    }));
     let targets = fuzz_targets()?;
     if !targets.is_empty() {
         checks.push(Check::new("fuzz", move |_| fuzz(&targets)));

@@ -115,6 +115,8 @@ pub struct Storage {
     pub name: String,
     /// Its disks.
     pub disks: Vec<Disk>,
+    /// A second process stands by to take over.
+    pub spare: bool,
 }
 
 /// One disk.

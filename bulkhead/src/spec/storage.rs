@@ -6,7 +6,7 @@ use super::files::{self, FoundDisk};
 use super::reader::{Located, Section, Shape};
 use super::{Disk, HOMES, LUNS, Loader, MOST_DEVICES, Storage};
 
-const STORAGE: Shape = Shape { title: "[[storage]]", keys: &["name", "disk"] };
+const STORAGE: Shape = Shape { title: "[[storage]]", keys: &["name", "spare", "disk"] };
 pub(super) const DISK: Shape = Shape { title: "[[storage.disk]]", keys: &["path", "readonly", "lun"] };
 
 impl Loader<'_> {
@@ -31,9 +31,12 @@ impl Loader<'_> {
             if let Some(name) = &name {
                 self.device_name(name, number, &mut names);
             }
+            let spare = section.boolean("spare", false, self.report);
             let disks = self.disks(&section, &mut in_use);
             match (name, disks, &mut storage) {
-                (Some(name), Some(disks), Some(all)) => all.push(Storage { name: name.value, disks }),
+                (Some(name), Some(disks), Some(all)) => {
+                    all.push(Storage { name: name.value, disks, spare });
+                }
                 _ => storage = None,
             }
         }

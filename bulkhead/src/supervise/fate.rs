@@ -3,18 +3,41 @@
 use std::fmt;
 use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
+use std::time::Duration;
 
 use nix::sys::signal::Signal;
 
-/// How one process ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// How one process ended. Displays as the rest of a sentence that starts with its name.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Death {
     /// It exited, with this code.
     Exited(i32),
     /// A signal killed it.
     Killed(Signal),
+    /// It made this system call, which its policy forbids: `NAME(NUMBER)` as it said itself.
+    Forbidden(String),
+    /// We ended it, because it had given no sign of life for this long.
+    Hung(Duration),
+    /// We ended it, because the core had cut it off for this reason.
+    CutOff(String),
+    /// We ended it, because an operator wanted that.
+    Restarted,
+    /// It was not even started.
+    NotStarted(String),
     /// It ended in a way that this build does not know; the raw wait status.
     Unknown(i32),
+}
+
+impl Death {
+    /// Whether the process itself is to blame. SIGKILL comes from outside: an operator, a test, the kernel when memory runs out.
+    pub fn is_crash(&self) -> bool {
+        match self {
+            Self::Exited(code) => *code != 0,
+            Self::Killed(signal) => *signal != Signal::SIGKILL,
+            Self::Forbidden(_) | Self::Hung(_) | Self::CutOff(_) | Self::Unknown(_) => true,
+            Self::Restarted | Self::NotStarted(_) => false,
+        }
+    }
 }
 
 impl From<ExitStatus> for Death {
@@ -31,14 +54,35 @@ impl fmt::Display for Death {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Exited(code) => write!(f, "exited with code {code}"),
-            Self::Killed(Signal::SIGSYS) => {
-                write!(
-                    f,
-                    "was killed for a seccomp violation (SIGSYS): it made a system call that its policy forbids"
-                )
-            }
+            Self::Killed(Signal::SIGSYS) => f.write_str(
+                "was killed for a seccomp violation (SIGSYS): it made a system call that its policy forbids",
+            ),
             Self::Killed(signal) => write!(f, "was killed by {signal}"),
+            Self::Forbidden(call) => write!(
+                f,
+                "was killed for a seccomp violation (SIGSYS): it called {call}, which its policy forbids"
+            ),
+            Self::Hung(silence) => {
+                write!(f, "hung and was killed: no sign of life for {}", Seconds(*silence))
+            }
+            Self::CutOff(reason) => write!(f, "was cut off by the core and killed: {reason}"),
+            Self::Restarted => f.write_str("was restarted by an operator"),
+            Self::NotStarted(why) => write!(f, "could not be started: {why}"),
             Self::Unknown(status) => write!(f, "ended with the wait status {status:#x}"),
+        }
+    }
+}
+
+/// A time as people say it: `3 s`, `250 ms`.
+#[derive(Clone, Copy, Debug)]
+pub struct Seconds(pub Duration);
+
+impl fmt::Display for Seconds {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (self.0.as_millis(), self.0.subsec_millis()) {
+            (_, 0) => write!(f, "{} s", self.0.as_secs()),
+            (total, part) if total >= 1000 => write!(f, "{}.{:03} s", self.0.as_secs(), part),
+            (total, _) => write!(f, "{total} ms"),
         }
     }
 }
@@ -54,7 +98,7 @@ pub enum Fate {
     Crashed,
     /// The core failed.
     CoreFailed(Death),
-    /// A device process ended.
+    /// A device process ended before the device had ever been served: the VM cannot start.
     DeviceFailed {
         /// The device.
         name: String,
@@ -111,7 +155,9 @@ impl fmt::Display for Fate {
             Self::Refused => f.write_str("core-vmm could not start the guest; its reason is above"),
             Self::Crashed => f.write_str("the guest's kernel crashed"),
             Self::CoreFailed(death) => write!(f, "core-vmm failed: it {death}"),
-            Self::DeviceFailed { name, death } => write!(f, "ended, because its device {name} {death}"),
+            Self::DeviceFailed { name, death } => {
+                write!(f, "could not start, because its device {name} {death}")
+            }
             Self::NotStarted(why) => write!(f, "could not be started: {why}"),
             Self::SupervisorFailed(why) => write!(f, "ended, because bulkhead itself failed: {why}"),
             Self::Quit => f.write_str("ended from the console"),
@@ -142,12 +188,19 @@ mod tests {
 
     #[test]
     fn deaths_are_told_in_words() {
-        let fate = Fate::DeviceFailed { name: "disk0".to_owned(), death: Death::Killed(Signal::SIGSYS) };
-        assert_eq!(
-            fate.to_string(),
-            "ended, because its device disk0 was killed for a seccomp violation (SIGSYS): it made a system call that \
-             its policy forbids"
-        );
+        let fate = Fate::DeviceFailed { name: "disk0".to_owned(), death: Death::Exited(1) };
+        assert_eq!(fate.to_string(), "could not start, because its device disk0 exited with code 1");
+        for (death, text) in [
+            (
+                Death::Forbidden("socket(41)".to_owned()),
+                "was killed for a seccomp violation (SIGSYS): it called socket(41), which its policy forbids",
+            ),
+            (Death::Hung(Duration::from_secs(3)), "hung and was killed: no sign of life for 3 s"),
+            (Death::Hung(Duration::from_millis(1500)), "hung and was killed: no sign of life for 1.500 s"),
+            (Death::Hung(Duration::from_millis(90)), "hung and was killed: no sign of life for 90 ms"),
+        ] {
+            assert_eq!(death.to_string(), text);
+        }
         assert_eq!(
             Fate::CoreFailed(Death::Killed(Signal::SIGSEGV)).to_string(),
             "core-vmm failed: it was killed by SIGSEGV"

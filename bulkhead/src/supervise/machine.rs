@@ -1,33 +1,51 @@
 //! What a VM's supervisor does about what happens: a state machine without a process, a clock or a file in it.
 //!
 //! [`Vm::on`] takes an event and says what to do; the caller does it and reports what came of it as further events. So a
-//! test can play any order of deaths. Restarting a device will be one more [`Action`] and one more [`Device`] state.
+//! test can play any order of deaths.
+//!
+//! What it does: a device process that dies is followed by another one, at once or, if its like keep dying, after a pause
+//! ([`policy`]); a process that stands by takes its place where there is one; a process that gives no sign of life is ended; the end
+//! of the core is the end of everything.
+//!
+//! What it must never do: end a VM because a device is gone (its I/O waits, and an operator is told); give a device up; look at
+//! what a process serves, or at anything that a guest can write to.
+
+mod device;
+pub mod policy;
+mod process;
+#[cfg(test)]
+mod tests;
 
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 
+use self::device::{Aftermath, Device};
+use self::policy::{BENEFIT_OF_DOUBT, GRACE};
 use super::fate::{Death, Fate};
 
-/// A device process that ends by itself, and cleanly, has seen its socket to the core close: the core's own death follows
-/// within moments and tells more. Longer than the teardown of a large guest's memory, which happens in between.
-pub const LAST_WORDS: Duration = Duration::from_secs(5);
-
-/// A device process that exits with an error may have met the same end of the core (a connection reset, say), or have
-/// a reason of its own. Long enough for a core that is gone to be reaped on a busy host, short enough not to matter.
-pub const BENEFIT_OF_DOUBT: Duration = Duration::from_millis(250);
-
-/// After the core's end, device processes get this long to end by themselves (they do so on seeing their socket close) before
-/// they are killed.
-pub const GRACE: Duration = Duration::from_secs(1);
+pub use self::device::{State, View};
+pub use self::process::{ProcessId, Word};
 
 /// Something that happened.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
     /// The core has ended.
     CoreEnded(Death),
-    /// The device with this number has ended.
-    DeviceEnded(usize, Death),
+    /// This device process has ended, or could not be started.
+    Ended(ProcessId, Death),
+    /// This device process says something.
+    Said(ProcessId, Word),
+    /// The core has cut off the process that serves the device with this number.
+    CutOff(usize, String),
+    /// The core has handed the device over, with this pause.
+    Swapped(usize, Duration),
+    /// The core has not handed the device over.
+    SwapFailed(usize, String),
+    /// An operator wants a new process for the device.
+    Restart(usize),
+    /// An operator wants another program to serve the device.
+    Swap(usize),
     /// We were asked to end by a signal.
     Signalled(Signal),
     /// The operator asked for the end on the console.
@@ -37,34 +55,155 @@ pub enum Event {
 }
 
 /// Something to do.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Action {
     /// Kill the core, if it lives.
     KillCore,
     /// Kill every device process that lives.
     KillDevices,
+    /// Start a process for the device.
+    Start {
+        /// The device's number.
+        device: usize,
+        /// What the process is called from now on.
+        process: ProcessId,
+        /// Which program.
+        program: Program,
+    },
+    /// Ask a process for its end (SIGABRT).
+    Abort(ProcessId),
+    /// Kill a process.
+    Kill(ProcessId),
+    /// Ask the core to hand the device over to the process that stands by.
+    AskForSwap {
+        /// The device's number.
+        device: usize,
+    },
+    /// The candidate's program is the device's from now on.
+    Adopt {
+        /// The device's number.
+        device: usize,
+    },
+    /// Tell whoever asked for a swap what came of it.
+    SwapDone {
+        /// The device's number.
+        device: usize,
+        /// The rest of a sentence.
+        outcome: Result<String, String>,
+    },
+    /// Tell people, once everything else is done.
+    Tell(Notice),
 }
 
-/// A process of the VM.
+/// Which program a process is started from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Process {
+pub enum Program {
+    /// The device's.
+    Current,
+    /// The one that it may be swapped to.
+    Candidate,
+}
+
+/// Something worth telling.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Notice {
+    /// A process has ended.
+    Died {
+        /// The device's number.
+        device: usize,
+        /// Which process.
+        process: ProcessId,
+        /// It only stood by.
+        spare: bool,
+        /// How.
+        death: Death,
+        /// Who follows.
+        next: Next,
+    },
+    /// Processes of the device keep dying; the next one starts after a pause.
+    BacksOff {
+        /// The device's number.
+        device: usize,
+        /// How long.
+        pause: Duration,
+        /// Early deaths so far.
+        in_a_row: u32,
+    },
+    /// A process serves the device now.
+    Serves {
+        /// The device's number.
+        device: usize,
+        /// Which process.
+        process: ProcessId,
+        /// How long nobody served, as far as the supervisor saw.
+        pause: Option<Duration>,
+    },
+    /// A process stands by.
+    StandsBy {
+        /// The device's number.
+        device: usize,
+        /// Which process.
+        process: ProcessId,
+    },
+}
+
+/// Who follows a process that has died.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Next {
+    /// A new one, at once.
+    AtOnce,
+    /// A new one, after a pause.
+    In(Duration),
+    /// The one that stood by.
+    Spare,
+    /// Nobody: the VM ends.
+    Nobody,
+}
+
+/// Where decisions are collected.
+#[derive(Debug)]
+struct Out {
+    actions: Vec<Action>,
+    /// Kept apart: what has to be done is done before anybody is told.
+    notices: Vec<Notice>,
+    last_id: u64,
+    watchdog: Duration,
+}
+
+impl Out {
+    fn act(&mut self, action: Action) {
+        self.actions.push(action);
+    }
+
+    fn tell(&mut self, notice: Notice) {
+        self.notices.push(notice);
+    }
+
+    fn next_id(&mut self) -> ProcessId {
+        self.last_id += 1;
+        ProcessId(self.last_id)
+    }
+
+    fn take(&mut self) -> Vec<Action> {
+        let mut actions = std::mem::take(&mut self.actions);
+        actions.extend(self.notices.drain(..).map(Action::Tell));
+        actions
+    }
+}
+
+/// The core.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Core {
     Running,
     Ended,
-}
-
-/// A device process, by name.
-#[derive(Debug)]
-struct Device {
-    name: String,
-    state: Process,
 }
 
 /// What the VM as a whole is doing.
 #[derive(Debug)]
 enum Phase {
-    /// The guest runs.
+    /// The guest runs, or starts.
     Running,
-    /// A device ended by itself, perhaps because the core is gone; the core's end is awaited until then.
+    /// A device could not be started, perhaps because the core is gone; the core's end is awaited until then.
     AwaitingCore { device: usize, death: Death, until: Instant },
     /// Everything is being ended; what lives after `until` is killed.
     Ending { fate: Fate, until: Option<Instant> },
@@ -73,16 +212,26 @@ enum Phase {
 /// A VM's processes and what becomes of them.
 #[derive(Debug)]
 pub struct Vm {
-    core: Process,
+    core: Core,
     devices: Vec<Device>,
     phase: Phase,
+    out: Out,
 }
 
 impl Vm {
-    /// A VM whose core and devices have all been started.
-    pub fn new(devices: impl IntoIterator<Item = String>) -> Self {
-        let devices = devices.into_iter().map(|name| Device { name, state: Process::Running }).collect();
-        Self { core: Process::Running, devices, phase: Phase::Running }
+    /// A VM whose core has been started, and what to do to start its devices: names, and whether a spare is wanted. A process that is
+    /// silent for as long as `watchdog` hangs.
+    pub fn new(
+        devices: impl IntoIterator<Item = (String, bool)>,
+        watchdog: Duration,
+        now: Instant,
+    ) -> (Self, Vec<Action>) {
+        let mut out = Out { actions: Vec::new(), notices: Vec::new(), last_id: 0, watchdog };
+        let devices = devices.into_iter().enumerate();
+        let devices = devices.map(|(number, (name, spare))| Device::new(number, name, spare, &mut out, now));
+        let devices = devices.collect();
+        let actions = out.take();
+        (Self { core: Core::Running, devices, phase: Phase::Running, out }, actions)
     }
 
     /// Takes note of `event`, which happened at `now`, and returns what to do about it, in order.
@@ -90,43 +239,37 @@ impl Vm {
     pub fn on(&mut self, event: Event, now: Instant) -> Vec<Action> {
         match event {
             Event::CoreEnded(death) => {
-                self.core = Process::Ended;
-                match self.phase {
-                    Phase::Ending { .. } => Vec::new(),
-                    _ => self.end(Fate::of_core(death), now),
+                self.core = Core::Ended;
+                if !matches!(self.phase, Phase::Ending { .. }) {
+                    self.end(Fate::of_core(death), now);
                 }
             }
-            Event::DeviceEnded(number, death) => {
-                self.devices[number].state = Process::Ended;
-                match (&self.phase, death) {
-                    (Phase::Running, Death::Exited(code)) => {
-                        let patience = if code == 0 { LAST_WORDS } else { BENEFIT_OF_DOUBT };
-                        self.phase = Phase::AwaitingCore { device: number, death, until: now + patience };
-                        Vec::new()
-                    }
-                    (Phase::Running, _) => self.device_failed(number, death, now),
-                    // The first one to go is the one to tell of, unless this one's end is the plainer failure.
-                    (Phase::AwaitingCore { .. }, Death::Exited(_)) => Vec::new(),
-                    (Phase::AwaitingCore { .. }, _) => self.device_failed(number, death, now),
-                    (Phase::Ending { .. }, _) => Vec::new(),
-                }
-            }
+            Event::Ended(id, death) => self.ended_process(id, death, now),
             Event::Signalled(signal) => self.asked(Fate::Signalled(signal), now),
             Event::Quit => self.asked(Fate::Quit, now),
-            Event::Tick => match self.phase {
-                Phase::AwaitingCore { device, death, until } if now >= until => {
-                    self.device_failed(device, death, now)
+            Event::Tick => self.tick(now),
+            Event::Said(id, word) => self.each(|device, out| device.on_said(id, word, out, now)),
+            Event::CutOff(number, reason) => self.one(number, |device, out| device.on_cut_off(reason, out)),
+            Event::Swapped(number, pause) => {
+                self.one(number, |device, out| device.on_swapped(pause, out, now));
+            }
+            Event::SwapFailed(number, reason) => {
+                self.one(number, |device, out| device.on_swap_failed(reason, out, now));
+            }
+            Event::Restart(number) => self.one(number, |device, out| _ = device.restart(out, now)),
+            Event::Swap(number) => self.one(number, |device, out| {
+                if let Err(why) = device.swap(out, now) {
+                    out.act(Action::SwapDone { device: number, outcome: Err(why) });
                 }
-                Phase::Ending { until: Some(until), .. } if now >= until => self.kill_everything(),
-                _ => Vec::new(),
-            },
+            }),
         }
+        self.out.take()
     }
 
     /// When the next [`Event::Tick`] is due.
     pub fn deadline(&self) -> Option<Instant> {
         match &self.phase {
-            Phase::Running => None,
+            Phase::Running => self.devices.iter().filter_map(Device::deadline).min(),
             Phase::AwaitingCore { until, .. } => Some(*until),
             Phase::Ending { until, .. } => *until,
         }
@@ -134,21 +277,68 @@ impl Vm {
 
     /// How it ended, once every process has.
     pub fn ended(&self) -> Option<&Fate> {
-        let all =
-            self.core == Process::Ended && self.devices.iter().all(|device| device.state == Process::Ended);
+        let all = self.core == Core::Ended && self.devices.iter().all(|device| device.processes() == 0);
         match &self.phase {
             Phase::Ending { fate, .. } if all => Some(fate),
             _ => None,
         }
     }
 
-    fn device_failed(&mut self, number: usize, death: Death, now: Instant) -> Vec<Action> {
-        let name = self.devices[number].name.clone();
-        self.end(Fate::DeviceFailed { name, death }, now)
+    /// The devices, in order: names, and what can be seen of them.
+    pub fn devices(&self) -> impl Iterator<Item = (&str, View<'_>)> {
+        self.devices.iter().map(|device| (device.name.as_str(), device.view()))
+    }
+
+    /// Whether processes that end are followed by others.
+    pub fn is_running(&self) -> bool {
+        matches!(self.phase, Phase::Running)
+    }
+
+    fn ended_process(&mut self, id: ProcessId, death: Death, now: Instant) {
+        if !self.is_running() {
+            self.devices.iter_mut().for_each(|device| device.give_up(id, &death, &mut self.out));
+            return;
+        }
+        for number in 0..self.devices.len() {
+            match self.devices[number].on_ended(id, death.clone(), &mut self.out, now) {
+                None => {}
+                Some(Aftermath::Recovering) => return,
+                Some(Aftermath::CannotStart(death)) => {
+                    let until = now + BENEFIT_OF_DOUBT;
+                    self.phase = Phase::AwaitingCore { device: number, death, until };
+                    return;
+                }
+            }
+        }
+    }
+
+    fn tick(&mut self, now: Instant) {
+        match &self.phase {
+            Phase::Running => self.each(|device, out| device.on_tick(out, now)),
+            Phase::AwaitingCore { device, death, until } if now >= *until => {
+                let (name, death) = (self.devices[*device].name.clone(), death.clone());
+                self.end(Fate::DeviceFailed { name, death }, now);
+            }
+            Phase::Ending { until: Some(until), .. } if now >= *until => self.kill_everything(),
+            _ => {}
+        }
+    }
+
+    /// Has every device look at something, while there is something to be done about it.
+    fn each(&mut self, mut act: impl FnMut(&mut Device, &mut Out)) {
+        if let Phase::Running = self.phase {
+            self.devices.iter_mut().for_each(|device| act(device, &mut self.out));
+        }
+    }
+
+    fn one(&mut self, number: usize, act: impl FnOnce(&mut Device, &mut Out)) {
+        if let (Phase::Running, Some(device)) = (&self.phase, self.devices.get_mut(number)) {
+            act(device, &mut self.out);
+        }
     }
 
     /// The first request ends the VM in order, the second one at once.
-    fn asked(&mut self, fate: Fate, now: Instant) -> Vec<Action> {
+    fn asked(&mut self, fate: Fate, now: Instant) {
         match self.phase {
             Phase::Ending { .. } => self.kill_everything(),
             _ => self.end(fate, now),
@@ -156,107 +346,18 @@ impl Vm {
     }
 
     /// Ends the core now. Devices see that by themselves and finish what they are doing.
-    fn end(&mut self, fate: Fate, now: Instant) -> Vec<Action> {
+    fn end(&mut self, fate: Fate, now: Instant) {
         self.phase = Phase::Ending { fate, until: Some(now + GRACE) };
-        match self.core {
-            Process::Running => vec![Action::KillCore],
-            Process::Ended => Vec::new(),
+        if self.core == Core::Running {
+            self.out.act(Action::KillCore);
         }
     }
 
-    fn kill_everything(&mut self) -> Vec<Action> {
+    fn kill_everything(&mut self) {
         if let Phase::Ending { until, .. } = &mut self.phase {
             *until = None;
         }
-        vec![Action::KillCore, Action::KillDevices]
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn vm() -> (Vm, Instant) {
-        (Vm::new(["disk0", "disk1"].map(str::to_owned)), Instant::now())
-    }
-
-    #[test]
-    fn a_power_off_lets_the_devices_finish() {
-        let (mut vm, now) = vm();
-        assert_eq!(vm.on(Event::CoreEnded(Death::Exited(0)), now), []);
-        assert_eq!(vm.on(Event::DeviceEnded(1, Death::Exited(0)), now), []);
-        assert_eq!(vm.ended(), None);
-        assert_eq!(vm.on(Event::DeviceEnded(0, Death::Exited(0)), now), []);
-        assert_eq!(vm.ended(), Some(&Fate::PoweredOff));
-    }
-
-    #[test]
-    fn a_device_that_does_not_end_is_killed_after_the_grace() {
-        let (mut vm, now) = vm();
-        assert_eq!(vm.on(Event::CoreEnded(Death::Exited(3)), now), []);
-        assert_eq!(vm.deadline(), Some(now + GRACE));
-        assert_eq!(vm.on(Event::Tick, now), []);
-        assert_eq!(vm.on(Event::Tick, now + GRACE), [Action::KillCore, Action::KillDevices]);
-        assert_eq!(vm.deadline(), None);
-        assert_eq!(vm.on(Event::DeviceEnded(0, Death::Killed(Signal::SIGKILL)), now), []);
-        assert_eq!(vm.on(Event::DeviceEnded(1, Death::Killed(Signal::SIGKILL)), now), []);
-        assert_eq!(vm.ended(), Some(&Fate::Crashed));
-    }
-
-    #[test]
-    fn a_device_that_is_killed_ends_the_vm_and_is_named() {
-        let (mut vm, now) = vm();
-        let death = Death::Killed(Signal::SIGSEGV);
-        assert_eq!(vm.on(Event::DeviceEnded(1, death), now), [Action::KillCore]);
-        assert_eq!(vm.on(Event::CoreEnded(Death::Killed(Signal::SIGKILL)), now), []);
-        assert_eq!(vm.on(Event::DeviceEnded(0, Death::Exited(0)), now), []);
-        assert_eq!(vm.ended(), Some(&Fate::DeviceFailed { name: "disk1".to_owned(), death }));
-    }
-
-    #[test]
-    fn a_device_that_saw_the_core_go_first_is_not_blamed() {
-        let (mut vm, now) = vm();
-        assert_eq!(vm.on(Event::DeviceEnded(0, Death::Exited(0)), now), []);
-        assert_eq!(vm.on(Event::DeviceEnded(1, Death::Exited(0)), now), []);
-        assert_eq!(vm.on(Event::CoreEnded(Death::Killed(Signal::SIGSEGV)), now), []);
-        assert_eq!(vm.ended(), Some(&Fate::CoreFailed(Death::Killed(Signal::SIGSEGV))));
-    }
-
-    #[test]
-    fn a_device_that_leaves_while_the_core_lives_is_blamed_in_the_end() {
-        let (mut vm, now) = vm();
-        assert_eq!(vm.on(Event::DeviceEnded(0, Death::Exited(0)), now), []);
-        assert_eq!(vm.deadline(), Some(now + LAST_WORDS));
-        assert_eq!(vm.on(Event::Tick, now + LAST_WORDS), [Action::KillCore]);
-        let _ = vm.on(Event::CoreEnded(Death::Killed(Signal::SIGKILL)), now);
-        let _ = vm.on(Event::DeviceEnded(1, Death::Exited(0)), now);
-        assert_eq!(vm.ended().map(Fate::exit_code), Some(4));
-    }
-
-    #[test]
-    fn a_device_that_exits_with_an_error_is_blamed_unless_the_core_is_gone_too() {
-        let (mut vm, now) = vm();
-        let death = Death::Exited(9);
-        assert_eq!(vm.on(Event::DeviceEnded(0, death), now), []);
-        assert_eq!(vm.on(Event::Tick, now + BENEFIT_OF_DOUBT), [Action::KillCore]);
-
-        let (mut vm, now) = self::vm();
-        assert_eq!(vm.on(Event::DeviceEnded(0, death), now), []);
-        assert_eq!(vm.on(Event::CoreEnded(Death::Exited(1)), now), []);
-        assert_eq!(vm.on(Event::DeviceEnded(1, death), now), []);
-        assert_eq!(vm.ended(), Some(&Fate::Refused));
-    }
-
-    #[test]
-    fn a_signal_ends_in_order_and_a_second_one_at_once() {
-        let (mut vm, now) = vm();
-        assert_eq!(vm.on(Event::Signalled(Signal::SIGTERM), now), [Action::KillCore]);
-        assert_eq!(vm.on(Event::Signalled(Signal::SIGTERM), now), [Action::KillCore, Action::KillDevices]);
-        let killed = Death::Killed(Signal::SIGKILL);
-        for event in [Event::CoreEnded(killed), Event::DeviceEnded(0, killed), Event::DeviceEnded(1, killed)]
-        {
-            assert_eq!(vm.on(event, now), []);
-        }
-        assert_eq!(vm.ended().map(Fate::exit_code), Some(143));
+        self.out.act(Action::KillCore);
+        self.out.act(Action::KillDevices);
     }
 }

@@ -1,31 +1,43 @@
-//! `bulkhead run`: starts the processes of one VM, watches them, and ends with them.
+//! `bulkhead run`: starts the processes of one VM, watches them, replaces those that die, and ends with the core.
 //!
-//! One thread, one `poll`: pidfds say that a process has ended, a signalfd that we should, the terminal that somebody
-//! types. What to do is decided in [`machine`]; here it is done. No process of the VM may outlive this one, and the
-//! supervisor must never hold what would let it: it owns no disk, no guest memory, no connection to the core.
+//! One thread, one `poll`: pidfds say that a process has ended, a socket of its own what it says about itself, a signalfd that we
+//! should end, the terminal that somebody types. What to do is decided in [`machine`]; here it is done, and what has to be
+//! done for the guest is done before anything is said about it. No process of the VM may outlive this one, and the supervisor
+//! must never hold what would let it: it owns no disk, no guest memory, no copy of the core's listener.
 
+mod answers;
+mod control;
 mod fate;
-mod machine;
+pub mod machine;
+mod member;
+mod notices;
+mod notify;
+mod operator;
 mod process;
 
+use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::os::fd::AsFd;
-use std::time::Instant;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
 
 use ipc::socket::Peer;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
-use sandbox::spawn::Child;
 
 pub use self::fate::{Death, Fate};
-pub use self::process::Logging;
+pub use self::process::{Logging, Options};
 
-use self::machine::{Action, Event, Vm};
+use self::control::Control;
+use self::machine::{Action, Event, Notice, ProcessId, Program, Vm};
+use self::member::{DeviceProcess, Member};
+use self::notify::Notify;
+use self::operator::{Operator, Said};
 use self::process::{Input, StartError, Switchboard};
 use crate::console::{self, Request, Terminal};
-use crate::plan::{Device, Plan};
+use crate::plan::{self, Plan};
 use crate::runtime_dir::RuntimeDir;
 
 /// Signals that end the VM.
@@ -55,73 +67,45 @@ impl Signals {
 }
 
 /// Runs the VM of `plan` to its end; no process of it is left when this returns.
-pub fn run(plan: &Plan, runtime: &RuntimeDir, signals: &Signals, logging: Logging) -> Fate {
-    match Supervisor::start(plan, runtime, logging) {
+pub fn run(plan: &Plan, runtime: &RuntimeDir, signals: &Signals, options: Options) -> Fate {
+    match Supervisor::start(plan, runtime, options) {
         Ok(supervisor) => supervisor.watch(signals),
         Err(error) => Fate::NotStarted(error.to_string()),
     }
 }
 
-/// A process that is running, or was.
-struct Member {
-    /// The name in the log: `core-vmm`, or the device's.
-    name: String,
-    /// `None` once it has been reaped.
-    child: Option<Child>,
-}
-
-impl Member {
-    fn started(name: &str, child: Child) -> Self {
-        let (pid, own_pid_namespace) = (child.pid(), child.own_pid_namespace());
-        tracing::info!(process = name, pid, own_pid_namespace, "started");
-        Self { name: name.to_owned(), child: Some(child) }
-    }
-
-    fn kill(&self) {
-        if let Some(child) = &self.child
-            && let Err(error) = child.kill()
-        {
-            tracing::error!(process = self.name, %error, "cannot be killed");
-        }
-    }
-
-    /// Reaps it if it has ended.
-    fn reap(&mut self) -> Option<Death> {
-        let death = match self.child.as_mut()?.try_wait() {
-            Ok(None) => return None,
-            Ok(Some(status)) => Death::from(status),
-            Err(error) => {
-                // Nobody else waits for our children, so this does not happen; what cannot be waited for is gone.
-                tracing::error!(process = self.name, %error, "cannot be waited for");
-                Death::Unknown(0)
-            }
-        };
-        self.child = None;
-        Some(death)
-    }
-}
-
-/// No process is left behind on any way out.
-impl Drop for Member {
-    fn drop(&mut self) {
-        self.kill();
-        if let Some(child) = &mut self.child {
-            let _ = child.wait();
-        }
-    }
+/// A device, as far as it is the same whoever serves it.
+struct Slot {
+    plan: plan::Device,
+    /// The program that its processes are started from.
+    program: PathBuf,
+    /// The one that a swap is to bring.
+    candidate: Option<PathBuf>,
+    /// The operator at the terminal has been told that it is in trouble.
+    in_trouble: bool,
 }
 
 struct Supervisor {
     name: String,
+    options: Options,
+    core_socket: PathBuf,
     terminal: Option<Terminal>,
+    /// Before the processes: whoever is dropped first cannot be asked to hand over any more.
+    operator: Operator,
+    control: Control,
     core: Member,
-    devices: Vec<Member>,
+    slots: Vec<Slot>,
+    processes: BTreeMap<ProcessId, DeviceProcess>,
     vm: Vm,
+    /// What is still to be told to the state machine.
+    events: VecDeque<Event>,
+    /// What is still to be told to people.
+    notices: Vec<Notice>,
 }
 
 impl Supervisor {
     /// Starts the core and then every device. If one cannot be started, those before it are ended.
-    fn start(plan: &Plan, runtime: &RuntimeDir, logging: Logging) -> Result<Self, StartError> {
+    fn start(plan: &Plan, runtime: &RuntimeDir, options: Options) -> Result<Self, StartError> {
         let on_stdio = plan.core.console == ipc::config::Console::Stdio;
         let taken = if on_stdio { Terminal::take() } else { Ok(None) };
         let taken = taken.map_err(|error| StartError::Prepare { what: "the terminal", error })?;
@@ -131,16 +115,42 @@ impl Supervisor {
             None if on_stdio && !io::IsTerminal::is_terminal(&io::stdin()) => (None, Input::Inherited),
             None => (None, Input::None),
         };
-        let switchboard = Switchboard::new(&runtime.core_socket(), plan.devices.len())?;
-        let core = Member::started("core-vmm", process::start_core(plan, &switchboard, &input, logging)?);
-        let start = |(device, connection): (&Device, Peer)| {
-            let child = process::start_device(device, &connection, logging)?;
-            Ok(Member::started(&device.name, child))
+        let core_socket = runtime.core_socket();
+        let switchboard = Switchboard::new(&core_socket, plan.devices.len())?;
+        let operator = Operator::new(&core_socket);
+        let control = Control::new(&runtime.supervisor_socket())
+            .map_err(|error| StartError::Socket { what: "make", error })?;
+        let core = process::start_core(plan, &switchboard, &input, options.logging)?;
+        let core = Member::new("core-vmm", core);
+        core.log_start();
+        let slot = |device: &plan::Device| Slot {
+            plan: device.clone(),
+            program: device.program.clone(),
+            candidate: None,
+            in_trouble: false,
         };
-        let devices = plan.devices.iter().zip(switchboard.into_connections());
-        let devices = devices.map(start).collect::<Result<_, StartError>>()?;
-        let vm = Vm::new(plan.devices.iter().map(|device| device.name.clone()));
-        let supervisor = Self { name: plan.name.clone(), terminal, core, devices, vm };
+        let devices = plan.devices.iter().map(|device| (device.name.clone(), device.spare));
+        let (vm, actions) = Vm::new(devices, options.watchdog, Instant::now());
+        let mut supervisor = Self {
+            name: plan.name.clone(),
+            options,
+            core_socket,
+            terminal,
+            operator,
+            control,
+            core,
+            slots: plan.devices.iter().map(slot).collect(),
+            processes: BTreeMap::new(),
+            vm,
+            events: VecDeque::new(),
+            notices: Vec::new(),
+        };
+        let mut connections = switchboard.into_connections().into_iter();
+        for action in actions {
+            if let (Action::Start { device, process, program }, Some(peer)) = (action, connections.next()) {
+                supervisor.start_device(device, process, program, &peer)?;
+            }
+        }
         if supervisor.terminal.is_some() {
             supervisor.tell("starting; Ctrl-] q ends it");
         }
@@ -157,65 +167,162 @@ impl Supervisor {
                 Ok(ready) => ready,
                 Err(error) => return Fate::SupervisorFailed(format!("cannot wait: {error}")),
             };
-            let mut events = Vec::new();
-            if ready.signals {
-                while let Some(signal) = signals.next() {
-                    match (signal, &self.terminal) {
-                        (Signal::SIGCONT, Some(terminal)) => _ = terminal.enter_raw_mode(),
-                        (Signal::SIGCONT, None) => {}
-                        (signal, _) => events.push(Event::Signalled(signal)),
-                    }
+            // What the core says explains what happens to its peers, and its end explains theirs.
+            if ready.contains(&Source::Operator) {
+                self.hear_core();
+            }
+            if ready.contains(&Source::Core)
+                && let Some(death) = self.core.reap()
+            {
+                tracing::info!(process = self.core.name, "{death}");
+                self.events.push_back(Event::CoreEnded(death));
+            }
+            self.settle();
+            for source in &ready {
+                if let Source::Process(id) = source {
+                    self.hear_process(*id, true);
+                    self.settle();
                 }
             }
-            if ready.typed {
-                events.extend(self.read_terminal());
+            // Nobody waits for the rest.
+            for source in ready {
+                match source {
+                    Source::Notify(id) => self.hear_process(id, false),
+                    Source::Signals => self.hear_signals(signals),
+                    Source::Terminal => self.hear_terminal(),
+                    Source::Control => self.hear_operators(),
+                    Source::Room | Source::Core | Source::Operator | Source::Process(_) => {}
+                }
             }
             if let Some(terminal) = &mut self.terminal {
                 terminal.flush();
             }
-            // The core first: its end explains that of the devices.
-            if let Some(death) = self.core.reap() {
-                tracing::info!(process = self.core.name, "{death}");
-                events.push(Event::CoreEnded(death));
-            }
-            for (number, device) in self.devices.iter_mut().enumerate() {
-                if let Some(death) = device.reap() {
-                    match death {
-                        Death::Exited(0) => tracing::info!(process = device.name, "{death}"),
-                        _ => tracing::warn!(process = device.name, "{death}"),
-                    }
-                    events.push(Event::DeviceEnded(number, death));
-                }
-            }
-            events.push(Event::Tick);
-            for event in events {
-                for action in self.vm.on(event, Instant::now()) {
-                    self.act(action);
-                }
+            self.events.push_back(Event::Tick);
+            self.settle();
+            self.answer_late();
+            self.publish();
+        }
+    }
+
+    /// Has the state machine decide about everything that has happened, and does it.
+    fn settle(&mut self) {
+        while let Some(event) = self.events.pop_front() {
+            for action in self.vm.on(event, Instant::now()) {
+                self.act(action);
             }
         }
     }
 
-    fn act(&self, action: Action) {
+    fn act(&mut self, action: Action) {
         match action {
             Action::KillCore => self.core.kill(),
-            Action::KillDevices => self.devices.iter().for_each(Member::kill),
+            Action::KillDevices => self.processes.values().for_each(|process| process.member.kill()),
+            Action::Start { device, process, program } => {
+                let started = process::connect(&self.core_socket)
+                    .and_then(|peer| self.start_device(device, process, program, &peer));
+                if let Err(error) = started {
+                    self.events.push_back(Event::Ended(process, Death::NotStarted(error.to_string())));
+                }
+            }
+            Action::Abort(id) => {
+                if let Some(process) = self.processes.get(&id) {
+                    process.member.abort();
+                }
+            }
+            Action::Kill(id) => {
+                if let Some(process) = self.processes.get(&id) {
+                    process.member.kill();
+                }
+            }
+            Action::AskForSwap { device } => {
+                let name = &self.slots[device].plan.name;
+                if !self.operator.ask_for_swap(name) {
+                    let why = "the core cannot be asked to hand it over".to_owned();
+                    self.events.push_back(Event::SwapFailed(device, why));
+                }
+            }
+            Action::Adopt { device } => {
+                let slot = &mut self.slots[device];
+                if let Some(program) = slot.candidate.take() {
+                    slot.program = program;
+                }
+            }
+            Action::SwapDone { device, outcome } => self.answer_swap(device, outcome),
+            Action::Tell(notice) => self.notices.push(notice),
         }
     }
 
-    fn read_terminal(&mut self) -> Option<Event> {
-        match self.terminal.as_mut()?.read() {
-            Ok(Some(Request::Quit)) => Some(Event::Quit),
-            Ok(Some(Request::Help)) => {
-                self.tell(console::HELP);
-                None
+    /// Starts a device process with its connection to the core.
+    fn start_device(
+        &mut self,
+        device: usize,
+        process: ProcessId,
+        program: Program,
+        peer: &Peer,
+    ) -> Result<(), StartError> {
+        let slot = &self.slots[device];
+        let program = match (program, &slot.candidate) {
+            (Program::Candidate, Some(candidate)) => candidate,
+            _ => &slot.program,
+        };
+        let (notify, theirs) =
+            Notify::new().map_err(|error| StartError::Prepare { what: "a socket", error })?;
+        let child = process::start_device(&slot.plan, program, peer, &theirs, self.options)?;
+        let member = Member::new(&slot.plan.name, child);
+        member.log_start();
+        self.processes.insert(process, DeviceProcess::new(member, notify));
+        Ok(())
+    }
+
+    /// What a process says, and whether it has ended.
+    fn hear_process(&mut self, id: ProcessId, may_have_ended: bool) {
+        let Some(process) = self.processes.get_mut(&id) else { return };
+        let said = process.listen().into_iter().map(|message| Event::Said(id, message.word));
+        self.events.extend(said);
+        if may_have_ended && let Some(death) = process.reap() {
+            self.events.push_back(Event::Ended(id, death));
+        }
+    }
+
+    fn hear_core(&mut self) {
+        while let Some(said) = self.operator.listen() {
+            let number = |name: &str| self.slots.iter().position(|slot| slot.plan.name == name);
+            let event = match said {
+                Said::Devices(known) => {
+                    self.answer_lists(&known);
+                    None
+                }
+                Said::Swapped(device, pause_us) => {
+                    number(&device).map(|device| Event::Swapped(device, Duration::from_micros(pause_us)))
+                }
+                Said::SwapFailed(device, reason) => {
+                    number(&device).map(|device| Event::SwapFailed(device, notify::printable(&reason)))
+                }
+                Said::CutOff(device, reason) => {
+                    number(&device).map(|device| Event::CutOff(device, notify::printable(&reason)))
+                }
+            };
+            self.events.extend(event);
+        }
+    }
+
+    fn hear_signals(&mut self, signals: &Signals) {
+        while let Some(signal) = signals.next() {
+            match (signal, &self.terminal) {
+                (Signal::SIGCONT, Some(terminal)) => _ = terminal.enter_raw_mode(),
+                (Signal::SIGCONT, None) => {}
+                (signal, _) => self.events.push_back(Event::Signalled(signal)),
             }
-            Ok(None) => None,
-            Err(_) => {
-                // Nobody is there to type any more; a SIGHUP says so if that is meant to end the VM.
-                self.terminal = None;
-                None
-            }
+        }
+    }
+
+    fn hear_terminal(&mut self) {
+        match self.terminal.as_mut().map(Terminal::read) {
+            Some(Ok(Some(Request::Quit))) => self.events.push_back(Event::Quit),
+            Some(Ok(Some(Request::Help))) => self.tell(console::HELP),
+            Some(Ok(None)) | None => {}
+            // Nobody is there to type any more; a SIGHUP says so if that is meant to end the VM.
+            Some(Err(_)) => self.terminal = None,
         }
     }
 
@@ -225,36 +332,68 @@ impl Supervisor {
     }
 
     /// Sleeps until something happens.
-    fn wait(&self, signals: &Signals) -> nix::Result<Ready> {
+    fn wait(&self, signals: &Signals) -> nix::Result<Vec<Source>> {
         let stdin = io::stdin();
         let mut fds = vec![PollFd::new(signals.0.as_fd(), PollFlags::POLLIN)];
-        let typing = self.terminal.is_some();
-        if typing {
-            fds.push(PollFd::new(stdin.as_fd(), PollFlags::POLLIN));
+        let mut sources = vec![Source::Signals];
+        let mut watch = |fd, source, flags| {
+            fds.push(PollFd::new(fd, flags));
+            sources.push(source);
+        };
+        if self.terminal.is_some() {
+            watch(stdin.as_fd(), Source::Terminal, PollFlags::POLLIN);
         }
         if let Some(pipe) = self.terminal.as_ref().and_then(Terminal::wants_room) {
-            fds.push(PollFd::new(pipe, PollFlags::POLLOUT));
+            watch(pipe, Source::Room, PollFlags::POLLOUT);
         }
-        let members = std::iter::once(&self.core).chain(&self.devices);
-        let children = members.filter_map(|member| member.child.as_ref());
-        fds.extend(children.map(|child| PollFd::new(child.as_fd(), PollFlags::POLLIN)));
-        let timeout = self.vm.deadline().map_or(PollTimeout::NONE, |deadline| {
+        if let Some(core) = self.core.pidfd() {
+            watch(core, Source::Core, PollFlags::POLLIN);
+        }
+        if let Some(operator) = self.operator.fd() {
+            watch(operator, Source::Operator, PollFlags::POLLIN);
+        }
+        for (id, process) in &self.processes {
+            if let Some(pidfd) = process.member.pidfd() {
+                watch(pidfd, Source::Process(*id), PollFlags::POLLIN);
+                watch(process.notify_fd(), Source::Notify(*id), PollFlags::POLLIN);
+            }
+        }
+        for fd in self.control.fds() {
+            watch(fd, Source::Control, PollFlags::POLLIN);
+        }
+        let deadline = [self.vm.deadline(), self.control.deadline()].into_iter().flatten().min();
+        let timeout = deadline.map_or(PollTimeout::NONE, |deadline| {
             // Rounded up: waking a moment early would only mean waking twice.
-            let left = deadline.saturating_duration_since(Instant::now()).as_millis() + 1;
+            let left = deadline.saturating_duration_since(Instant::now()).as_micros().div_ceil(1000);
             PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX)
         });
         match poll(&mut fds, timeout) {
             Ok(_) => {}
-            Err(Errno::EINTR) => return Ok(Ready { signals: true, typed: false }),
+            Err(Errno::EINTR) => return Ok(vec![Source::Signals]),
             Err(error) => return Err(error),
         }
         let is_ready = |fd: &PollFd<'_>| fd.any().unwrap_or(true);
-        Ok(Ready { signals: is_ready(&fds[0]), typed: typing && is_ready(&fds[1]) })
+        let ready = fds.iter().zip(sources).filter(|(fd, _)| is_ready(fd)).map(|(_, source)| source);
+        Ok(ready.collect())
     }
 }
 
-/// What woke us, besides the ends of processes, which are asked for one by one.
-struct Ready {
-    signals: bool,
-    typed: bool,
+/// What woke us.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Source {
+    Signals,
+    /// Somebody typed.
+    Terminal,
+    /// The core's standard input has room again.
+    Room,
+    /// The core has ended.
+    Core,
+    /// The core says something.
+    Operator,
+    /// A device process has ended.
+    Process(ProcessId),
+    /// A device process says something.
+    Notify(ProcessId),
+    /// An operator says something.
+    Control,
 }

@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io::{self, PipeReader, Seek, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
+use std::time::Duration;
 
 use ipc::socket::{Listener, Peer};
 use nix::sys::memfd::{MFdFlags, memfd_create};
@@ -16,6 +17,11 @@ use crate::plan::{Device, Plan};
 const FIRST_FD: i32 = 3;
 const SECOND_FD: i32 = 4;
 
+/// Microseconds, as `WATCHDOG_USEC` has them.
+fn micros(time: Duration) -> String {
+    time.as_micros().to_string()
+}
+
 /// Variables of ours that a child needs for logging; it gets no others.
 const ENVIRONMENT: [&str; 3] = ["JOURNAL_STREAM", "NO_COLOR", "TERM"];
 
@@ -26,6 +32,15 @@ pub struct Logging {
     pub format: logs::Format,
     /// How many there are.
     pub level: logs::Level,
+}
+
+/// How a VM is supervised.
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    /// How every process logs.
+    pub logging: Logging,
+    /// How long a device process may be silent.
+    pub watchdog: Duration,
 }
 
 /// Where the core's standard input comes from.
@@ -83,9 +98,7 @@ impl Switchboard {
         // The queue has to hold every device: connecting would wait for ever for a core that is not there yet.
         listen(&listener, Backlog::MAXALLOWABLE)
             .map_err(|error| StartError::Socket { what: "make", error: error.into() })?;
-        let connect =
-            |_| Peer::connect(path).map_err(|error| StartError::Socket { what: "connect to", error });
-        let connections = (0..devices).map(connect).collect::<Result<_, _>>()?;
+        let connections = (0..devices).map(|_| connect(path)).collect::<Result<_, _>>()?;
         Ok(Self { listener, connections })
     }
 
@@ -121,14 +134,30 @@ pub fn start_core(
     spawn(command, &plan.core_program)
 }
 
-/// Starts one device process with its connection to the core.
-pub fn start_device(device: &Device, core: &Peer, logging: Logging) -> Result<Child, StartError> {
-    let command = with_logging(Command::new(&device.program), logging)
+/// Starts one device process, from `program`, with its connection to the core and the socket on which it says how it is.
+pub fn start_device(
+    device: &Device,
+    program: &Path,
+    core: &Peer,
+    notify: &OwnedFd,
+    options: Options,
+) -> Result<Child, StartError> {
+    let command = with_logging(Command::new(program), options.logging)
         .arg("--core-fd")
         .arg(FIRST_FD.to_string())
         .fd(core.as_fd(), FIRST_FD)
+        .arg("--notify-fd")
+        .arg(SECOND_FD.to_string())
+        .fd(notify.as_fd(), SECOND_FD)
+        .arg("--watchdog-usec")
+        .arg(micros(options.watchdog))
         .args(&device.args);
-    spawn(command, &device.program)
+    spawn(command, program)
+}
+
+/// Connects to the core's socket, as one more device process.
+pub fn connect(socket: &Path) -> Result<Peer, StartError> {
+    Peer::connect(socket).map_err(|error| StartError::Socket { what: "connect to", error })
 }
 
 fn spawn(command: Command<'_>, program: &Path) -> Result<Child, StartError> {

@@ -2,6 +2,8 @@
 
 use vmbus::message::Offer;
 
+use super::Relid;
+
 /// Where a channel stands between guest and device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum State {
@@ -24,11 +26,25 @@ pub(super) struct Channel {
     pub rescinded: bool,
     /// The guest has been told of the offer and has not said that it has forgotten it.
     pub known: bool,
+    /// The channel that this one is a sub-channel of.
+    pub primary: Option<Relid>,
 }
 
 impl Channel {
     pub fn new(offer: Offer) -> Self {
-        Self { offer, state: State::Idle, rescinded: false, known: false }
+        Self { offer, state: State::Idle, rescinded: false, known: false, primary: None }
+    }
+
+    /// A sub-channel of `primary` that is offered as `offer`.
+    pub fn sub(offer: Offer, primary: Relid) -> Self {
+        Self { primary: Some(primary), ..Self::new(offer) }
+    }
+
+    /// Whether this is sub-channel `index` of `primary`, and somebody has it or may still open it.
+    pub fn serves_as(&self, primary: Relid, index: u16) -> bool {
+        self.primary == Some(primary)
+            && self.offer.sub_channel_index == index
+            && !(self.rescinded && self.state == State::Idle)
     }
 
     /// The GPADL that holds the ring, while the channel is open or being opened.

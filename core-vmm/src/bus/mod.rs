@@ -6,6 +6,7 @@
 mod channel;
 mod fault;
 mod gpadl;
+mod subchannel;
 #[cfg(test)]
 mod tests;
 
@@ -53,6 +54,10 @@ pub enum Effect {
 pub struct Open {
     /// The channel.
     pub relid: Relid,
+    /// The channel that it is a sub-channel of, or itself.
+    pub primary: Relid,
+    /// Which sub-channel; 0 for a primary channel.
+    pub subchannel: u16,
     /// Guest-physical addresses of the ring pages, in order. Not known to be RAM.
     pub pages: Vec<u64>,
     /// How many of them are the guest-to-host ring.
@@ -134,16 +139,23 @@ impl Bus {
         instance: Guid,
         fill: impl FnOnce(&mut Offer),
     ) -> Option<Relid> {
-        let relid = (1..EVENT_FLAGS_COUNT).find(|relid| !self.channels.contains_key(relid))?;
+        let relid = self.free_relid()?;
         let mut offer = Offer::new(class, instance, relid, Self::connection_id(relid));
         fill(&mut offer);
-        let mut channel = Channel::new(offer);
+        self.insert(relid, Channel::new(offer));
+        Some(relid)
+    }
+
+    fn free_relid(&self) -> Option<Relid> {
+        (1..EVENT_FLAGS_COUNT).find(|relid| !self.channels.contains_key(relid))
+    }
+
+    fn insert(&mut self, relid: Relid, mut channel: Channel) {
         if matches!(self.connection, Connection::Up { offers_requested: true, .. }) {
             channel.known = true;
-            self.send(&HostMessage::Offer(offer));
+            self.send(&HostMessage::Offer(channel.offer));
         }
         self.channels.insert(relid, channel);
-        Some(relid)
     }
 
     /// No relid is left for another channel.
@@ -344,8 +356,12 @@ impl Bus {
             Ok(pages) => {
                 let channel = self.channel(kind, relid)?;
                 channel.state = State::Opening { open_id: open.open_id, gpadl: open.ring_gpadl };
+                let (primary, subchannel) =
+                    (channel.primary.unwrap_or(relid), channel.offer.sub_channel_index);
                 self.effects.push(Effect::Open(Open {
                     relid,
+                    primary,
+                    subchannel,
                     pages,
                     to_host_pages: open.downstream_page_offset,
                     target_vp: open.target_vp,
@@ -368,6 +384,7 @@ impl Bus {
 
     /// Has the device let go of the channel, if it has it. A guest that still waits for the channel to open is told no.
     fn begin_close(&mut self, relid: Relid) -> bool {
+        self.rescind_subchannels(relid);
         let Some(channel) = self.channels.get_mut(&relid) else { return false };
         let opening = match channel.state {
             State::Opening { open_id, .. } => Some(open_id),
@@ -405,7 +422,10 @@ impl Bus {
     }
 
     fn released(&mut self, kind: u32, relid: Relid) -> Result<(), GuestFault> {
-        self.channel(kind, relid)?.known = false;
+        let channel = self.channel(kind, relid)?;
+        channel.known = false;
+        // A sub-channel that the guest did not want is not offered again as the same channel.
+        channel.rescinded |= channel.primary.is_some();
         self.forget();
         Ok(())
     }
@@ -419,6 +439,8 @@ impl Bus {
         let mut close = Vec::new();
         for (relid, channel) in &mut self.channels {
             channel.known = false;
+            // The next guest opens the primary channel before there are any.
+            channel.rescinded |= channel.primary.is_some();
             if channel.begin_close() {
                 close.push(*relid);
             }

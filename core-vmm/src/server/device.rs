@@ -1,27 +1,72 @@
-//! A configured device: its slot, and the process that serves it.
+//! A configured device: what the guest has been offered, and the processes that serve it.
 
-use std::os::fd::{AsRawFd, RawFd};
+use std::{
+    os::fd::{AsRawFd, RawFd},
+    time::Duration,
+};
 
-use ipc::{config::DeviceSlot, message::Offer, socket::Peer};
+use ipc::{
+    config::DeviceSlot,
+    message::{MAX_LEDGER, MAX_SUBCHANNELS, MAX_USER_DATA, Offer, ToCore},
+    socket::Peer,
+};
 use vmbus::{
     guid::Guid,
     message::{self, OfferFlags},
 };
 
-use super::ServerError;
+use super::{
+    ServerError,
+    slot::{Role, Slot},
+};
 use crate::bus::Relid;
 
-/// One slot.
+/// How long a device process may take to let go of a channel before it is cut off.
+pub(super) const CLOSE_GRACE: Duration = Duration::from_secs(5);
+/// How long a device process may take to answer a request to open.
+pub(super) const OPEN_GRACE: Duration = Duration::from_secs(10);
+/// Characters that are kept of what a process says for people to read.
+const TEXT_MAX: usize = 200;
+
+/// One device.
 #[derive(Debug)]
 pub(super) struct Device {
     pub name: String,
     pub instance: Guid,
     pub uid: Option<u32>,
     pub guest_ram: bool,
-    /// Its channel, once a process has attached.
-    pub relid: Option<Relid>,
-    /// The process, while it is there.
-    pub peer: Option<Peer>,
+    pub offered: Option<Offered>,
+    pub slot: Slot<Process>,
+}
+
+/// What the guest knows, or will be told when it asks. A successor offers the same.
+#[derive(Debug)]
+pub(super) struct Offered {
+    /// The primary channel.
+    pub relid: Relid,
+    /// As the guest reads it, but for the numbers of the channel.
+    wire: message::Offer,
+    /// Whether its channels have ledgers.
+    ledger: bool,
+}
+
+/// A process that serves the device, or would.
+#[derive(Debug)]
+pub(super) struct Process {
+    pub peer: Peer,
+    /// Bytes of ledger for each channel.
+    pub ledger: u64,
+    pub build: String,
+    pub max_subchannels: u16,
+}
+
+/// A hello that has been looked at.
+#[derive(Debug)]
+pub(super) struct Greeting {
+    wire: message::Offer,
+    pub ledger: u64,
+    pub build: String,
+    pub max_subchannels: u16,
 }
 
 impl Device {
@@ -35,18 +80,76 @@ impl Device {
             instance,
             uid: slot.uid,
             guest_ram: slot.guest_ram,
-            relid: None,
-            peer: None,
+            offered: None,
+            slot: Slot::new(),
         })
     }
 
-    pub fn has_fd(&self, fd: RawFd) -> bool {
-        self.peer.as_ref().is_some_and(|p| p.as_raw_fd() == fd)
+    /// Its process at the other end of descriptor `fd`.
+    pub fn role_of(&self, fd: RawFd) -> Option<Role> {
+        self.slot.all().find(|(_, process)| process.peer.as_raw_fd() == fd).map(|(role, _)| role)
+    }
+
+    /// Whether a channel that the guest closes is nobody's, once no process has it: nothing can be on its way into guest memory.
+    pub fn may_close(&self) -> bool {
+        !self.guest_ram || self.slot.is_fenced()
+    }
+
+    pub fn is_primary(&self, relid: Relid) -> bool {
+        self.offered.as_ref().is_some_and(|o| o.relid == relid)
+    }
+
+    /// Checks whether a process that offers this can serve here.
+    pub fn check(&self, offer: &Offer, ledger: u64, build: &str) -> Result<Greeting, String> {
+        let class: Guid = offer.class.parse().map_err(|_| "its class is not a GUID".to_owned())?;
+        if offer.user_defined.len() > MAX_USER_DATA {
+            return Err("its offer is too long".into());
+        }
+        if ledger > MAX_LEDGER {
+            return Err(format!("it wants a ledger of {ledger} bytes a channel; {MAX_LEDGER} is the most"));
+        }
+        if offer.max_subchannels > MAX_SUBCHANNELS {
+            let wanted = offer.max_subchannels;
+            return Err(format!("it offers {wanted} sub-channels; {MAX_SUBCHANNELS} is the most"));
+        }
+        let mut wire = message::Offer::new(class, self.instance, 0, 0);
+        fill_offer(&mut wire, offer);
+        if let Some(known) = &self.offered {
+            if known.wire != wire {
+                return Err("it offers another device than the one that the guest has".into());
+            }
+            if known.ledger != (ledger > 0) {
+                return Err("it keeps a ledger and the process before it kept none, or the reverse".into());
+            }
+        }
+        Ok(Greeting { wire, ledger, build: shorten(build), max_subchannels: offer.max_subchannels })
+    }
+}
+
+impl Greeting {
+    /// Puts it into an offer to the guest.
+    pub fn fill(&self, wire: &mut message::Offer) {
+        wire.flags = self.wire.flags;
+        wire.mmio_megabytes = self.wire.mmio_megabytes;
+        wire.user_defined = self.wire.user_defined;
+    }
+
+    pub fn class(&self) -> Guid {
+        self.wire.class
+    }
+
+    /// What a successor will have to match.
+    pub fn offered_as(&self, relid: Relid) -> Offered {
+        Offered { relid, wire: self.wire, ledger: self.ledger > 0 }
+    }
+
+    pub fn process(self, peer: Peer) -> Process {
+        Process { peer, ledger: self.ledger, build: self.build, max_subchannels: self.max_subchannels }
     }
 }
 
 /// Puts what the device offers into the wire form. `user_defined` has been checked for length.
-pub(super) fn fill_offer(wire: &mut message::Offer, offer: &Offer) {
+fn fill_offer(wire: &mut message::Offer, offer: &Offer) {
     let mut flags = OfferFlags::empty();
     flags.set(OfferFlags::ENUMERATE_DEVICE_INTERFACE, offer.flags.enumerate_device_interface);
     flags.set(OfferFlags::NAMED_PIPE_MODE, offer.flags.named_pipe);
@@ -56,4 +159,14 @@ pub(super) fn fill_offer(wire: &mut message::Offer, offer: &Offer) {
     for (to, from) in wire.user_defined.iter_mut().zip(&offer.user_defined) {
         *to = *from;
     }
+}
+
+/// Text from a process, fit for a log line.
+pub(super) fn shorten(text: &str) -> String {
+    text.chars().filter(|c| !c.is_control()).take(TEXT_MAX).collect()
+}
+
+/// What a message was, for a log line.
+pub(super) fn describe(message: &ToCore) -> String {
+    shorten(&format!("{message:?}"))
 }

@@ -1,11 +1,20 @@
 //! The server between a guest and device processes that are both the test: over real sockets and memory, on one thread.
 
+mod deaths;
+mod operators;
 mod peers;
 mod rings;
+mod subchannels;
+mod swaps;
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 
-use ipc::message::{Offer as DeviceOffer, RingLayout};
+use ipc::{
+    message::{Offer as DeviceOffer, RingLayout, STATUS_LEDGER, ToCore, ToVsp, Versions},
+    operator::{Reply, Request},
+    shm::SharedMemory,
+    socket::{Listener, SocketError},
+};
 use vmbus::{
     guid::class,
     message::{
@@ -16,8 +25,17 @@ use vmbus::{
     synic::MESSAGE_CONNECTION_ID_5,
 };
 
-use super::*;
-use crate::testing::{Mock, registers, take_message};
+use super::{
+    device::{CLOSE_GRACE, OPEN_GRACE},
+    operator::OPERATORS_MAX,
+    peers::STRANGERS_MAX,
+    slot::{ADOPT_GRACE, FENCE_GRACE, QUIESCE_GRACE},
+    *,
+};
+use crate::{
+    bus::{Relid, STATUS_UNSUCCESSFUL},
+    testing::{Mock, registers, take_message},
+};
 
 const VPS: u32 = 2;
 const RAM: u64 = 4 << 20;
@@ -33,9 +51,23 @@ fn slot(name: &str) -> DeviceSlot {
     DeviceSlot { name: name.into(), instance, uid: None, guest_ram: false }
 }
 
+/// One whose process can reach guest memory.
+fn disk(name: &str) -> DeviceSlot {
+    DeviceSlot { guest_ram: true, ..slot(name) }
+}
+
+const LEDGER: u64 = 1 << 20;
+
+fn offer() -> DeviceOffer {
+    DeviceOffer { class: class::ECHO.to_string(), max_subchannels: 3, ..DeviceOffer::default() }
+}
+
+fn hello_of(device: &str, offer: DeviceOffer, ledger: u64) -> ToCore {
+    ToCore::Hello { versions: VERSIONS, device: device.into(), offer, ledger, build: "1.0".into() }
+}
+
 fn hello(device: &str) -> ToCore {
-    let offer = DeviceOffer { class: class::ECHO.to_string(), ..DeviceOffer::default() };
-    ToCore::Hello { versions: VERSIONS, device: device.into(), offer, ledger: 0, build: String::new() }
+    hello_of(device, offer(), LEDGER)
 }
 
 struct Rig {
@@ -68,10 +100,54 @@ impl Rig {
         theirs
     }
 
+    /// A process attaches and serves.
     fn attach(&mut self, name: &str) -> Peer {
-        let peer = self.meet(&hello(name));
-        assert!(matches!(told(&peer), Some((ToVsp::Welcome { .. }, _))));
+        let peer = self.arrive(name, false);
+        self.serve(&peer, false);
         peer
+    }
+
+    /// A process attaches. Whether it has to stand by is as expected.
+    fn arrive(&mut self, name: &str, standby: bool) -> Peer {
+        let peer = self.meet(&hello(name));
+        let Some((ToVsp::Welcome { standby: told, .. }, _)) = told(&peer) else { panic!("not welcome") };
+        assert_eq!(told, standby);
+        peer
+    }
+
+    /// A process has been told to serve, and does.
+    fn serve(&mut self, process: &Peer, predecessor: bool) {
+        assert_eq!(said(process), Some(ToVsp::Serve { predecessor }));
+        self.says(process, &ToCore::Serving {});
+    }
+
+    /// A process says something, and the core hears it.
+    fn says(&mut self, process: &Peer, message: &ToCore) {
+        process.send(message, &[]).unwrap();
+        self.poll();
+    }
+
+    fn answers(&mut self, process: &Peer, channel: Relid, status: u32) {
+        self.says(process, &ToCore::OpenResult { channel, status, reason: Some("because".into()) });
+    }
+
+    /// An operator connects.
+    fn operator(&mut self) -> Peer {
+        self.meet(&ToCore::Operator { versions: VERSIONS })
+    }
+
+    /// What it asks is heard; the answer may come later.
+    fn asks(&mut self, operator: &Peer, request: &Request) {
+        operator.send(request, &[]).unwrap();
+        self.poll();
+    }
+
+    fn is_bound(&self, relid: Relid) -> bool {
+        self.mock.bells.borrow().contains_key(&Bus::connection_id(relid))
+    }
+
+    fn closes(&mut self, relid: Relid) {
+        self.post(GuestMessage::CloseChannel(relid));
     }
 
     /// Devices "a" (relid 1) and "bb" (relid 2) attached, and the guest connected.
@@ -141,8 +217,7 @@ impl Rig {
     fn open(&mut self, device: &Peer, relid: Relid, gpadl: u32) -> Vec<OwnedFd> {
         self.ask_open(relid, gpadl);
         let fds = asked_to_open(device, relid);
-        device.send(&ToCore::OpenResult { channel: relid, status: 0, reason: None }, &[]).unwrap();
-        self.poll();
+        self.answers(device, relid, 0);
         assert_eq!(self.heard(), [opened(relid, 0)]);
         fds
     }
@@ -169,22 +244,45 @@ fn told(device: &Peer) -> Option<(ToVsp, Vec<OwnedFd>)> {
     }
 }
 
+fn said(device: &Peer) -> Option<ToVsp> {
+    told(device).map(|(message, _)| message)
+}
+
+/// The answer, or the news, that an operator has got.
+fn reply(operator: &Peer) -> Option<Reply> {
+    match operator.try_recv() {
+        Ok((reply, _)) => Some(reply),
+        Err(SocketError::WouldBlock) => None,
+        Err(e) => panic!("{e}"),
+    }
+}
+
 fn asked_to_open(device: &Peer, relid: Relid) -> Vec<OwnedFd> {
+    asked_to_open_at(device, relid, 1)
+}
+
+fn asked_to_open_at(device: &Peer, relid: Relid, vp: u32) -> Vec<OwnedFd> {
     let Some((ToVsp::ChannelOpen { channel, ring, target_vp, flag, user_data, .. }, fds)) = told(device)
     else {
         panic!("no request to open came")
     };
-    assert_eq!((channel, flag, target_vp, fds.len()), (relid, relid, 1, 4));
+    assert_eq!((channel, flag, target_vp, fds.len()), (relid, relid, vp, 5));
     assert_eq!((ring, user_data), (RingLayout { pages: 8, to_host_pages: 4 }, vec![3; 120]));
     fds
+}
+
+/// Two descriptors of the same file.
+fn same(a: &OwnedFd, b: &OwnedFd) -> bool {
+    let stat = |fd: &OwnedFd| nix::sys::stat::fstat(fd).map(|s| (s.st_dev, s.st_ino)).unwrap();
+    stat(a) == stat(b)
 }
 
 fn is_cut_off(device: &Peer) -> bool {
     loop {
         match device.try_recv::<ToVsp>() {
-            Ok(_) => {}
             Err(SocketError::Closed) => return true,
-            Err(_) => return false,
+            Err(SocketError::WouldBlock) => return false,
+            _ => {}
         }
     }
 }

@@ -1,9 +1,10 @@
 //! All unsafe code of this crate: thin, safe wrappers over system calls that no crate wraps for us.
 //!
-//! Nothing here decides anything. [`exec`] starts children; [`this`] changes the calling process.
+//! Nothing here decides anything. [`exec`] starts children; [`this`] changes the calling process; [`fatal`] handles the signals that end it.
 #![allow(unsafe_code)]
 
 pub(crate) mod exec;
+pub(crate) mod fatal;
 pub(crate) mod this;
 
 use std::io;

@@ -64,18 +64,6 @@ pub(crate) fn die_with_parent() -> io::Result<()> {
     prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL as u64, 0).map(drop)
 }
 
-/// Takes SIGSEGV and SIGBUS back from Rust's runtime: its handler needs syscalls to say "stack
-/// overflow", and would turn the true cause of death into a seccomp kill.
-pub(crate) fn reset_fault_handlers() -> io::Result<()> {
-    for signal in [libc::SIGSEGV, libc::SIGBUS] {
-        // SAFETY: SIG_DFL is always a valid disposition; no handler of ours is involved.
-        if unsafe { libc::signal(signal, libc::SIG_DFL) } == libc::SIG_ERR {
-            return Err(io::Error::last_os_error());
-        }
-    }
-    Ok(())
-}
-
 /// A panic must not try to print a backtrace, which opens files.
 pub(crate) fn forget_backtraces() {
     for name in ["RUST_BACKTRACE", "RUST_LIB_BACKTRACE"] {

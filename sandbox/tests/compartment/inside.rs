@@ -61,6 +61,13 @@ pub fn main(args: &[String]) {
             // SAFETY: there is none; the kernel is to end us here.
             unsafe { std::ptr::without_provenance_mut::<u8>(8).write_volatile(1) };
         }
+        // Says that it crashed, from the handler; standard output is where the supervisor listens, too.
+        ["crash", how] => {
+            let _registration = sandbox::crash::register(std::sync::Arc::new(Loud)).unwrap();
+            sandbox::crash::notify(1);
+            compartment(policies::VSP_STORAGE).enter().unwrap();
+            crash(how);
+        }
         ["return"] => {
             compartment(policies::VSP_STORAGE).enter().unwrap();
         }
@@ -118,6 +125,47 @@ pub fn main(args: &[String]) {
         }
         _ => panic!("{args:?}"),
     }
+}
+
+/// A witness that can be heard.
+struct Loud;
+
+impl sandbox::crash::Witness for Loud {
+    fn stamp(&self, signal: i32) {
+        say(&format!("stamped {signal}\n"));
+    }
+}
+
+/// Dies, by a fault of its own or by waiting for a signal.
+fn crash(how: &str) {
+    // SAFETY: there is none; the kernel is to end us here.
+    unsafe {
+        match how {
+            "segv" => std::ptr::without_provenance_mut::<u8>(8).write_volatile(1),
+            "ill" => std::arch::asm!("ud2"),
+            "fpe" => {
+                std::arch::asm!("xor edx, edx", "xor ecx, ecx", "div ecx", out("eax") _, out("ecx") _, out("edx") _)
+            }
+            "overflow" => println!("{}", deep(1)),
+            "panic" => panic!("as the test wants it"),
+            "socket" => _ = policy_test::run("socket"),
+            "wait" => {
+                say("waiting\n");
+                // Ends when the test sends a signal.
+                loop {
+                    std::hint::spin_loop();
+                }
+            }
+            _ => {}
+        }
+    }
+}
+
+/// Uses up the stack.
+#[expect(unconditional_recursion)]
+fn deep(n: u64) -> u64 {
+    let room = std::hint::black_box([n; 512]);
+    deep(n + 1) + room[3]
 }
 
 /// One `write`, without Rust's buffers and locks.

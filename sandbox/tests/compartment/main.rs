@@ -30,6 +30,12 @@ const TESTS: &[Test] = &[
     ("main_returns", outside::main_returns),
     ("a_panic_is_told_and_has_its_own_exit_code", outside::a_panic_is_told_and_has_its_own_exit_code),
     ("a_fault_is_seen_as_one", outside::a_fault_is_seen_as_one),
+    ("a_crash_is_told_before_the_process_dies_of_it", outside::a_crash_is_told_before_the_process_dies_of_it),
+    ("a_forbidden_call_is_named_and_kills", outside::a_forbidden_call_is_named_and_kills),
+    (
+        "a_signal_from_outside_ends_the_first_process_of_a_namespace_too",
+        outside::a_signal_from_outside_ends_the_first_process_of_a_namespace_too,
+    ),
     ("a_compartment_dies_with_its_parent", outside::a_compartment_dies_with_its_parent),
     ("more_than_one_thread_is_an_error", outside::more_than_one_thread_is_an_error),
     ("foreign_ids_are_an_error_without_root", outside::foreign_ids_are_an_error_without_root),

@@ -191,6 +191,57 @@ pub fn a_fault_is_seen_as_one() {
     }
 }
 
+pub fn a_crash_is_told_before_the_process_dies_of_it() {
+    for how in [run, supervised] {
+        for (fault, signal) in [
+            ("segv", libc::SIGSEGV),
+            ("ill", libc::SIGILL),
+            ("fpe", libc::SIGFPE),
+            ("overflow", libc::SIGSEGV),
+        ] {
+            let (status, text) = how(&["crash", fault]);
+            assert_eq!(status.signal(), Some(signal), "{fault}: {status}: {text}");
+            assert_eq!(text, format!("stamped {signal}\n"), "{fault}");
+        }
+        let (status, text) = how(&["crash", "panic"]);
+        assert_eq!(status.code(), Some(101), "{status}: {text}");
+        assert!(text.contains("stamped 6\n") && text.contains("as the test wants it"), "{text}");
+    }
+}
+
+pub fn a_forbidden_call_is_named_and_kills() {
+    for how in [run, supervised] {
+        let (status, text) = how(&["crash", "socket"]);
+        assert_eq!(status.signal(), Some(libc::SIGSYS), "{status}: {text}");
+        for expected in [
+            "stamped 31\n",
+            "the system call socket(41) is forbidden here and was not made",
+            "STATUS=seccomp: socket(41)",
+        ] {
+            assert!(text.contains(expected), "no {expected:?} in {text}");
+        }
+    }
+}
+
+pub fn a_signal_from_outside_ends_the_first_process_of_a_namespace_too() {
+    for (signal, code) in [(libc::SIGSEGV, None), (libc::SIGBUS, None), (libc::SIGABRT, Some(134))] {
+        let (output, input) = std::io::pipe().unwrap();
+        let command = spawn::Command::new(me()).args(["inside", "crash", "wait"]).fd(input.as_fd(), 1);
+        let mut child = command.spawn().unwrap();
+        drop(input);
+        let mut lines = BufReader::new(output).lines().map_while(Result::ok);
+        assert_eq!(lines.next().as_deref(), Some("waiting"));
+        child.signal(signal).unwrap();
+        assert_eq!(lines.next(), Some(format!("stamped {signal}")));
+        let status = child.wait().unwrap();
+        match code {
+            Some(code) => assert_eq!(status.code(), Some(code)),
+            None if signal == libc::SIGBUS => assert!(!status.success()),
+            None => assert_eq!(status.signal(), Some(signal)),
+        }
+    }
+}
+
 pub fn a_compartment_dies_with_its_parent() {
     // Its standard input stays open: nothing but the parent's death ends it.
     let (stdin, _hold) = UnixStream::pair().unwrap();

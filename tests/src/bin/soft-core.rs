@@ -1,43 +1,58 @@
-//! The real VMBus server on a software partition, in the compartment of the real core. Started by the test
-//! harness only: descriptor 3 is the line to the guest, 4 the listening control socket, the argument a `CoreConfig`.
+//! The real VMBus server on a software partition, in the compartment of the real core and behind its command line, so
+//! that a supervisor cannot tell it from `core-vmm`. Where the guest listens is in its kernel command line:
+//! `guest=PATH`. Started by tests only.
 
 #![forbid(unsafe_code)]
 
 use std::{
-    os::fd::{AsFd, AsRawFd},
+    os::fd::{AsFd, AsRawFd, RawFd},
+    path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, bail};
+use clap::Parser;
 use bulkhead_tests::{
     line::{ToGuest, ToPartition},
     partition::SoftPartition,
 };
-use core_vmm::{memory::Ram, partition::SynicRegisters, server::Server};
+use core_vmm::{memory::Ram, partition::SynicRegisters, server::Server, setup};
 use ipc::{
     config::CoreConfig,
     message::RamRegion,
     socket::{Listener, Peer, SocketError},
 };
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use sandbox::{Compartment, Namespaces, policies};
+use sandbox::{Compartment, Ids, Namespaces, policies};
 
-const GUEST_FD: i32 = 3;
-const LISTENER_FD: i32 = 4;
+/// `core-vmm`'s own arguments.
+#[derive(Debug, Parser)]
+struct Args {
+    #[arg(long)]
+    config: PathBuf,
+    #[arg(long)]
+    listen_fd: RawFd,
+    #[arg(long, default_value = "human")]
+    log_format: logs::Format,
+    #[arg(long, default_value = "error")]
+    log_level: logs::Level,
+}
 
 fn main() -> anyhow::Result<()> {
-    let level = std::env::var("BULKHEAD_TEST_LOG").ok().and_then(|l| l.parse().ok());
-    logs::init(logs::Format::Human, level.unwrap_or(logs::Level::ERROR), "soft-core");
-    let text = std::env::args().nth(1).context("one argument: the configuration as JSON")?;
-    let config: CoreConfig = serde_json::from_str(&text)?;
-    let guest = Peer::inherited(GUEST_FD)?;
+    let args = Args::parse();
+    logs::init(args.log_format, args.log_level, "soft-core");
+    let listener = Listener::inherited(args.listen_fd)?;
+    let config = setup::read_config(&args.config)?;
+    let path = config.cmdline.strip_prefix("guest=").context("no guest=PATH in the command line")?;
+    let guest = Peer::connect(Path::new(path)).with_context(|| format!("nobody listens at {path}"))?;
     guest.set_nonblocking(true)?;
-    let listener = Listener::inherited(LISTENER_FD)?;
     let ram = Ram::new(config.memory, config.prefault)?;
     let own = nix::unistd::geteuid().as_raw();
-    let server = Server::new(&config.name, ram.clone(), config.vcpus, &config.devices, vec![0, own])?;
+    let mut trusted = vec![0, own];
+    trusted.extend(config.uid);
+    let server = Server::new(&config.name, ram.clone(), config.vcpus, &config.devices, trusted)?;
     let partition = SoftPartition::new(guest, config.vcpus)?;
-    close_door(&config, &ram, &server, &partition)?;
+    close_door(&config, &listener, &ram, &server, &partition)?;
     introduce(&partition, &ram, config.vcpus);
     Loop { partition, server, listener, started: false, resetting: false }.run()
 }
@@ -45,6 +60,7 @@ fn main() -> anyhow::Result<()> {
 /// As `core_vmm::setup::close_door` does it, with this partition's descriptors.
 fn close_door(
     config: &CoreConfig,
+    listener: &Listener,
     ram: &Ram,
     server: &Server,
     partition: &SoftPartition,
@@ -53,13 +69,15 @@ fn close_door(
     if !config.sandbox {
         return Ok(());
     }
-    let mut keep = vec![2, GUEST_FD, LISTENER_FD, ram.memfd().as_raw_fd()];
+    let guest = partition.guest().as_raw_fd();
+    let mut keep = vec![2, guest, listener.as_raw_fd(), ram.memfd().as_raw_fd()];
     keep.extend(logs::descriptors());
     keep.extend(server.descriptors());
     keep.extend((0..config.vcpus).map(|vp| partition.interrupt(vp).as_raw_fd()));
-    let namespaces = Namespaces::all().recognising([0]);
-    let entered =
-        Compartment { name: "soft-core", ids: None, keep, policy: policies::CORE, namespaces }.enter()?;
+    let ids = config.uid.map(|uid| Ids { uid, gid: config.gid.unwrap_or(uid) });
+    let peers = config.devices.iter().filter_map(|device| device.uid);
+    let namespaces = Namespaces::all().recognising(peers.chain([0]));
+    let entered = Compartment { name: "soft-core", ids, keep, policy: policies::CORE, namespaces }.enter()?;
     tracing::debug!(?entered, "compartment closed");
     Ok(())
 }
@@ -89,7 +107,7 @@ impl Loop {
                 self.started = true;
                 self.partition.say(&ToGuest::Start, &[]);
             }
-            if self.resetting && self.server.is_quiet() {
+            if self.resetting && self.server.is_quiet() && self.server.missing_devices().is_empty() {
                 self.resetting = false;
                 self.partition.say(&ToGuest::Status { status: 0 }, &[]);
             }

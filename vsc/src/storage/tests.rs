@@ -51,3 +51,23 @@ fn failures_say_why() {
     let id = disk.submit(0, &scsi::read_16(0, 0), Direction::None, Buffer::NONE).expect("sent");
     assert!(matches!(disk.into_channel(), Err(Error::Lost(1))), "{id:?} was never waited for");
 }
+
+#[test]
+fn a_controller_is_used_through_several_channels() {
+    let (host, mut client) = connected();
+    let offer = offered(&mut client, class::SCSI);
+    let options = StorageOptions::default();
+    let mut disk = Storage::open(&mut client, &offer, &options).expect("opened");
+    assert_eq!(disk.properties().max_channels, 3);
+    assert!(disk.create_sub_channels(4).is_err(), "more than there are");
+    let mut queues = disk.open_sub_channels(&mut client, 3, &options).expect("opened");
+    assert_eq!(queues.iter().map(|queue| queue.channel.target_vp()).collect::<Vec<_>>(), [1, 0, 1]);
+    for (lba, queue) in (0..).zip(&mut queues) {
+        queue.write(0, lba, &[lba as u8 + 1; 512], 512).expect("written");
+        assert_eq!(disk.read(0, lba, 1, 512).expect("read"), [lba as u8 + 1; 512]);
+    }
+    for queue in queues.into_iter().chain([disk]) {
+        client.close(queue.into_channel().expect("nothing is under way")).expect("closed");
+    }
+    assert_eq!(host.pages_shared(), 0);
+}

@@ -10,15 +10,30 @@ use crate::storage::wire::*;
 const BLOCKS: usize = 256;
 const BLOCK: usize = 512;
 
-pub struct Disk(Vec<u8>);
+/// Sub-channels that the controller is ready to serve.
+pub const SUB_CHANNELS: u16 = 3;
+
+pub struct Disk {
+    bytes: Vec<u8>,
+    /// Sub-channels that the guest has been offered, and those that it is to be offered.
+    offered: u16,
+    wanted: u16,
+}
 
 impl Default for Disk {
     fn default() -> Self {
-        Self(vec![0; BLOCKS * BLOCK])
+        Self { bytes: vec![0; BLOCKS * BLOCK], offered: 0, wanted: 0 }
     }
 }
 
 impl Disk {
+    /// Indices of the sub-channels that are to be offered now.
+    pub fn new_sub_channels(&mut self) -> std::ops::Range<u16> {
+        let new = self.offered + 1..self.wanted + 1;
+        self.offered = self.offered.max(self.wanted);
+        new
+    }
+
     pub fn serve(&mut self, header: &PacketHeader, bytes: &[u8], memory: &mut [u8]) -> Vec<u8> {
         let (mut packet, _) =
             StoragePacket::read_from_prefix(header.payload(bytes)).expect("a storage packet");
@@ -27,7 +42,20 @@ impl Disk {
                 let proposed = u16::from_le_bytes([packet.payload[0], packet.payload[1]]);
                 packet.status = u32::from(proposed != PROTOCOL_WIN10);
             }
-            OPERATION_QUERY_PROPERTIES => packet.payload[12..16].copy_from_slice(&0x4_0000u32.to_le_bytes()),
+            OPERATION_QUERY_PROPERTIES => {
+                let properties = ChannelProperties {
+                    max_channels: SUB_CHANNELS,
+                    flags: PROPERTY_MULTI_CHANNEL,
+                    max_transfer_bytes: 0x4_0000,
+                    ..ChannelProperties::default()
+                };
+                packet.payload[..24].copy_from_slice(properties.as_bytes());
+            }
+            OPERATION_CREATE_SUB_CHANNELS => {
+                let count = u16::from_le_bytes([packet.payload[0], packet.payload[1]]);
+                packet.status = u32::from(count > SUB_CHANNELS);
+                self.wanted = if packet.status == 0 { count } else { self.wanted };
+            }
             OPERATION_EXECUTE_SRB => {
                 let mut request: ScsiRequest = packet.body();
                 let pieces: Vec<(u64, u32)> = match header.packet_type {
@@ -57,9 +85,9 @@ impl Disk {
                 request.srb_status = SRB_STATUS_INVALID_LUN;
                 return;
             }
-            opcode::READ_16 => self.0[number(2, 8) * BLOCK..][..number(10, 4) * BLOCK].to_vec(),
+            opcode::READ_16 => self.bytes[number(2, 8) * BLOCK..][..number(10, 4) * BLOCK].to_vec(),
             opcode::WRITE_16 => {
-                let mut disk = &mut self.0[number(2, 8) * BLOCK..][..number(10, 4) * BLOCK];
+                let mut disk = &mut self.bytes[number(2, 8) * BLOCK..][..number(10, 4) * BLOCK];
                 for &(address, len) in pieces {
                     let (part, rest) = disk.split_at_mut(len as usize);
                     part.copy_from_slice(&memory[address as usize..][..len as usize]);
@@ -73,7 +101,7 @@ impl Disk {
             opcode::UNMAP => {
                 let list = &memory[pieces[0].0 as usize..][..24];
                 let lba = usize::from(list[15]);
-                self.0[lba * BLOCK..][..usize::from(list[19]) * BLOCK].fill(0);
+                self.bytes[lba * BLOCK..][..usize::from(list[19]) * BLOCK].fill(0);
                 return;
             }
             opcode::TEST_UNIT_READY | opcode::SYNCHRONIZE_CACHE_10 => return,

@@ -9,5 +9,5 @@ pub mod sense;
 pub mod unmap;
 
 pub use cdb::Command;
-pub use plan::{Plan, Unit, plan};
+pub use plan::{Plan, Repeat, Unit, plan};
 pub use sense::Sense;

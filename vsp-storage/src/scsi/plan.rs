@@ -72,6 +72,30 @@ pub enum Plan {
     },
 }
 
+/// What doing a command twice would do to the disk: a successor repeats what a dead process may have done already.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Repeat {
+    /// The same as doing it once: it is simply done again.
+    Same,
+    /// Something else (a reservation made twice, a comparison with what it has written itself): its outcome is recorded
+    /// before the guest can see it, and a successor answers with that.
+    Differs,
+}
+
+impl Plan {
+    /// The class of a command. Each new one has to be thought about here.
+    pub fn repeat(&self) -> Repeat {
+        match self {
+            // Questions.
+            Plan::Good | Plan::Respond(_) | Plan::Read { .. } => Repeat::Same,
+            // The guest neither changes the data nor writes these blocks otherwise before it has the answer.
+            Plan::Write { .. } | Plan::WriteSame { .. } | Plan::Unmap { .. } => Repeat::Same,
+            // More is flushed than was asked for.
+            Plan::Flush => Repeat::Same,
+        }
+    }
+}
+
 /// What to do about a command to a unit. `luns` are all units of the target.
 pub fn plan(unit: &Unit, luns: &[u8], cdb: &[u8]) -> Result<Plan, Sense> {
     match Command::parse(cdb)? {

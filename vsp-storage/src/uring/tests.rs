@@ -1,5 +1,5 @@
 use std::fs::File;
-use std::os::fd::AsFd;
+use std::os::fd::BorrowedFd;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::sync::Arc;
 
@@ -41,7 +41,7 @@ fn run(uring: &mut Uring<u32>, operation: Operation) -> (u32, Operation, io::Res
 #[test]
 fn data_moves_between_file_and_guest_pages() {
     let (file, ram) = (file(), ram());
-    let mut uring = Uring::new(&[file.as_fd()]).unwrap();
+    let mut uring = Uring::new(vec![file.try_clone().unwrap()]).unwrap();
     ram.write(100, b"hello").unwrap();
     ram.write(9000, b" world").unwrap();
     let buffer = GuestBuffer::new(&ram, [(100, 5), (9000, 6)]).unwrap();
@@ -66,7 +66,7 @@ fn data_moves_between_file_and_guest_pages() {
 #[test]
 fn patterns_flushes_and_holes() {
     let file = file();
-    let mut uring = Uring::new(&[file.as_fd()]).unwrap();
+    let mut uring = Uring::new(vec![file.try_clone().unwrap()]).unwrap();
     let mut pattern = Pattern::new(Box::from(*b"abcd"));
     pattern.select(6, 11);
     let write = Operation {
@@ -89,7 +89,7 @@ fn patterns_flushes_and_holes() {
 #[test]
 fn errors_come_back_as_such() {
     let (file, ram) = (file(), ram());
-    let mut uring = Uring::new(&[file.as_fd()]).unwrap();
+    let mut uring = Uring::new(vec![file.try_clone().unwrap()]).unwrap();
     let buffer = GuestBuffer::new(&ram, [(0, 512)]).unwrap();
     let wrong = Operation { kind: Kind::Read { offset: 0 }, file: 7, memory: Memory::Guest(buffer.clone()) };
     assert_eq!(run(&mut uring, wrong).2.unwrap_err().raw_os_error(), Some(libc::EBADF));
@@ -100,15 +100,16 @@ fn errors_come_back_as_such() {
 #[test]
 fn the_ring_refuses_everything_else() {
     let file = file();
-    let mut uring = Uring::<u32>::new(&[file.as_fd()]).unwrap();
+    let mut uring = Uring::<u32>::new(vec![file.try_clone().unwrap()]).unwrap();
     assert!(uring.ring.submitter().register_files_sparse(4).is_err());
     assert!(uring.ring.submitter().unregister_files().is_err());
     let path = c"/etc/passwd";
     let forbidden = [
         opcode::Nop::new().build(),
-        opcode::OpenAt::new(io_uring::types::Fd(libc::AT_FDCWD), path.as_ptr()).build(),
+        opcode::OpenAt::new(Fd(libc::AT_FDCWD), path.as_ptr()).build(),
         opcode::Socket::new(libc::AF_INET, libc::SOCK_STREAM, 0).build(),
-        opcode::Fsync::new(io_uring::types::Fd(file.as_raw_fd())).build(),
+        opcode::Fsync::new(io_uring::types::Fixed(0)).build(),
+        opcode::Fsync::new(Fd(file.as_raw_fd())).build().flags(io_uring::squeue::Flags::IO_LINK),
     ];
     for entry in forbidden {
         // SAFETY: what the entries point at lives until the end of the test.
@@ -122,7 +123,7 @@ fn the_ring_refuses_everything_else() {
 #[test]
 fn more_than_the_queue_holds_is_fine() {
     let (file, ram) = (file(), ram());
-    let mut uring = Uring::new(&[file.as_fd()]).unwrap();
+    let mut uring = Uring::new(vec![file.try_clone().unwrap()]).unwrap();
     for context in 0..1000u32 {
         let buffer = GuestBuffer::new(&ram, [(0, 512)]).unwrap();
         let read = Operation { kind: Kind::Read { offset: 0 }, file: 0, memory: Memory::Guest(buffer) };
@@ -147,7 +148,7 @@ fn more_than_the_queue_holds_is_fine() {
 #[test]
 fn only_what_was_not_taken_is_announced() {
     let (file, ram) = (file(), ram());
-    let mut uring = Uring::new(&[file.as_fd()]).unwrap();
+    let mut uring = Uring::new(vec![file.try_clone().unwrap()]).unwrap();
     let epoll = Epoll::new(EpollCreateFlags::empty()).unwrap();
     // SAFETY: the ring outlives the borrow.
     let source = unsafe { BorrowedFd::borrow_raw(uring.source()) };

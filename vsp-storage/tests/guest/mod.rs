@@ -79,19 +79,35 @@ pub struct Guest {
 impl Guest {
     /// A guest whose driver has just opened the channel.
     pub fn unintroduced(disks: &[&str]) -> Guest {
-        let specs: Vec<_> = disks.iter().map(|disk| disk.parse().unwrap()).collect();
-        let mut bench = Bench::new(Controller::open("test", &specs).unwrap(), RAM);
+        Guest::opened(Bench::new(controller(disks), RAM))
+    }
+
+    fn opened(mut bench: Bench<Controller>) -> Guest {
         let end = bench.open(1, 16);
         Guest { bench, end, unit: UNIT }
     }
 
     /// A guest whose driver is ready for commands.
     pub fn new(disks: &[&str]) -> Guest {
-        let mut guest = Guest::unintroduced(disks);
+        Guest::unintroduced(disks).introduced()
+    }
+
+    /// The same with several VPs.
+    pub fn with_vps(disks: &[&str], vps: u32) -> Guest {
+        Guest::opened(Bench::with_vps(controller(disks), RAM, vps)).introduced()
+    }
+
+    fn introduced(mut self) -> Guest {
         for (operation, word) in INTRODUCTION {
-            assert_eq!(guest.simple(operation, word), 0);
+            assert_eq!(self.simple(operation, word), 0);
         }
-        guest
+        self
+    }
+
+    /// Goes on with another process; the one until now has handed over.
+    pub fn taken_over(self, disks: &[&str]) -> Guest {
+        let Guest { bench, end, unit } = self;
+        Guest { bench: Bench::take_over(bench.kill(), controller(disks)), end, unit }
     }
 
     /// Sends a packet and waits for its answer.
@@ -137,6 +153,11 @@ impl Guest {
         self.bench.core.ram.as_ref().unwrap().read(address, &mut bytes).unwrap();
         bytes
     }
+}
+
+fn controller(disks: &[&str]) -> Controller {
+    let specs: Vec<_> = disks.iter().map(|disk| disk.parse().unwrap()).collect();
+    Controller::open("test", &specs).unwrap()
 }
 
 /// What storvsc sends before commands.

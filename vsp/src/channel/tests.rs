@@ -6,6 +6,17 @@ use vmbus::ring::testing::TestRing;
 
 use super::*;
 
+#[cfg(debug_assertions)]
+mod crash;
+#[cfg(debug_assertions)]
+mod damage;
+#[cfg(debug_assertions)]
+mod memory;
+#[cfg(debug_assertions)]
+mod poison;
+#[cfg(debug_assertions)]
+mod world;
+
 struct Guest {
     writer: RingWriter<TestRing>,
     reader: RingReader<TestRing>,
@@ -51,7 +62,7 @@ fn nothing_is_visible_before_its_step() {
     guest.send(7);
     let ticket = ticket(channel.take(&mut scratch));
     assert_eq!(guest.to_host.load(ControlWord::ReadIndex), 0, "taken, not published");
-    channel.complete(ticket, b"answer").unwrap();
+    channel.complete(ticket, b"answer", None).unwrap();
     assert_eq!(guest.to_guest.load(ControlWord::WriteIndex), 0, "completed, not published");
     channel.publish_completions().unwrap();
     assert_ne!(guest.to_host.load(ControlWord::ReadIndex), 0, "reads are published before completions");
@@ -69,7 +80,7 @@ fn the_limit_stops_taking_until_something_completes() {
     let first = ticket(channel.take(&mut scratch));
     let second = ticket(channel.take(&mut scratch));
     assert!(matches!(channel.take(&mut scratch), Taken::Wait));
-    channel.complete(first, b"").unwrap();
+    channel.complete(first, b"", None).unwrap();
     let third = ticket(channel.take(&mut scratch));
     assert_eq!((second.sequence, third.sequence), (1, 2));
 }
@@ -81,7 +92,7 @@ fn a_full_ring_keeps_completions_and_asks_for_a_signal() {
     (0..40).for_each(|id| _ = guest.send(id));
     let tickets: Vec<_> = (0..40).map(|_| ticket(channel.take(&mut scratch))).collect();
     for ticket in tickets {
-        channel.complete(ticket, &[0; 184]).unwrap();
+        channel.complete(ticket, &[0; 184], None).unwrap();
     }
     channel.publish_completions().unwrap();
     let pending = guest.to_guest.load(ControlWord::PendingSendSize);
@@ -152,7 +163,7 @@ fn room_made_behind_the_hosts_back_is_found() {
         let (looks, then) = (Rc::default(), Rc::<RefCell<Vec<Race>>>::default());
         let racing =
             |ring: &TestRing| Racing { ring: ring.clone(), looks: Rc::clone(&looks), then: Rc::clone(&then) };
-        let mut channel = Channel::new(racing(&to_host), racing(&to_guest), 64).unwrap();
+        let mut channel: Channel<_> = Channel::new(racing(&to_host), racing(&to_guest), 64).unwrap();
         let mut writer = RingWriter::new(to_host).unwrap();
         let mut scratch = Vec::new();
         for id in 0..40 {
@@ -161,7 +172,7 @@ fn room_made_behind_the_hosts_back_is_found() {
         let _ = writer.publish();
         let tickets: Vec<_> = (0..40).map(|_| ticket(channel.take(&mut scratch))).collect();
         for ticket in tickets {
-            channel.complete(ticket, &[0; 184]).unwrap();
+            channel.complete(ticket, &[0; 184], None).unwrap();
         }
         channel.publish_completions().unwrap();
 
@@ -205,7 +216,7 @@ fn room_made_behind_the_hosts_back_is_found() {
 fn what_a_predecessor_waited_for_is_forgotten() {
     let (to_host, to_guest) = (TestRing::new(1), TestRing::new(1));
     to_guest.store(ControlWord::PendingSendSize, 1000);
-    Channel::new(to_host, to_guest.clone(), 1).unwrap();
+    Channel::<TestRing>::new(to_host, to_guest.clone(), 1).unwrap();
     assert_eq!(to_guest.load(ControlWord::PendingSendSize), 0);
 }
 
@@ -216,7 +227,7 @@ fn packets_of_the_device_do_not_overtake_completions() {
     (0..20).for_each(|id| _ = guest.send(id));
     let tickets: Vec<_> = (0..20).map(|_| ticket(channel.take(&mut scratch))).collect();
     for ticket in tickets {
-        channel.complete(ticket, &[0; 184]).unwrap();
+        channel.complete(ticket, &[0; 184], None).unwrap();
     }
     channel.publish_completions().unwrap();
     assert!(channel.is_blocked());
@@ -253,9 +264,9 @@ fn jumping_indices_are_failures_not_loops() {
     guest.to_host.store(ControlWord::WriteIndex, 8);
     assert!(matches!(channel.take(&mut scratch), Taken::Failed(RingError::Truncated(8))));
     guest.to_guest.store(ControlWord::ReadIndex, 5);
-    let ticket = Ticket { transaction_id: 1, wants_completion: true, sequence: 0 };
+    let ticket = Ticket { transaction_id: 1, wants_completion: true, sequence: 0, slot: NO_SLOT };
     channel.outstanding = 1;
-    assert!(matches!(channel.complete(ticket, b""), Err(PushError::Ring(_))));
+    assert!(matches!(channel.complete(ticket, b"", None), Err(PushError::Ring(_))));
     assert_eq!(channel.outstanding(), 0);
 }
 
@@ -266,7 +277,7 @@ fn a_packet_that_wants_no_answer_gets_none() {
     guest.writer.push(&Outgoing::in_band(5, false), &[b"note"]).unwrap();
     assert!(guest.writer.publish());
     let ticket = ticket(channel.take(&mut scratch));
-    channel.complete(ticket, b"ignored").unwrap();
+    channel.complete(ticket, b"ignored", None).unwrap();
     channel.publish_completions().unwrap();
     assert!(guest.collect().is_empty());
     assert_eq!(channel.outstanding(), 0);

@@ -1,8 +1,9 @@
-//! `cargo xtask bench NAME`: figures against a peer or a limit, taken in pairs within one boot of the lab host.
+//! `cargo xtask bench NAME`: figures against a peer or a limit, taken in pairs.
 //!
-//! Absolute times in the lab mean nothing; ratios within one boot do.
+//! Absolute times in the lab mean nothing; ratios within one boot do. What is measured natively says so.
 
 mod boot;
+mod continuity;
 mod table;
 
 use std::path::PathBuf;
@@ -39,6 +40,8 @@ pub struct Arguments {
 enum Name {
     /// Time to init against QEMU, exits a read, memory.
     Boot,
+    /// Natively: pauses after a kill and around a swap, what the ledger costs.
+    Continuity,
 }
 
 /// Runs a benchmark.
@@ -52,6 +55,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
                 arguments.verbose,
             )?,
         ),
+        Name::Continuity => ("continuity", continuity::measure(!arguments.no_build, arguments.rounds)?),
     };
     let path = match &arguments.json {
         Some(path) => path.clone(),

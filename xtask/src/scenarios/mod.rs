@@ -2,6 +2,7 @@
 //!
 //! A scenario knows nothing of the lab but the files in `/job`; it is a specification, a script and an expectation.
 
+mod continuity;
 mod list;
 pub mod policies;
 mod spec;
@@ -10,7 +11,6 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 
-pub use list::all;
 pub use spec::{Guest, Kernel, Spec};
 
 use crate::images::With;
@@ -21,6 +21,13 @@ use crate::{build, cache, lab};
 pub const GUEST_FUNCTIONS: &str = include_str!("../../recipes/lab/guest.sh");
 /// Words that never belong into the lab host's kernel log.
 const HOST_TROUBLE: [&str; 5] = ["BUG:", "Oops", "general protection", "KASAN", "soft lockup"];
+
+/// All of them, the quickest to break first.
+pub fn all() -> Vec<Scenario> {
+    let mut all = list::all();
+    all.extend(continuity::all());
+    all
+}
 
 /// One thing to try.
 pub struct Scenario {

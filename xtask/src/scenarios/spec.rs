@@ -39,17 +39,28 @@ pub struct Spec {
     pub arguments: &'static str,
     /// A script that the guest runs instead of a job from its image.
     pub job: &'static str,
+    /// A second process stands by for the controller.
+    pub spare: bool,
     /// More disks on the same controller, each with a line of its own options.
     pub disks: &'static [&'static str],
 }
 
-/// The root file system's label, which a scenario with several disks gives it.
-pub const ROOT_LABEL: &str = "guest-root";
+/// The root file system's label in the guests' images.
+pub const ROOT_LABEL: &str = "guest";
 
 impl Spec {
     /// A machine with 2 vCPUs and 1 GiB that runs a job of the guest image (see `recipes/guest.sh`).
     pub const fn new(guest: Guest, arguments: &'static str) -> Self {
-        Self { guest, kernel: Kernel::BzImage, vcpus: 2, memory: 1024, arguments, job: "", disks: &[] }
+        Self {
+            guest,
+            kernel: Kernel::BzImage,
+            vcpus: 2,
+            memory: 1024,
+            arguments,
+            job: "",
+            spare: false,
+            disks: &[],
+        }
     }
 
     /// The specification with the lab's paths.
@@ -87,6 +98,9 @@ impl Spec {
         );
         if let Some(disk) = disk {
             toml += "[[storage]]\nname = \"disk0\"\n";
+            if self.spare {
+                toml += "spare = true\n";
+            }
             let _ = writeln!(toml, "[[storage.disk]]\npath = \"{disk}\"");
             for options in self.disks {
                 let _ = writeln!(toml, "[[storage.disk]]\n{options}");

@@ -18,6 +18,15 @@ impl Dice {
     }
 }
 
+/// Channel numbers that guests name: two primary channels, their sub-channels, and none at all.
+const RELIDS: u32 = 7;
+
+/// Mostly one that is there.
+fn any_channel(bus: &Bus, dice: &mut Dice) -> Relid {
+    let there: Vec<Relid> = bus.channels.keys().copied().collect();
+    if dice.roll(6) == 0 { 1 + dice.roll(RELIDS) } else { there[dice.roll(there.len() as u32) as usize] }
+}
+
 /// An answer that the guest waits for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Due {
@@ -56,11 +65,13 @@ struct World {
     due: BTreeMap<Due, u32>,
     /// Channels opened and torn-down GPADLs, to see that the test does anything.
     done: (u32, u32),
+    /// Sub-channels opened.
+    subs: u32,
 }
 
 impl World {
     fn new() -> Self {
-        Self { bus: bus(), devices: BTreeMap::new(), due: BTreeMap::new(), done: (0, 0) }
+        Self { bus: bus(), devices: BTreeMap::new(), due: BTreeMap::new(), done: (0, 0), subs: 0 }
     }
 
     fn owe(&mut self, due: Due) {
@@ -70,7 +81,7 @@ impl World {
     /// Looks at all that the bus wants; `opening` is the channel that may be opened now.
     fn settle(&mut self, opening: Option<Relid>) {
         let effects = self.bus.take_effects();
-        assert!(effects.len() <= 8, "{effects:?}");
+        assert!(effects.len() <= 12, "{effects:?}");
         for effect in effects {
             match effect {
                 Effect::Send(message) => {
@@ -88,10 +99,16 @@ impl World {
                 }
                 Effect::Discard => {}
                 Effect::Open(open) => {
+                    self.subs += u32::from(open.subchannel > 0);
+                    assert_eq!(open.subchannel == 0, open.primary == open.relid);
                     assert_eq!(Some(open.relid), opening);
                     assert_eq!(self.devices.insert(open.relid, Device::Opening), None);
                 }
                 Effect::Close(relid) => {
+                    assert!(
+                        self.bus.primary_of(relid).is_some(),
+                        "{relid} is forgotten while a device has it"
+                    );
                     let was = self.devices.insert(relid, Device::Closing);
                     assert!(matches!(was, Some(Device::Opening | Device::Open)), "{was:?}");
                 }
@@ -105,7 +122,7 @@ impl World {
     }
 
     fn guest(&mut self, dice: &mut Dice) {
-        let relid = 1 + dice.roll(3);
+        let relid = any_channel(&self.bus, dice);
         // Mostly its own.
         let gpadl = if dice.roll(8) == 0 { dice.roll(8) } else { relid * 2 + dice.roll(2) };
         let mut opening = None;
@@ -186,7 +203,7 @@ impl World {
 
     /// A device does what it was asked, or what it was not.
     fn device(&mut self, dice: &mut Dice) {
-        let relid = 1 + dice.roll(3);
+        let relid = any_channel(&self.bus, dice);
         match self.devices.get(&relid) {
             Some(Device::Opening) => {
                 let status = dice.roll(2);
@@ -202,6 +219,9 @@ impl World {
                 self.devices.remove(&relid);
                 self.bus.closed(relid);
             }
+            Some(Device::Open) if dice.roll(2) == 0 => {
+                assert!(self.bus.offer_subchannels(relid, dice.roll(3) as u16));
+            }
             Some(Device::Open) | None => {
                 self.bus.opened(relid, dice.roll(2));
                 self.bus.closed(relid);
@@ -213,7 +233,7 @@ impl World {
 
 #[test]
 fn whatever_happens_requests_are_answered_once_and_the_bus_gets_quiet() {
-    let mut done = (0, 0);
+    let (mut done, mut sub_opens) = ((0, 0), 0);
     for seed in 1..=400 {
         let mut dice = Dice(seed);
         let mut world = World::new();
@@ -240,7 +260,11 @@ fn whatever_happens_requests_are_answered_once_and_the_bus_gets_quiet() {
             world.device(&mut dice);
         }
         assert!(world.bus.is_quiet(), "seed {seed}");
+        let subs = |bus: &Bus| bus.channels.values().filter(|c| c.primary.is_some()).count();
+        assert_eq!(subs(&world.bus), 0, "seed {seed}: sub-channels outlive their guest");
+        sub_opens += world.subs;
         done = (done.0 + world.done.0, done.1 + world.done.1);
     }
     assert!(done.0 > 1000 && done.1 > 1000, "{done:?} is too little to mean anything");
+    assert!(sub_opens > 50, "{sub_opens} is too little to mean anything");
 }

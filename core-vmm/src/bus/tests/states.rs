@@ -127,7 +127,9 @@ fn an_open_request_reaches_the_device_as_it_is() {
     share_ring(&mut bus, 1, 5);
     say(&mut bus, GuestMessage::OpenChannel(open_request(1, 5))).expect("a good request");
     let pages = (0..RING_PAGES).map(|n| (40 + n) * 4096).collect();
-    let expected = Open { relid: 1, pages, to_host_pages: 4, target_vp: 1, user_data: vec![9; 120] };
+    let (to_host_pages, user_data) = (4, vec![9; 120]);
+    let expected =
+        Open { relid: 1, primary: 1, subchannel: 0, pages, to_host_pages, target_vp: 1, user_data };
     assert_eq!(bus.take_effects(), [Effect::Open(expected)]);
     assert!(!bus.is_quiet());
     bus.opened(1, 0);

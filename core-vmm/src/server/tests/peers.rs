@@ -1,7 +1,5 @@
 //! Who may attach, and what becomes of those who may not or who misbehave.
 
-use ipc::message::Versions;
-
 use super::*;
 
 /// The reason for which the core does not want this peer.
@@ -19,6 +17,8 @@ fn a_device_is_welcomed_and_offered() {
     let Some((ToVsp::Welcome { version, vm, vps, ram, .. }, fds)) = told(&device) else { panic!() };
     assert_eq!((version, vm.as_str(), vps, ram), (VERSIONS.max, "vm", VPS, None));
     assert!(fds.is_empty(), "guest RAM is not for everybody");
+    assert_eq!(rig.server.missing_devices(), ["a", "bb"], "it does not serve yet");
+    rig.serve(&device, false);
     assert_eq!(rig.server.missing_devices(), ["a"]);
     rig.contact();
     rig.post(GuestMessage::RequestOffers);
@@ -49,26 +49,25 @@ fn hellos_that_cannot_be_are_refused_with_a_reason() {
     };
     let ToCore::Hello { offer: good, .. } = hello("a") else { unreachable!() };
     let future = Versions { min: VERSIONS.max + 1, max: u32::MAX };
-    let versions = ToCore::Hello {
-        versions: future,
+    let of = |versions| ToCore::Hello {
+        versions,
         device: "a".into(),
         offer: good.clone(),
         ledger: 0,
         build: String::new(),
     };
-    let backwards = Versions { min: 9, max: 1 };
-    let backwards = ToCore::Hello {
-        versions: backwards,
-        device: "a".into(),
-        offer: good,
-        ledger: 0,
-        build: String::new(),
-    };
+    let (versions, backwards) = (of(future), of(Versions { min: 9, max: 1 }));
+    let operator = ToCore::Operator { versions: future };
     for (first, reason) in [
         (hello("c"), "no such device"),
         (hello(""), "no such device"),
         (offer(|o| o.class = "echo".into()), "not a GUID"),
         (offer(|o| o.user_defined = vec![0; 121]), "too long"),
+        (offer(|o| o.max_subchannels = 64), "sub-channels"),
+        (hello_of("a", self::offer(), ipc::message::MAX_LEDGER + 1), "ledger"),
+        (hello_of("a", self::offer(), u64::MAX), "ledger"),
+        (operator, "versions"),
+        (ToCore::Serving {}, "must be a hello"),
         (versions, "versions"),
         (backwards, "versions"),
         (ToCore::OpenResult { channel: 1, status: 0, reason: None }, "must be a hello"),
@@ -119,11 +118,12 @@ fn a_user_who_may_not_is_refused() {
 }
 
 #[test]
-fn a_device_is_served_by_one_process() {
+fn a_device_is_served_by_one_process_and_one_stands_by() {
     let mut rig = Rig::new();
     let first = rig.attach("a");
+    let second = rig.arrive("a", true);
     assert!(refused(&rig.meet(&hello("a"))).contains("already"));
-    assert!(!is_cut_off(&first));
+    assert!(!is_cut_off(&first) && !is_cut_off(&second));
 }
 
 #[test]
@@ -141,9 +141,11 @@ fn strangers_do_not_pile_up() {
     assert_eq!(rig.server.peers().count(), STRANGERS_MAX + 2, "two devices are still to come");
     assert!(is_cut_off(&crowd[99]));
     // Those who are in may still turn out to be devices.
-    crowd[0].send(&hello("a"), &[]).unwrap();
-    crowd[1].send(&hello("bb"), &[]).unwrap();
-    rig.poll();
+    for (peer, name) in crowd.iter().zip(["a", "bb"]) {
+        rig.says(peer, &hello(name));
+        assert!(matches!(said(peer), Some(ToVsp::Welcome { .. })));
+        rig.serve(peer, false);
+    }
     assert!(rig.server.missing_devices().is_empty());
     // A user who may be nobody's device does not get in at all.
     let mut rig = Rig::with(vec![slot("a")], vec![own_uid() + 1]);
@@ -163,6 +165,11 @@ fn an_attached_device_that_breaks_the_protocol_is_cut_off_alone() {
         b"{\"OpenResult\":{\"channel\":2,\"status\":0}}",
         b"{\"Closed\":{\"channel\":2}}",
         b"{\"Closed\":{\"channel\":4294967295}}",
+        b"{\"Serving\":{}}",
+        b"{\"Quiesced\":{}}",
+        b"{\"OfferSubchannels\":{\"count\":4}}",
+        b"{\"OfferSubchannels\":{\"count\":65536}}",
+        b"{\"Operator\":{\"versions\":{\"min\":2,\"max\":2}}}",
         b"{\"Hello\":{\"versions\":{\"min\":1,\"max\":1},\"device\":\"bb\",\"offer\":{\"class\":\"\"}}}",
     ] {
         let (mut rig, a, b) = Rig::running();
@@ -186,7 +193,7 @@ fn descriptors_that_nobody_asked_for_are_dropped() {
     let (mut rig, a, _b) = Rig::running();
     rig.ask_open(1, 1);
     let fds = asked_to_open(&a, 1);
-    let extra: Vec<_> = fds.iter().chain(&fds).map(AsFd::as_fd).collect();
+    let extra: Vec<_> = fds.iter().chain(&fds).take(ipc::socket::MAX_FDS).map(AsFd::as_fd).collect();
     a.send(&ToCore::OpenResult { channel: 1, status: 0, reason: None }, &extra).unwrap();
     rig.poll();
     assert_eq!(rig.heard(), [opened(1, 0)]);

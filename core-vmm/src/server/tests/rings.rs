@@ -1,4 +1,4 @@
-//! A channel from open to close, with devices that answer, die, or never answer.
+//! A channel from open to close, with devices that answer, late or never.
 
 use super::*;
 
@@ -40,46 +40,6 @@ fn a_device_may_refuse_a_channel() {
     assert_eq!(rig.heard(), [opened(1, 0xc000_0022)]);
     assert!(!rig.is_shared(1) && rig.mock.bells.borrow().is_empty() && rig.server.is_quiet());
     rig.open(&a, 1, 2);
-}
-
-#[test]
-fn a_device_that_dies_while_it_opens_refuses() {
-    let (mut rig, a, b) = Rig::running();
-    rig.ask_open(1, 1);
-    drop(a);
-    rig.poll();
-    assert_eq!(rig.heard(), [opened(1, STATUS_UNSUCCESSFUL)]);
-    assert!(!rig.is_shared(1) && rig.server.is_quiet());
-    rig.ask_open(1, 2);
-    assert_eq!(rig.heard(), [opened(1, STATUS_UNSUCCESSFUL)], "nobody serves it");
-    rig.open(&b, 2, 3);
-}
-
-#[test]
-fn a_device_that_dies_leaves_its_channel_open_until_the_guest_closes_it() {
-    let (mut rig, a, b) = Rig::running();
-    rig.open(&a, 1, 1);
-    drop(a);
-    rig.poll();
-    assert!(rig.heard().is_empty());
-    assert!(rig.is_shared(1));
-    rig.post(GuestMessage::ModifyChannel(ModifyChannel { relid: 1, target_vp: 0 }));
-    assert_eq!(rig.heard(), [HostMessage::ModifyChannelResponse { relid: 1, status: 0 }]);
-    rig.post(GuestMessage::CloseChannel(1));
-    assert!(!rig.is_shared(1), "at once");
-    rig.open(&b, 2, 2);
-}
-
-#[test]
-fn a_device_that_dies_while_it_closes_has_closed() {
-    let (mut rig, a, _b) = Rig::running();
-    rig.open(&a, 1, 1);
-    rig.post(GuestMessage::CloseChannel(1));
-    rig.post(GuestMessage::GpadlTeardown { relid: 1, gpadl: 1 });
-    drop(a);
-    rig.poll();
-    assert_eq!(rig.heard(), [HostMessage::GpadlTorndown(1)]);
-    assert!(rig.server.is_quiet());
 }
 
 #[test]

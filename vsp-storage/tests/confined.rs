@@ -1,48 +1,24 @@
 //! The real program in its real compartment.
 
 #![allow(clippy::unwrap_used, reason = "tests may panic")]
-#![allow(unsafe_code, reason = "a descriptor is handed over between fork and exec")]
 
 mod guest;
+mod process;
 
-use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::FileExt;
-use std::os::unix::process::{CommandExt, ExitStatusExt};
-use std::process::{Child, Command, Output};
-use std::time::{Duration, Instant};
+use std::os::unix::process::ExitStatusExt;
+use std::process::{Command, Output};
 
 use guest::{Disk, INTRODUCTION, Outcome, UNIT};
+use process::{PROGRAM, Storage};
 use vsp::ipc::message::ToCore;
 use vsp::testing::{FakeCore, GuestEnd};
 use vsp::vmbus::packet::{Outgoing, gpa_direct_header};
 use vsp_storage::wire::{self, Direction};
 
-const PROGRAM: &str = env!("CARGO_BIN_EXE_vsp-storage");
-
-/// A running program; killed when the test is over.
-struct Storage(Child);
-
-impl Drop for Storage {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
 fn start(disk: &Disk) -> (FakeCore, Storage) {
     let (core, socket) = FakeCore::new(guest::RAM);
-    let fd = OwnedFd::from(socket);
-    let number = fd.as_raw_fd();
-    let mut command = Command::new(PROGRAM);
-    command.args(["--device", "disk0", "--core-fd", &number.to_string(), "--disk", &disk.argument("")]);
-    // SAFETY: between fork and exec only an async-signal-safe call is made.
-    unsafe {
-        command.pre_exec(move || match libc::fcntl(number, libc::F_SETFD, 0) {
-            0 => Ok(()),
-            _ => Err(std::io::Error::last_os_error()),
-        });
-    }
-    let child = Storage(command.spawn().unwrap());
+    let child = Storage::start(socket, &disk.argument(""), &[]);
     assert_eq!(core.welcome().class, vsp::vmbus::guid::class::SCSI.to_string());
     (core, child)
 }
@@ -106,12 +82,7 @@ fn a_confined_process_serves_a_disk() {
     assert_eq!(core.answer(), ToCore::Closed { channel: 1 });
     drop(open(&core));
     drop(core);
-    let start = Instant::now();
-    while child.0.try_wait().unwrap().is_none() {
-        assert!(start.elapsed() < Duration::from_secs(10), "it has to end with its core");
-        std::thread::sleep(Duration::from_millis(1));
-    }
-    assert_eq!(child.0.wait().unwrap().code(), Some(0));
+    assert_eq!(child.wait().code(), Some(0), "it has to end with its core");
 }
 
 #[test]
@@ -120,8 +91,7 @@ fn a_disk_is_free_again_when_its_process_dies() {
     for _ in 0..3 {
         let (core, mut child) = start(&disk);
         let _end = open(&core);
-        child.0.kill().unwrap();
-        child.0.wait().unwrap();
+        child.kill();
     }
 }
 

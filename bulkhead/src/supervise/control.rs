@@ -1,0 +1,173 @@
+//! The supervisor's own socket: operators ask, and are answered when there is something to say.
+//!
+//! It must never wait for an operator, and never serve one who is not root or the user that the VM belongs to.
+
+use std::os::fd::{AsFd, BorrowedFd};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use ipc::socket::{Listener, Peer, SocketError};
+use nix::unistd::geteuid;
+
+use super::machine::ProcessId;
+use crate::device::protocol::{Reply, Request};
+
+/// Operators at a time. People and their scripts come one by one; a flood of connections costs itself.
+const MOST_CLIENTS: usize = 32;
+
+/// A connection on which nothing is asked for so long is closed.
+const IDLE: Duration = Duration::from_secs(10);
+
+/// How long the core may take to say what it knows, before a list is given without.
+const LIST_PATIENCE: Duration = Duration::from_millis(500);
+
+/// How long an operator waits for a restarted device: longer than the longest pause between two attempts.
+const RESTART_PATIENCE: Duration = Duration::from_secs(15);
+
+/// What an operator waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wish {
+    /// Nothing yet.
+    Nothing,
+    /// The list, with what the core knows.
+    List,
+    /// That another process than this one serves the device.
+    Restart {
+        /// The device's number.
+        device: usize,
+        /// The process that served it.
+        old: Option<ProcessId>,
+    },
+    /// The end of a swap.
+    Swap {
+        /// The device's number.
+        device: usize,
+    },
+}
+
+#[derive(Debug)]
+struct Client {
+    peer: Peer,
+    wish: Wish,
+    until: Instant,
+}
+
+/// The socket, and the operators on it.
+#[derive(Debug)]
+pub struct Control {
+    listener: Listener,
+    /// Who may ask: root, and the user that the supervisor runs as.
+    users: [u32; 2],
+    clients: Vec<Client>,
+}
+
+impl Control {
+    /// Listens at `path`.
+    pub fn new(path: &Path) -> Result<Self, SocketError> {
+        let listener = Listener::bind(path)?;
+        Ok(Self { listener, users: [0, geteuid().as_raw()], clients: Vec::new() })
+    }
+
+    /// Everything to be watched.
+    pub fn fds(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        let waiting = self.clients.iter().filter(|client| client.wish == Wish::Nothing);
+        std::iter::once(self.listener.as_fd()).chain(waiting.map(|client| client.peer.as_fd()))
+    }
+
+    /// Takes in who has come, and returns what was asked, each with the place of the client for [`Control::wait_for`] and
+    /// [`Control::answer`].
+    pub fn requests(&mut self, now: Instant) -> Vec<(usize, Request)> {
+        while let Ok(peer) = self.listener.accept() {
+            if let Err(error) = peer.check_user(&self.users) {
+                tracing::warn!(%error, "somebody else wanted to manage this VM's devices");
+            } else if self.clients.len() < MOST_CLIENTS && peer.set_nonblocking(true).is_ok() {
+                self.clients.push(Client { peer, wish: Wish::Nothing, until: now + IDLE });
+            }
+        }
+        let mut requests = Vec::new();
+        let mut gone = Vec::new();
+        for (place, client) in self.clients.iter().enumerate() {
+            if client.wish != Wish::Nothing {
+                continue;
+            }
+            match client.peer.try_recv::<Request>() {
+                Ok((request, _)) => requests.push((place, request)),
+                Err(SocketError::WouldBlock) if now < client.until => {}
+                Err(SocketError::Malformed(_)) => {
+                    let reason = "this supervisor does not know that request: its bulkhead is of another release than yours";
+                    let _ = client.peer.send(&Reply::Failed { reason: reason.to_owned() }, &[]);
+                    gone.push(place);
+                }
+                Err(_) => gone.push(place),
+            }
+        }
+        // Places must stay what they are until the requests are dealt with: a client that is gone waits for nothing.
+        for place in gone {
+            self.clients[place].until = now;
+        }
+        requests
+    }
+
+    /// The client waits for something.
+    pub fn wait_for(&mut self, place: usize, wish: Wish, now: Instant) {
+        let patience = match wish {
+            Wish::Nothing => IDLE,
+            Wish::List => LIST_PATIENCE,
+            Wish::Restart { .. } => RESTART_PATIENCE,
+            // The state machine has time limits for every step of it; this one is for none of them.
+            Wish::Swap { .. } => Duration::from_secs(60),
+        };
+        if let Some(client) = self.clients.get_mut(place) {
+            client.wish = wish;
+            client.until = now + patience;
+        }
+    }
+
+    /// Answers the client; it is let go of with the next [`Control::tick`].
+    pub fn answer(&mut self, place: usize, reply: &Reply, now: Instant) {
+        if let Some(client) = self.clients.get_mut(place) {
+            send(&client.peer, reply);
+            client.wish = Wish::Nothing;
+            client.until = now;
+        }
+    }
+
+    /// Answers everybody whose wish this is.
+    pub fn answer_all(&mut self, wish: impl Fn(Wish) -> bool, reply: &Reply) {
+        self.clients.retain(|client| {
+            let is_it = client.wish != Wish::Nothing && wish(client.wish);
+            if is_it {
+                send(&client.peer, reply);
+            }
+            !is_it
+        });
+    }
+
+    /// Lets go of everybody whose time is over; `late` is what answers a wish then.
+    pub fn tick(&mut self, now: Instant, late: impl Fn(Wish) -> Option<Reply>) {
+        self.clients.retain(|client| {
+            let is_over = now >= client.until;
+            if is_over && let Some(reply) = late(client.wish) {
+                send(&client.peer, &reply);
+            }
+            !is_over
+        });
+    }
+
+    /// Whether somebody waits for this.
+    pub fn is_wished(&self, wish: Wish) -> bool {
+        self.clients.iter().any(|client| client.wish == wish)
+    }
+
+    /// When [`Control::tick`] has something to do.
+    pub fn deadline(&self) -> Option<Instant> {
+        self.clients.iter().map(|client| client.until).min()
+    }
+}
+
+/// An operator who does not wait for the answer does not want it.
+fn send(peer: &Peer, reply: &Reply) {
+    if let Err(error) = peer.send(reply, &[]) {
+        tracing::debug!(%error, "an operator did not wait for the answer");
+    }
+}

@@ -1,0 +1,466 @@
+//! One device: the process that serves it, the one that stands by, and who follows whom.
+//!
+//! It must never have two processes started that want to serve at once, and never give a device up.
+
+mod swap;
+
+use std::time::{Duration, Instant};
+
+use super::policy::{BENEFIT_OF_DOUBT, Backoff, CANDIDATE_PATIENCE, SETTLED, SPARE_PAUSE, SWAP_PATIENCE};
+use super::process::{Process, ProcessId, Stage, Word};
+use super::{Action, Next, Notice, Out, Program};
+use crate::supervise::fate::Death;
+
+/// Who serves.
+#[derive(Debug)]
+enum Main {
+    /// This one, or it is about to.
+    Up(Process),
+    /// Nobody; the next one starts then. I/O of the guest waits.
+    Away { until: Instant },
+    /// Nobody, and nobody will: the VM ends.
+    Gone,
+}
+
+/// Who stands by.
+#[derive(Debug)]
+enum Spare {
+    /// Nobody; none is wanted.
+    None,
+    /// The next one starts then.
+    Due { at: Instant },
+    /// This one.
+    Up { process: Process, purpose: Purpose },
+    /// The last one is being ended to make room for a candidate.
+    Clearing { last: ProcessId },
+}
+
+/// What a process stands by for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Purpose {
+    /// The death of the one that serves.
+    Spare,
+    /// A planned swap: it is to stand by until then.
+    Candidate { until: Instant },
+    /// A planned swap: the core has been asked and is to answer until then.
+    Handover { until: Instant },
+}
+
+/// A process that has no part in the device any more and has not ended yet; it is killed then.
+#[derive(Debug)]
+struct Leaving {
+    id: ProcessId,
+    kill_at: Option<Instant>,
+}
+
+/// What can be seen of a device.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct View<'a> {
+    /// What it does.
+    pub state: State,
+    /// The process that serves, or is about to.
+    pub main: Option<ProcessId>,
+    /// Since when it has been serving.
+    pub since: Option<Instant>,
+    /// The process that stands by, or is about to.
+    pub spare: Option<ProcessId>,
+    /// Whether it could take over now.
+    pub spare_ready: bool,
+    /// Processes that had to be replaced since the VM was started.
+    pub restarts: u64,
+    /// How the last one of them ended, and when.
+    pub last_death: Option<(&'a Death, Instant)>,
+}
+
+/// What a device does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum State {
+    /// A process is on its way to serving it.
+    Starting,
+    /// A process serves it.
+    Serving,
+    /// Its process hangs and is being ended.
+    Hung,
+    /// Its processes keep dying; the next one is started after a pause.
+    BackingOff,
+    /// It could not be started, and its VM ends.
+    Failed,
+}
+
+/// What comes of the end of a process.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Aftermath {
+    /// Life goes on.
+    Recovering,
+    /// The device has never been served and cannot be.
+    CannotStart(Death),
+}
+
+#[derive(Debug)]
+pub(super) struct Device {
+    number: usize,
+    pub(super) name: String,
+    spare_wanted: bool,
+    main: Main,
+    spare: Spare,
+    leaving: Vec<Leaving>,
+    backoff: Backoff,
+    spare_backoff: Backoff,
+    ever_served: bool,
+    /// Since when nobody has served.
+    down_since: Option<Instant>,
+    restarts: u64,
+    last_death: Option<(Death, Instant)>,
+}
+
+impl Device {
+    /// A device whose first process is started now.
+    pub(super) fn new(number: usize, name: String, spare_wanted: bool, out: &mut Out, now: Instant) -> Self {
+        let mut device = Self {
+            number,
+            name,
+            spare_wanted,
+            main: Main::Away { until: now },
+            spare: Spare::None,
+            leaving: Vec::new(),
+            backoff: Backoff::default(),
+            spare_backoff: Backoff::default(),
+            ever_served: false,
+            down_since: None,
+            restarts: 0,
+            last_death: None,
+        };
+        device.start(out, now);
+        device
+    }
+
+    fn start(&mut self, out: &mut Out, now: Instant) {
+        let process = Process::new(out, now);
+        out.act(Action::Start { device: self.number, process: process.id, program: Program::Current });
+        self.main = Main::Up(process);
+    }
+
+    fn start_spare(&mut self, program: Program, purpose: Purpose, out: &mut Out, now: Instant) {
+        let process = Process::new(out, now);
+        out.act(Action::Start { device: self.number, process: process.id, program });
+        self.spare = Spare::Up { process, purpose };
+    }
+
+    /// A spare, if one is wanted, not before then.
+    fn spare_due(&self, at: Instant) -> Spare {
+        if self.spare_wanted { Spare::Due { at } } else { Spare::None }
+    }
+
+    /// A process of this device says something.
+    pub(super) fn on_said(&mut self, id: ProcessId, word: Word, out: &mut Out, now: Instant) {
+        if let Main::Up(process) = &mut self.main
+            && process.id == id
+        {
+            process.lives(out, now);
+            match (word, process.stage) {
+                (Word::Serving | Word::Ready, Stage::Starting) | (Word::Serving, Stage::StandingBy) => {
+                    process.stage = Stage::Serving { since: now };
+                    self.serves(id, out, now);
+                }
+                (Word::StandingBy, Stage::Starting) => process.stage = Stage::StandingBy,
+                _ => {}
+            }
+        } else if let Spare::Up { process, purpose } = &mut self.spare
+            && process.id == id
+        {
+            process.lives(out, now);
+            match (word, process.stage) {
+                (Word::Ready | Word::StandingBy, Stage::Starting) => {
+                    process.stage = Stage::StandingBy;
+                    out.tell(Notice::StandsBy { device: self.number, process: id });
+                    if let Purpose::Candidate { .. } = *purpose {
+                        *purpose = Purpose::Handover { until: now + SWAP_PATIENCE };
+                        out.act(Action::AskForSwap { device: self.number });
+                    }
+                }
+                // The core is ahead of us: it has seen the other one's socket close, or hands over just now.
+                (Word::Serving, Stage::Starting | Stage::StandingBy) => {
+                    process.stage = Stage::Serving { since: now };
+                    self.change_places(id, out, now);
+                }
+                _ => {}
+            }
+        }
+    }
+
+    /// If the one that was to stand by has been there first, and the one that was to serve stands by, so be it.
+    fn change_places(&mut self, id: ProcessId, out: &mut Out, now: Instant) {
+        if let (Main::Up(main), Spare::Up { process: spare, purpose: Purpose::Spare }) =
+            (&mut self.main, &mut self.spare)
+            && main.stage == Stage::StandingBy
+        {
+            std::mem::swap(main, spare);
+            self.serves(id, out, now);
+        }
+    }
+
+    fn serves(&mut self, id: ProcessId, out: &mut Out, now: Instant) {
+        self.ever_served = true;
+        let pause = self.down_since.take().map(|since| now.saturating_duration_since(since));
+        out.tell(Notice::Serves { device: self.number, process: id, pause });
+        match self.spare {
+            Spare::None if self.spare_wanted => self.spare = Spare::Due { at: now },
+            // It waited for this; a spare that keeps dying waits for its time all the same.
+            Spare::Due { .. } if self.spare_backoff.in_a_row() < 2 => self.spare = Spare::Due { at: now },
+            _ => {}
+        }
+        self.start_what_is_due(out, now);
+    }
+
+    /// A process of this device has ended; `None`: it is none of ours.
+    pub(super) fn on_ended(
+        &mut self,
+        id: ProcessId,
+        found: Death,
+        out: &mut Out,
+        now: Instant,
+    ) -> Option<Aftermath> {
+        if let Some(place) = self.leaving.iter().position(|leaving| leaving.id == id) {
+            self.leaving.swap_remove(place);
+            if let Spare::Clearing { last } = self.spare
+                && last == id
+            {
+                let purpose = Purpose::Candidate { until: now + CANDIDATE_PATIENCE };
+                self.start_spare(Program::Candidate, purpose, out, now);
+            }
+            return Some(Aftermath::Recovering);
+        }
+        match std::mem::replace(&mut self.main, Main::Gone) {
+            Main::Up(process) if process.id == id => return Some(self.main_ended(process, found, out, now)),
+            other => self.main = other,
+        }
+        match std::mem::replace(&mut self.spare, Spare::None) {
+            Spare::Up { process, purpose } if process.id == id => {
+                self.spare_ended(process, purpose, found, out, now);
+                return Some(Aftermath::Recovering);
+            }
+            other => self.spare = other,
+        }
+        None
+    }
+
+    fn main_ended(&mut self, process: Process, found: Death, out: &mut Out, now: Instant) -> Aftermath {
+        let (id, stage) = (process.id, process.stage);
+        let death = process.death(found);
+        if death == Death::Exited(0) && self.is_handed_over() {
+            self.adopt_heir("a new process serves it".to_owned(), out, now);
+            return Aftermath::Recovering;
+        }
+        self.last_death = Some((death.clone(), now));
+        // 1: it could not open what it serves, and has said why; 2: it does not understand what it was told.
+        if !self.ever_served && matches!(death, Death::Exited(1 | 2)) {
+            return Aftermath::CannotStart(death);
+        }
+        let early = match stage {
+            Stage::Serving { since } => death.is_crash() && now.saturating_duration_since(since) < SETTLED,
+            Stage::Starting | Stage::StandingBy => death != Death::Restarted,
+        };
+        let delay = self.backoff.after_death(early);
+        let doubt = if death == Death::Exited(0) { BENEFIT_OF_DOUBT } else { Duration::ZERO };
+        let pause = delay.max(doubt);
+        self.restarts = self.restarts.saturating_add(1);
+        self.down_since.get_or_insert(now);
+        let next = match std::mem::replace(&mut self.spare, Spare::None) {
+            Spare::Up { process: mut heir, purpose } => {
+                let serves = matches!(heir.stage, Stage::Serving { .. });
+                if !serves {
+                    heir.stage = Stage::Starting;
+                }
+                let heir_id = heir.id;
+                self.main = Main::Up(heir);
+                self.spare = self.spare_due(now + pause.max(SPARE_PAUSE));
+                if purpose != Purpose::Spare {
+                    out.act(Action::Adopt { device: self.number });
+                    let why = "the old process died, and the new one took over at once".to_owned();
+                    out.act(Action::SwapDone { device: self.number, outcome: Ok(why) });
+                }
+                if serves {
+                    self.serves(heir_id, out, now);
+                }
+                Next::Spare
+            }
+            other => {
+                if let Spare::Clearing { .. } = other {
+                    let why = "the old process died before the new one was started; ask again".to_owned();
+                    out.act(Action::SwapDone { device: self.number, outcome: Err(why) });
+                }
+                self.spare = self.spare_due(now + pause.max(SPARE_PAUSE));
+                self.main = Main::Away { until: now + pause };
+                // Before anything is said: the guest waits.
+                self.start_what_is_due(out, now);
+                if pause.is_zero() { Next::AtOnce } else { Next::In(pause) }
+            }
+        };
+        let number = self.number;
+        out.tell(Notice::Died { device: number, process: id, spare: false, death, next });
+        if !delay.is_zero() {
+            out.tell(Notice::BacksOff { device: number, pause, in_a_row: self.backoff.in_a_row() });
+        }
+        Aftermath::Recovering
+    }
+
+    fn spare_ended(&mut self, process: Process, purpose: Purpose, found: Death, out: &mut Out, now: Instant) {
+        let (id, stage) = (process.id, process.stage);
+        let death = process.death(found);
+        let early = stage == Stage::Starting || death.is_crash();
+        let delay = match purpose {
+            Purpose::Spare => self.spare_backoff.after_death(early),
+            Purpose::Candidate { .. } | Purpose::Handover { .. } => {
+                let why = format!("the new process {death}; the old one serves as before");
+                out.act(Action::SwapDone { device: self.number, outcome: Err(why) });
+                Duration::ZERO
+            }
+        };
+        self.spare = self.spare_due(now + delay);
+        self.start_what_is_due(out, now);
+        let next = if delay.is_zero() { Next::AtOnce } else { Next::In(delay) };
+        out.tell(Notice::Died { device: self.number, process: id, spare: true, death, next });
+    }
+
+    /// The core has cut the process off that serves: it ends, whatever it thinks. One that has not begun to serve is the
+    /// successor already.
+    pub(super) fn on_cut_off(&mut self, reason: String, out: &mut Out) {
+        if let Main::Up(process) = &mut self.main
+            && let Stage::Serving { .. } = process.stage
+        {
+            process.kill(Death::CutOff(reason), out);
+        }
+    }
+
+    /// An operator wants a new process. The one whose end that is, if there is one.
+    pub(super) fn restart(&mut self, out: &mut Out, now: Instant) -> Option<ProcessId> {
+        match &mut self.main {
+            Main::Up(process) => {
+                process.kill(Death::Restarted, out);
+                Some(process.id)
+            }
+            Main::Away { until } => {
+                *until = now;
+                self.start_what_is_due(out, now);
+                None
+            }
+            Main::Gone => None,
+        }
+    }
+
+    /// Time has passed.
+    pub(super) fn on_tick(&mut self, out: &mut Out, now: Instant) {
+        if let Main::Up(process) = &mut self.main {
+            process.on_tick(out, now);
+        }
+        let mut overdue = None;
+        if let Spare::Up { process, purpose } = &mut self.spare {
+            process.on_tick(out, now);
+            overdue = match purpose {
+                Purpose::Candidate { until } if now >= *until => Some("the new process does not get ready"),
+                Purpose::Handover { until } if now >= *until => Some("the core does not answer"),
+                _ => None,
+            };
+        }
+        if let Some(why) = overdue {
+            self.on_swap_failed(why.to_owned(), out, now);
+        }
+        for leaving in &mut self.leaving {
+            if leaving.kill_at.is_some_and(|at| now >= at) {
+                leaving.kill_at = None;
+                out.act(Action::Kill(leaving.id));
+            }
+        }
+        self.start_what_is_due(out, now);
+    }
+
+    fn start_what_is_due(&mut self, out: &mut Out, now: Instant) {
+        if let Main::Away { until } = self.main
+            && now >= until
+        {
+            self.start(out, now);
+        }
+        // A spare makes sense beside one that serves: otherwise it would be the one to serve.
+        if let (Main::Up(_), Spare::Due { at }) = (&self.main, &self.spare)
+            && self.ever_served
+            && now >= *at
+        {
+            self.start_spare(Program::Current, Purpose::Spare, out, now);
+        }
+    }
+
+    /// When [`Device::on_tick`] has something to do.
+    pub(super) fn deadline(&self) -> Option<Instant> {
+        let main = match &self.main {
+            Main::Up(process) => process.deadline(),
+            Main::Away { until } => Some(*until),
+            Main::Gone => None,
+        };
+        let spare = match &self.spare {
+            Spare::Up { process, purpose } => {
+                let patience = match purpose {
+                    Purpose::Spare => None,
+                    Purpose::Candidate { until } | Purpose::Handover { until } => Some(*until),
+                };
+                earlier(process.deadline(), patience)
+            }
+            Spare::Due { at } if matches!(self.main, Main::Up(_)) && self.ever_served => Some(*at),
+            _ => None,
+        };
+        let leaving = self.leaving.iter().filter_map(|leaving| leaving.kill_at).min();
+        earlier(earlier(main, spare), leaving)
+    }
+
+    /// Processes that have not ended.
+    pub(super) fn processes(&self) -> usize {
+        let main = usize::from(matches!(self.main, Main::Up(_)));
+        let spare = usize::from(matches!(self.spare, Spare::Up { .. }));
+        main + spare + self.leaving.len()
+    }
+
+    /// The VM ends: nobody is started any more, and whoever ends is only counted.
+    pub(super) fn give_up(&mut self, id: ProcessId, death: &Death, out: &mut Out) {
+        let is_main = matches!(&self.main, Main::Up(process) if process.id == id);
+        let is_spare = matches!(&self.spare, Spare::Up { process, .. } if process.id == id);
+        if is_main {
+            self.main = Main::Gone;
+        }
+        if is_spare {
+            self.spare = Spare::None;
+        }
+        if is_main || is_spare {
+            let (device, death) = (self.number, death.clone());
+            out.tell(Notice::Died { device, process: id, spare: is_spare, death, next: Next::Nobody });
+        }
+        self.leaving.retain(|leaving| leaving.id != id);
+    }
+
+    pub(super) fn view(&self) -> View<'_> {
+        let (main, state, since) = match &self.main {
+            Main::Up(process) => {
+                let (state, since) = match process.stage {
+                    _ if process.hangs() => (State::Hung, None),
+                    Stage::Serving { since } => (State::Serving, Some(since)),
+                    Stage::Starting | Stage::StandingBy => (State::Starting, None),
+                };
+                (Some(process.id), state, since)
+            }
+            Main::Away { .. } => (None, State::BackingOff, None),
+            Main::Gone => (None, State::Failed, None),
+        };
+        let (spare, spare_ready) = match &self.spare {
+            Spare::Up { process, .. } => (Some(process.id), process.stage != Stage::Starting),
+            _ => (None, false),
+        };
+        let last_death = self.last_death.as_ref().map(|(death, at)| (death, *at));
+        let restarts = self.restarts;
+        View { state, main, since, spare, spare_ready, restarts, last_death }
+    }
+}
+
+fn earlier(a: Option<Instant>, b: Option<Instant>) -> Option<Instant> {
+    match (a, b) {
+        (Some(a), Some(b)) => Some(a.min(b)),
+        (a, b) => a.or(b),
+    }
+}

@@ -1,0 +1,191 @@
+//! From a VM to files: what is in each, for `systemd`, `systemd-sysusers` and the core. Pure: it writes nothing.
+//!
+//! The templates in `policies/systemd` hold what is the same for every VM, and all the hardening. What is written for a VM is
+//! drop-ins with what only it has: programs, users, paths.
+
+use std::ffi::OsStr;
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+
+use ipc::config::Console;
+
+use super::escape::{self, Unwritable};
+use super::{Names, SYSUSERS, UNITS, ids};
+use crate::plan::{Device, Plan};
+use crate::spec::{self, Disk, Spec, Storage};
+
+/// The templates, by name.
+pub const TEMPLATES: [(&str, &str); 4] = [
+    ("bulkhead-vm@.target", include_str!("../../../policies/systemd/bulkhead-vm@.target")),
+    ("bulkhead-core@.socket", include_str!("../../../policies/systemd/bulkhead-core@.socket")),
+    ("bulkhead-core@.service", include_str!("../../../policies/systemd/bulkhead-core@.service")),
+    ("vsp-storage@.service", include_str!("../../../policies/systemd/vsp-storage@.service")),
+];
+
+/// The drop-in in the directory of each unit. Other drop-ins beside it are the administrator's.
+pub const DROP_IN: &str = "50-bulkhead.conf";
+
+/// What every generated file begins with.
+const HEADER: &str = "# Written by `bulkhead units`, which replaces it the next time; put changes into another file beside it.\n";
+
+/// Directories that `ProtectHome=yes` makes inaccessible.
+const HOMES: [&str; 3] = ["/home", "/root", "/run/user"];
+
+/// A file to be written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct File {
+    /// Where; relative to the root directory.
+    pub path: PathBuf,
+    /// What is in it.
+    pub content: String,
+}
+
+/// Everything that has to be written for the VM of `plan`, which `spec` describes. `plan` is for root, with ids of `block`.
+/// `is_device` tells block devices from files.
+pub fn files(
+    spec: &Spec,
+    plan: &Plan,
+    block: u32,
+    is_device: impl Fn(&Path) -> bool,
+) -> Result<Vec<File>, Unwritable> {
+    let names = Names::of(&plan.name);
+    let mut files = Vec::new();
+    for (name, content) in TEMPLATES {
+        files.push(File { path: Path::new(UNITS).join(name), content: content.to_owned() });
+    }
+    files.push(File { path: names.configuration().join("core.json"), content: core_config(plan, names) });
+    files.push(File { path: names.configuration().join(ids::FILE), content: format!("{block}\n") });
+    files.push(File { path: Path::new(SYSUSERS).join(names.sysusers()), content: sysusers(plan, block) });
+    let mut wanted = vec![names.core()];
+    files.push(drop_in(&names.core(), core(spec, plan, names)?));
+    for (position, (device, storage)) in plan.devices.iter().zip(&spec.storage).enumerate() {
+        let content = storage_device(device, storage, names, ids::user(block, position + 1), &is_device)?;
+        let [first, second] = names.device(kind(device), &device.name);
+        files.push(drop_in(&first, content.clone()));
+        files.push(drop_in(&second, content));
+        wanted.push(first);
+        if device.spare {
+            wanted.push(second);
+        }
+    }
+    let target = format!("{HEADER}[Unit]\nWants={}\nAfter={}\n", wanted.join(" "), wanted.join(" "));
+    files.push(drop_in(&names.target(), target));
+    Ok(files)
+}
+
+/// Which template a device is an instance of: it is called like the program.
+pub fn kind(device: &Device) -> &str {
+    device.program.file_name().and_then(OsStr::to_str).unwrap_or("vsp-storage")
+}
+
+fn drop_in(unit: &str, content: String) -> File {
+    File { path: Path::new(UNITS).join(format!("{unit}.d")).join(DROP_IN), content }
+}
+
+/// The core's configuration. There is no terminal under systemd: the console becomes a socket.
+fn core_config(plan: &Plan, names: Names<'_>) -> String {
+    let mut config = plan.core.clone();
+    if config.console == Console::Stdio {
+        config.console = Console::Socket(names.console());
+    }
+    // A value made of strings and numbers can always be written.
+    serde_json::to_string_pretty(&config).unwrap_or_default() + "\n"
+}
+
+/// A user for each process, so that `ps` and the journal have a name for it, and because `User=` wants one.
+fn sysusers(plan: &Plan, block: u32) -> String {
+    let mut out = HEADER.to_owned();
+    let members = std::iter::once("core").chain(plan.devices.iter().map(|device| device.name.as_str()));
+    for (position, member) in members.enumerate() {
+        let (user, id) = (ids::user(block, position), ids::id(block, position));
+        // Infallible on a string.
+        let _ = writeln!(out, "u {user} {id} \"Bulkhead VM {}, {member}\" - -", plan.name);
+    }
+    out
+}
+
+fn core(spec: &Spec, plan: &Plan, names: Names<'_>) -> Result<String, Unwritable> {
+    let config = Path::new("/").join(names.configuration()).join("core.json");
+    let words = ["--config".as_ref(), config.as_os_str(), "--listen-fd".as_ref(), "3".as_ref()];
+    let mut readable = vec![plan.core_program.as_path(), &plan.core.kernel];
+    readable.extend(plan.core.initrd.as_deref());
+    let mut sandbox = Sandbox::default();
+    for path in readable {
+        sandbox.read(path)?;
+    }
+    if let spec::Console::Socket(path) = &spec.console
+        && let Some(directory) = path.parent()
+    {
+        sandbox.write(directory)?;
+    }
+    let program = std::iter::once(plan.core_program.as_os_str());
+    let command = escape::command_line(program.chain(words))?;
+    Ok(format!("{HEADER}[Service]\nExecStart=\nExecStart={command}\n{}", sandbox.text))
+}
+
+fn storage_device(
+    device: &Device,
+    storage: &Storage,
+    names: Names<'_>,
+    user: String,
+    is_device: &impl Fn(&Path) -> bool,
+) -> Result<String, Unwritable> {
+    let mut sandbox = Sandbox::default();
+    sandbox.read(&device.program)?;
+    for disk in &storage.disks {
+        sandbox.disk(disk, is_device(&disk.path))?;
+    }
+    let socket = names.core_socket();
+    let attach = ["--core".as_ref(), socket.as_os_str()];
+    let words = std::iter::once(device.program.as_os_str()).chain(attach);
+    let command = escape::command_line(words.chain(device.args.iter().map(|word| word.as_os_str())))?;
+    let (core, socket_unit, target) = (names.core(), names.socket(), names.target());
+    Ok(format!(
+        "{HEADER}[Unit]\nBindsTo={core}\nPartOf={target}\nRequires={socket_unit}\nAfter={socket_unit}\n\
+         [Service]\nUser={user}\nExecStart=\nExecStart={command}\n{}",
+        sandbox.text
+    ))
+}
+
+/// What of the file system a process needs besides what the templates leave it.
+#[derive(Default)]
+struct Sandbox {
+    text: String,
+}
+
+impl Sandbox {
+    fn read(&mut self, path: &Path) -> Result<(), Unwritable> {
+        self.bind("BindReadOnlyPaths", path)
+    }
+
+    fn write(&mut self, path: &Path) -> Result<(), Unwritable> {
+        self.bind("BindPaths", path)
+    }
+
+    fn disk(&mut self, disk: &Disk, is_device: bool) -> Result<(), Unwritable> {
+        if disk.readonly {
+            self.read(&disk.path)?
+        } else {
+            self.write(&disk.path)?
+        }
+        if is_device {
+            let access = if disk.readonly { "r" } else { "rw" };
+            // Infallible on a string.
+            let _ = writeln!(self.text, "DeviceAllow={} {access}", escape::path(&disk.path)?);
+        }
+        Ok(())
+    }
+
+    /// Mounts what is at `path` there: over whatever else the template has put in its place, an empty home or a private `/tmp`.
+    fn bind(&mut self, setting: &str, path: &Path) -> Result<(), Unwritable> {
+        const HOME: &str = "ProtectHome=tmpfs\n";
+        if HOMES.iter().any(|home| path.starts_with(home)) && !self.text.contains(HOME) {
+            self.text.push_str(HOME);
+        }
+        let _ = writeln!(self.text, "{setting}={}", escape::path(path)?);
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests;

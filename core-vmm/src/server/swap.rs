@@ -1,0 +1,112 @@
+//! Carries out what a device's [slot](super::slot) decides: who is told to serve, to hand over, to end.
+
+use std::time::Instant;
+
+use ipc::{message::ToVsp, operator::Reply, socket::SocketError};
+
+use super::{
+    Server,
+    device::Process,
+    slot::{Act, Acts, Leave, OperatorId, Order, Role},
+};
+use crate::partition::Partition;
+
+impl Server {
+    /// The process at `role` of a device serves no more.
+    pub(super) fn leave<P: Partition>(&mut self, partition: &P, device: usize, role: Role, how: Leave) {
+        let acts = self.devices[device].slot.leave(role, how, Instant::now());
+        self.perform(partition, device, acts);
+        self.forget_if_gone(device);
+    }
+
+    pub(super) fn perform<P: Partition>(&mut self, partition: &P, device: usize, acts: Acts<Process>) {
+        for act in acts {
+            match act {
+                Act::Serve { role, predecessor } => {
+                    self.order(partition, device, role, &ToVsp::Serve { predecessor });
+                }
+                Act::Quiesce => self.order(partition, device, Role::Old, &ToVsp::Quiesce {}),
+                Act::Retire(process) => {
+                    tracing::info!(device = %self.devices[device].name, "the old process has handed over");
+                    // If it does not listen, it reads the end.
+                    let _ = process.peer.send(&ToVsp::Retire {}, &[]);
+                }
+                Act::Dismiss(process, how) => self.dismiss(device, process, &how),
+                Act::Release => self.release(partition, device),
+                Act::Open => {
+                    tracing::info!(device = %self.devices[device].name, "serves");
+                    self.give_all(partition, device);
+                }
+                Act::Swapped(Order { operator, since }) => {
+                    let pause_us = u64::try_from(since.elapsed().as_micros()).unwrap_or(u64::MAX);
+                    let name = self.devices[device].name.clone();
+                    self.operators.answer(operator, &Reply::Swapped { device: name, pause_us });
+                }
+                Act::Failed(operator, reason) => self.swap_failed(operator, device, reason),
+                Act::Lingers => self.report(device, "it was refused and does not end".into()),
+            }
+        }
+    }
+
+    fn swap_failed(&mut self, operator: OperatorId, device: usize, reason: String) {
+        let name = self.devices[device].name.clone();
+        tracing::warn!(device = %name, %reason, "hand-over failed");
+        self.operators.answer(operator, &Reply::Failed { device: name, reason });
+    }
+
+    /// Tells a process what to do. One that cannot be told, because it lets its socket fill up, is of no use.
+    fn order<P: Partition>(&mut self, partition: &P, device: usize, role: Role, message: &ToVsp) {
+        let Some(process) = self.devices[device].slot.get(role) else { return };
+        match process.peer.send(message, &[]) {
+            // If it has gone, its end will be read.
+            Ok(()) | Err(SocketError::Closed) => {}
+            Err(error) => {
+                let reason = format!("it cannot be told what to do: {error}");
+                self.leave(partition, device, role, Leave::CutOff(reason));
+            }
+        }
+    }
+
+    /// A process is told to end. What it sends from now on is not heard.
+    fn dismiss(&mut self, device: usize, process: Option<Process>, how: &Leave) {
+        let slot = &self.devices[device].slot;
+        if let Some(process) = process.as_ref().or(slot.get(Role::Ghost)) {
+            if let Leave::Refused(reason) = how {
+                let _ = process.peer.send(&ToVsp::Refused { reason: reason.clone() }, &[]);
+            }
+            // It reads the end; should this fail, it has gone.
+            let _ = process.peer.finish();
+        }
+        if let Leave::CutOff(reason) = how {
+            self.report(device, reason.clone());
+        }
+    }
+
+    /// Tells those who can end processes that one should be ended.
+    fn report(&mut self, device: usize, reason: String) {
+        let name = self.devices[device].name.clone();
+        tracing::error!(device = %name, %reason, "its process is cut off");
+        self.operators.tell_all(&Reply::CutOff { device: name, reason });
+    }
+
+    /// A device without a process that no guest knows of is as if it had never attached.
+    pub(super) fn forget_if_gone(&mut self, device: usize) {
+        let device = &mut self.devices[device];
+        if let (true, Some(offered)) = (device.slot.is_empty(), &device.offered)
+            && self.bus.withdraw(offered.relid)
+        {
+            device.offered = None;
+        }
+    }
+
+    /// What operators wait for may be due, or too late.
+    pub(super) fn tick_slots<P: Partition>(&mut self, partition: &P, now: Instant) {
+        for device in 0..self.devices.len() {
+            let acts = self.devices[device].slot.tick(now);
+            if !acts.is_empty() {
+                self.perform(partition, device, acts);
+                self.forget_if_gone(device);
+            }
+        }
+    }
+}

@@ -1,0 +1,126 @@
+//! What `cargo xtask chaos` and `cargo xtask bench continuity` start.
+
+#![forbid(unsafe_code)]
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use bulkhead_tests::campaign::{
+    cost, figures,
+    kills::{Campaign, Outcome},
+    latency::Latencies,
+    swaps::Swaps,
+    victim::Kind,
+};
+use clap::{Parser, Subcommand};
+
+/// Lines of the processes' log that are shown after a failure.
+const LOG_LINES: usize = 60;
+
+#[derive(Parser)]
+struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Kills vsp-storage at random moments under a checked load.
+    Storage {
+        /// How many times
+        #[arg(long, default_value_t = 1000)]
+        kills: u64,
+        /// Where chance begins [default: the time]
+        #[arg(long)]
+        seed: Option<u64>,
+        /// With a warm spare
+        #[arg(long)]
+        spare: bool,
+        /// Ways to kill
+        #[arg(long, value_delimiter = ',', default_value = "kill,stop,segv,sys")]
+        kinds: Vec<Kind>,
+        /// Channels of the controller
+        #[arg(long, default_value_t = 4)]
+        queues: usize,
+    },
+    /// Swaps vsp-storage for another build and back under a checked load.
+    Swap {
+        /// How many times
+        #[arg(long, default_value_t = 100)]
+        swaps: u64,
+        /// Where chance begins [default: the time]
+        #[arg(long)]
+        seed: Option<u64>,
+        /// The other build [default: the same one]
+        #[arg(long)]
+        other: Option<PathBuf>,
+        /// Channels of the controller
+        #[arg(long, default_value_t = 4)]
+        queues: usize,
+    },
+    /// Measures; prints lines `figure NAME VALUE`, times in milliseconds.
+    Figures {
+        /// Kills and swaps of each kind, in hundreds; and rounds of reads
+        #[arg(long, default_value_t = 5)]
+        rounds: u32,
+        /// Channels of the controller
+        #[arg(long, default_value_t = 4)]
+        queues: usize,
+    },
+}
+
+fn main() -> anyhow::Result<ExitCode> {
+    match Args::parse().command {
+        Command::Storage { kills, seed, spare, kinds, queues } => {
+            let seed = seed.unwrap_or_else(now);
+            eprintln!("seed {seed}");
+            let outcome = Campaign { kills, seed, spare, kinds, queues }.run()?;
+            for (kind, latencies) in outcome.latencies.iter().filter(|(kind, _)| **kind != Kind::Kill) {
+                println!("{kind}: kills={} {latencies}", latencies.count());
+            }
+            println!("of that until the process was dead: {}", outcome.deaths);
+            println!("{}", outcome.line());
+            Ok(verdict(&outcome, seed))
+        }
+        Command::Swap { swaps, seed, other, queues } => {
+            let seed = seed.unwrap_or_else(now);
+            let outcome = Swaps { swaps, seed, other, queues }.run()?;
+            println!("{}", outcome.line().replacen("kills=", "swaps=", 1));
+            Ok(verdict(&outcome, seed))
+        }
+        Command::Figures { rounds, queues } => {
+            for round in cost::measure(rounds * 4)? {
+                println!("figure read_with_ledger {}", round.with / 1e6);
+                println!("figure read_without_ledger {}", round.without / 1e6);
+            }
+            let times = u64::from(rounds) * 100;
+            print("cold", &figures::kills(times, false, queues)?);
+            print("spare", &figures::kills(times, true, queues)?);
+            print("swap", &figures::swaps(times, queues)?);
+            Ok(ExitCode::SUCCESS)
+        }
+    }
+}
+
+fn print(name: &str, latencies: &Latencies) {
+    for (suffix, permille) in [("p50", 500), ("p99", 990), ("max", 1000)] {
+        println!("figure {name}_{suffix} {}", latencies.permille(permille).as_secs_f64() * 1000.0);
+    }
+}
+
+fn verdict(outcome: &Outcome, seed: u64) -> ExitCode {
+    if outcome.is_clean() {
+        return ExitCode::SUCCESS;
+    }
+    outcome.failure.iter().for_each(|failure| eprintln!("{failure}"));
+    outcome.tally.complaints.iter().for_each(|complaint| eprintln!("{complaint}"));
+    let lines: Vec<&str> = outcome.log.lines().collect();
+    eprintln!("the last words of the processes (seed {seed}):");
+    lines[lines.len().saturating_sub(LOG_LINES)..].iter().for_each(|line| eprintln!("{line}"));
+    ExitCode::FAILURE
+}
+
+fn now() -> u64 {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    since.map_or(1, |since| since.as_nanos() as u64)
+}

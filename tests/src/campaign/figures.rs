@@ -1,0 +1,51 @@
+//! How long the guest waits: after a kill without and with a spare, and around a planned swap.
+//!
+//! Nothing but the device works here: one queue, 4 KiB reads at depth 1... is not what a guest does, so it is the load of
+//! the campaigns, through one channel.
+
+use std::time::Duration;
+
+use super::latency::Latencies;
+use super::swaps::Swaps;
+use super::victim::{Kind, Victim};
+use crate::disk::Disk;
+use crate::load::Load;
+use crate::supervised::{RETURNS_WITHIN, Setup, Supervised, served};
+
+/// Size of the disk.
+const DISK: u64 = 64 << 20;
+/// Completions between two kills.
+const PROGRESS: u64 = 200;
+/// What a device rests between two kills, so that the machine is not still busy with the last one.
+const REST: Duration = Duration::from_millis(20);
+
+/// From a kill to the first completion after it.
+pub fn kills(rounds: u64, spare: bool, queues: usize) -> anyhow::Result<Latencies> {
+    let disk = Disk::new(DISK)?;
+    let vm = Supervised::start(&disk, &Setup { spare, ..Setup::default() })?;
+    let (mut client, offer) = vm.guest()?;
+    let load = Load::start(&mut client, &offer, queues, Load::blocks(DISK), 1)?;
+    let mut backend = vm.backend()?;
+    let mut latencies = Latencies::default();
+    for n in 1..=rounds {
+        anyhow::ensure!(load.pulse.wait_beats(PROGRESS, RETURNS_WITHIN), "the load stands still before kill {n}");
+        std::thread::sleep(REST);
+        let Some(pid) = served(&mut *backend, spare)?.pid else { continue };
+        let victim = Victim::new(pid)?;
+        let begun = victim.end(Kind::Kill)?;
+        victim.wait(RETURNS_WITHIN)?;
+        let at = load.pulse.wait(load.pulse.died(), RETURNS_WITHIN);
+        let at = at.ok_or_else(|| anyhow::anyhow!("no completion after kill {n}"))?;
+        latencies.add(at.saturating_duration_since(begun));
+    }
+    let (tally, _) = load.finish(&disk)?;
+    anyhow::ensure!(tally.is_clean(), "{tally:?}");
+    Ok(latencies)
+}
+
+/// The longest pause between two completions around a planned swap.
+pub fn swaps(rounds: u64, queues: usize) -> anyhow::Result<Latencies> {
+    let outcome = Swaps { swaps: rounds, seed: 1, other: None, queues }.run()?;
+    anyhow::ensure!(outcome.is_clean(), "{:?} {:?}", outcome.failure, outcome.tally);
+    Ok(outcome.latencies.into_values().next().unwrap_or_default())
+}

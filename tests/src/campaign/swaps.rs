@@ -1,0 +1,79 @@
+//! Two builds of a device process take turns under load.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::Context;
+use bulkhead::device::Backend;
+
+use super::kills::Outcome;
+use super::latency::Latencies;
+use super::victim::Kind;
+use crate::disk::Disk;
+use crate::load::{Load, Pulse};
+use crate::supervised::{DEVICE, RETURNS_WITHIN, Setup, Supervised, served};
+use crate::vm;
+
+/// Size of the disk.
+const DISK: u64 = 64 << 20;
+/// Completions after each swap before the next.
+const PROGRESS: u64 = 500;
+
+/// What is to be done.
+#[derive(Clone, Debug)]
+pub struct Swaps {
+    /// How many.
+    pub swaps: u64,
+    /// Where chance begins.
+    pub seed: u64,
+    /// The other build of `vsp-storage`, with which it begins; `None`: the same one.
+    pub other: Option<PathBuf>,
+    /// Channels of the controller.
+    pub queues: usize,
+}
+
+impl Swaps {
+    /// Runs it. In the outcome `kills` are swaps, and the latencies (of [`Kind::Kill`]) the longest pauses between
+    /// two completions that the guest had around each.
+    pub fn run(&self) -> anyhow::Result<Outcome> {
+        let disk = Disk::new(DISK)?;
+        let ours = vm::program("vsp-storage")?;
+        let builds = [self.other.clone().unwrap_or_else(|| ours.clone()), ours];
+        let setup = Setup { vsp_storage: Some(builds[0].clone()), ..Setup::default() };
+        let vm = Supervised::start(&disk, &setup)?;
+        let (mut client, offer) = vm.guest()?;
+        let load = Load::start(&mut client, &offer, self.queues, Load::blocks(DISK), self.seed)?;
+        let mut outcome = Outcome::default();
+        let result = self.swap(&mut *vm.backend()?, &load.pulse, &builds, &mut outcome);
+        let (tally, _) = load.finish(&disk)?;
+        outcome.tally = tally;
+        outcome.failure = result.err().map(|error| format!("{error:#}"));
+        outcome.log = vm.log();
+        Ok(outcome)
+    }
+
+    fn swap(
+        &self,
+        backend: &mut dyn Backend,
+        pulse: &Pulse,
+        builds: &[PathBuf; 2],
+        outcome: &mut Outcome,
+    ) -> anyhow::Result<()> {
+        let mut pauses = Latencies::default();
+        for n in 1..=self.swaps {
+            anyhow::ensure!(pulse.wait_beats(PROGRESS, RETURNS_WITHIN), "the load stands still before swap {n}");
+            let before = served(backend, false)?;
+            let _ = pulse.longest_pause();
+            let to = &builds[(n % 2) as usize];
+            backend.swap(DEVICE, Some(to)).with_context(|| format!("swap {n}, to {}", to.display()))?;
+            anyhow::ensure!(pulse.wait_beats(1, RETURNS_WITHIN), "the load stands still after swap {n}");
+            let pause = pulse.longest_pause();
+            let after = served(backend, false)?;
+            anyhow::ensure!(before.pid != after.pid, "swap {n} has changed nothing: {after:?}");
+            pauses.add(pause.max(Duration::from_nanos(1)));
+            outcome.kills += 1;
+        }
+        outcome.latencies.insert(Kind::Kill, pauses);
+        Ok(())
+    }
+}

@@ -1,0 +1,83 @@
+//! The process that is killed, and how.
+
+use std::fmt;
+use std::str::FromStr;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, ensure};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use std::os::fd::{AsFd, OwnedFd};
+
+/// How a process is ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Kind {
+    /// SIGKILL: at any instruction, and nothing more is done.
+    Kill,
+    /// SIGSTOP: it shows no sign of life any more until the supervisor's watchdog ends it.
+    Stop,
+    /// SIGSEGV: it crashes.
+    Segv,
+    /// SIGSYS: what seccomp does to a process that makes a forbidden call.
+    Sys,
+}
+
+impl Kind {
+    fn signal(self) -> Signal {
+        match self {
+            Self::Kill => Signal::KILL,
+            Self::Stop => Signal::STOP,
+            Self::Segv => Signal::SEGV,
+            Self::Sys => Signal::SYS,
+        }
+    }
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Kill => "kill",
+            Self::Stop => "stop",
+            Self::Segv => "segv",
+            Self::Sys => "sys",
+        })
+    }
+}
+
+impl FromStr for Kind {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        [Self::Kill, Self::Stop, Self::Segv, Self::Sys]
+            .into_iter()
+            .find(|kind| kind.to_string() == text)
+            .ok_or_else(|| format!("{text} is no way to end a process: kill, stop, segv, sys"))
+    }
+}
+
+/// A process, held so that its number cannot come to mean another one.
+#[derive(Debug)]
+pub struct Victim(OwnedFd);
+
+impl Victim {
+    /// The process with this id.
+    pub fn new(pid: u32) -> anyhow::Result<Self> {
+        let pid = i32::try_from(pid).ok().and_then(Pid::from_raw).context("no process id")?;
+        Ok(Self(pidfd_open(pid, PidfdFlags::empty())?))
+    }
+
+    /// Ends it; when that was begun. An error if it has ended already.
+    pub fn end(&self, kind: Kind) -> anyhow::Result<Instant> {
+        let begun = Instant::now();
+        pidfd_send_signal(self.0.as_fd(), kind.signal())?;
+        Ok(begun)
+    }
+
+    /// Waits until it is dead.
+    pub fn wait(&self, timeout: Duration) -> anyhow::Result<()> {
+        let timeout = PollTimeout::try_from(timeout)?;
+        let ended = poll(&mut [PollFd::new(self.0.as_fd(), PollFlags::POLLIN)], timeout)?;
+        ensure!(ended == 1, "the process does not die");
+        Ok(())
+    }
+}

@@ -1,0 +1,121 @@
+//! When what died came back to life, as the guest sees it.
+//!
+//! Completions that a process has written before its death are found in the rings after it, and say nothing about its
+//! successor. So after each death every queue first takes what is there; the first completion after that counts. A
+//! queue that was full of life may take some completions of the successor's for old ones, which makes the figure worse,
+//! never better.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+/// Shared by all queues and by whoever kills.
+#[derive(Debug)]
+pub struct Pulse {
+    base: Instant,
+    deaths: AtomicU64,
+    /// The death that was survived last, and when, in nanoseconds since `base`.
+    survived: AtomicU64,
+    at: AtomicU64,
+    completed: AtomicU64,
+    /// The longest pause between two completions since it was last asked for, and when the last one was.
+    last: AtomicU64,
+    longest: AtomicU64,
+    stop: AtomicBool,
+}
+
+impl Default for Pulse {
+    fn default() -> Self {
+        Self {
+            base: Instant::now(),
+            deaths: AtomicU64::new(0),
+            survived: AtomicU64::new(0),
+            at: AtomicU64::new(0),
+            completed: AtomicU64::new(0),
+            last: AtomicU64::new(0),
+            longest: AtomicU64::new(0),
+            stop: AtomicBool::new(false),
+        }
+    }
+}
+
+impl Pulse {
+    /// A process is dead. Its number, from 1.
+    pub fn died(&self) -> u64 {
+        self.deaths.fetch_add(1, Ordering::SeqCst) + 1
+    }
+
+    /// Deaths so far.
+    pub fn deaths(&self) -> u64 {
+        self.deaths.load(Ordering::SeqCst)
+    }
+
+    /// A request has completed.
+    pub fn beat(&self) {
+        let now = self.now();
+        self.completed.fetch_add(1, Ordering::Relaxed);
+        let last = self.last.swap(now, Ordering::Relaxed);
+        self.longest.fetch_max(now.saturating_sub(last), Ordering::Relaxed);
+    }
+
+    /// A request has completed after the death `number`, and not merely been found completed.
+    pub fn revived(&self, number: u64) {
+        let seen = self.survived.load(Ordering::SeqCst);
+        if seen < number && self.survived.compare_exchange(seen, number, Ordering::SeqCst, Ordering::SeqCst).is_ok() {
+            self.at.store(self.now().max(1), Ordering::SeqCst);
+        }
+    }
+
+    /// Waits until something has completed after the death `number`; when that was. `None`: not in time.
+    pub fn wait(&self, number: u64, timeout: Duration) -> Option<Instant> {
+        let until = Instant::now() + timeout;
+        loop {
+            let at = self.at.load(Ordering::SeqCst);
+            if self.survived.load(Ordering::SeqCst) >= number && at > 0 {
+                self.at.store(0, Ordering::SeqCst);
+                return Some(self.base + Duration::from_nanos(at));
+            }
+            if Instant::now() >= until || self.is_stopped() {
+                return None;
+            }
+            std::thread::sleep(Duration::from_micros(200));
+        }
+    }
+
+    /// Waits for some more completions; false if they do not come in time.
+    pub fn wait_beats(&self, beats: u64, timeout: Duration) -> bool {
+        let (enough, until) = (self.completed() + beats, Instant::now() + timeout);
+        while self.completed() < enough {
+            if Instant::now() >= until || self.is_stopped() {
+                return false;
+            }
+            std::thread::sleep(Duration::from_micros(200));
+        }
+        true
+    }
+
+    /// Requests that have completed.
+    pub fn completed(&self) -> u64 {
+        self.completed.load(Ordering::Relaxed)
+    }
+
+    /// The longest pause since this was last asked, one that goes on now included.
+    pub fn longest_pause(&self) -> Duration {
+        let now = self.now();
+        let running = now.saturating_sub(self.last.load(Ordering::Relaxed));
+        Duration::from_nanos(self.longest.swap(0, Ordering::Relaxed).max(running))
+    }
+
+    /// Everybody finishes what is under way and ends.
+    pub fn stop(&self) {
+        self.stop.store(true, Ordering::SeqCst);
+    }
+
+    /// Whether that was asked for.
+    pub fn is_stopped(&self) -> bool {
+        self.stop.load(Ordering::SeqCst)
+    }
+
+    fn now(&self) -> u64 {
+        self.base.elapsed().as_nanos() as u64
+    }
+}

@@ -1,0 +1,179 @@
+//! Named kill points: every place between two stores that a successor can tell apart.
+//!
+//! Tests die at each of them. A build without debug assertions has none of it.
+
+/// A place on the way of a request at which a process may die. Each is named for the store that has just been made,
+/// or, if it ends with `Due`, for the one that comes next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum KillPoint {
+    /// A packet and its spine are in a slot that does not count yet.
+    TakeDue,
+    /// The slot counts; the packet is still in the ring.
+    Taken,
+    /// The read index is about to be published.
+    ReadDue,
+    /// The read index is published; the ledger's position is one publication behind.
+    ReadPublished,
+    /// The ledger's position has followed the read index.
+    ReadNoted,
+    /// A completion is in the ring behind the write index, its slot says nothing of it.
+    CompletionWritten,
+    /// A new state is in the other half.
+    StateWritten,
+    /// The slot says where the completion lies.
+    Completing,
+    /// A request without completion has ended, its state is not the device's yet.
+    Ended,
+    /// An outcome is in its slot and does not count yet.
+    OutcomeDue,
+    /// The outcome counts.
+    OutcomeNoted,
+    /// The write index is about to be published.
+    WriteDue,
+    /// The write index is published: the guest has the completions.
+    WritePublished,
+    /// The ledger's position has followed the write index.
+    WriteNoted,
+    /// The new state is the device's.
+    StateNoted,
+    /// A slot is free again.
+    Freed,
+    /// The guest has been asked to signal when there is room.
+    RoomAsked,
+    /// A new ledger is all there but for its first words.
+    FormatDue,
+    /// A new ledger is there.
+    Formatted,
+    /// A successor has counted an attempt, or has not found any.
+    AdoptBlamed,
+    /// A successor has made the state the device's that a visible completion brought.
+    AdoptState,
+    /// A successor has settled one slot.
+    AdoptSettled,
+    /// The ledger's positions are the rings'.
+    AdoptNoted,
+    /// The note of a crash is gone.
+    AdoptForgiven,
+    /// The ledger is the successor's.
+    Adopted,
+}
+
+impl KillPoint {
+    /// All of them, in the order in which a request meets them.
+    pub const ALL: [KillPoint; 25] = [
+        KillPoint::TakeDue,
+        KillPoint::Taken,
+        KillPoint::ReadDue,
+        KillPoint::ReadPublished,
+        KillPoint::ReadNoted,
+        KillPoint::CompletionWritten,
+        KillPoint::StateWritten,
+        KillPoint::Completing,
+        KillPoint::Ended,
+        KillPoint::OutcomeDue,
+        KillPoint::OutcomeNoted,
+        KillPoint::WriteDue,
+        KillPoint::WritePublished,
+        KillPoint::WriteNoted,
+        KillPoint::StateNoted,
+        KillPoint::Freed,
+        KillPoint::RoomAsked,
+        KillPoint::FormatDue,
+        KillPoint::Formatted,
+        KillPoint::AdoptBlamed,
+        KillPoint::AdoptState,
+        KillPoint::AdoptSettled,
+        KillPoint::AdoptNoted,
+        KillPoint::AdoptForgiven,
+        KillPoint::Adopted,
+    ];
+
+    /// Its name on a command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            KillPoint::TakeDue => "take-due",
+            KillPoint::Taken => "taken",
+            KillPoint::ReadDue => "read-due",
+            KillPoint::ReadPublished => "read-published",
+            KillPoint::ReadNoted => "read-noted",
+            KillPoint::CompletionWritten => "completion-written",
+            KillPoint::StateWritten => "state-written",
+            KillPoint::Completing => "completing",
+            KillPoint::Ended => "ended",
+            KillPoint::OutcomeDue => "outcome-due",
+            KillPoint::OutcomeNoted => "outcome-noted",
+            KillPoint::WriteDue => "write-due",
+            KillPoint::WritePublished => "write-published",
+            KillPoint::WriteNoted => "write-noted",
+            KillPoint::StateNoted => "state-noted",
+            KillPoint::Freed => "freed",
+            KillPoint::RoomAsked => "room-asked",
+            KillPoint::FormatDue => "format-due",
+            KillPoint::Formatted => "formatted",
+            KillPoint::AdoptBlamed => "adopt-blamed",
+            KillPoint::AdoptState => "adopt-state",
+            KillPoint::AdoptSettled => "adopt-settled",
+            KillPoint::AdoptNoted => "adopt-noted",
+            KillPoint::AdoptForgiven => "adopt-forgiven",
+            KillPoint::Adopted => "adopted",
+        }
+    }
+
+    /// The process is here.
+    #[inline]
+    pub(super) fn reached(self) {
+        #[cfg(debug_assertions)]
+        armed::reached(self);
+    }
+}
+
+/// Has this process end without a trace, exit code 137, when this thread comes by a kill point for the given time:
+/// `NAME:COUNT`, from 1. An error in builds without kill points.
+pub fn arm_kill_point(order: &str) -> Result<(), String> {
+    let (name, count) = order.split_once(':').unwrap_or((order, "1"));
+    let point = KillPoint::ALL.into_iter().find(|point| point.name() == name);
+    let point = point.ok_or_else(|| format!("there is no kill point `{name}`"))?;
+    let count = count.parse().ok().filter(|&count: &u32| count > 0);
+    let count = count.ok_or_else(|| format!("`{order}` does not end in a number from 1"))?;
+    #[cfg(debug_assertions)]
+    {
+        // What SIGKILL would leave; a signal handler's note would make a crash of it.
+        armed::arm(point, count, |_| std::process::exit(137));
+        Ok(())
+    }
+    #[cfg(not(debug_assertions))]
+    Err(format!("this build has no kill points, {} ({count}) included", point.name()))
+}
+
+#[cfg(debug_assertions)]
+pub(super) mod armed {
+    use std::cell::Cell;
+
+    use super::KillPoint;
+
+    /// What happens at a kill point.
+    pub type Death = fn(KillPoint);
+
+    thread_local! {
+        static ARMED: Cell<Option<(KillPoint, u32, Death)>> = const { Cell::new(None) };
+    }
+
+    /// Has `death` come when this thread reaches `point` for the `count`th time from now on.
+    pub fn arm(point: KillPoint, count: u32, death: Death) {
+        ARMED.set(Some((point, count, death)));
+    }
+
+    /// Takes it back; true if it has not come.
+    #[cfg(test)]
+    pub fn disarm() -> bool {
+        ARMED.take().is_some()
+    }
+
+    pub fn reached(point: KillPoint) {
+        let Some((armed, count, death)) = ARMED.get().filter(|armed| armed.0 == point) else { return };
+        ARMED.set((count > 1).then_some((armed, count - 1, death)));
+        if count == 1 {
+            death(point);
+        }
+    }
+}

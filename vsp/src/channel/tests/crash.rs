@@ -1,0 +1,268 @@
+//! A process dies after each single store; so does its successor, in the smaller scripts.
+
+use std::collections::BTreeSet;
+
+use super::super::*;
+use super::world::Kind::{Bulky, Long, Note, NoteState, Once, Plain, State};
+use super::world::Step::{Collect, Complete, Flush, Publish, Send, Take};
+use super::world::{Death, Step, World};
+
+/// Where rings begin, so that packets lie across their end.
+const WRAP: u32 = 4096 - 88;
+
+/// A script, where its rings begin, and whether the successor dies at each store, too.
+type Scenario = (&'static str, &'static [Step], u32, bool);
+
+const SCENARIOS: &[Scenario] = &[
+    ("one", &[Send(1, Plain), Take(1), Publish, Complete(1), Flush], 0, true),
+    (
+        "a batch of two",
+        &[Send(1, Plain), Send(2, Plain), Take(2), Publish, Complete(2), Complete(1), Flush],
+        0,
+        true,
+    ),
+    (
+        "a batch of three around the rings' ends",
+        &[
+            Send(1, Plain),
+            Send(2, Plain),
+            Send(3, Plain),
+            Take(3),
+            Publish,
+            Complete(3),
+            Complete(1),
+            Complete(2),
+            Flush,
+            Send(4, Plain),
+            Take(1),
+            Complete(4),
+            Flush,
+        ],
+        WRAP,
+        true,
+    ),
+    (
+        "completions leave one by one while others are taken",
+        &[
+            Send(1, Plain),
+            Send(2, Plain),
+            Take(2),
+            Publish,
+            Complete(2),
+            Send(3, Plain),
+            Take(1),
+            Flush,
+            Complete(3),
+            Flush,
+            Collect(1),
+            Send(4, Plain),
+            Complete(1),
+            Take(1),
+            Complete(4),
+            Flush,
+        ],
+        WRAP,
+        false,
+    ),
+    (
+        "the guest has no room, and makes some",
+        &[
+            Send(1, Long),
+            Send(2, Long),
+            Send(3, Plain),
+            Take(3),
+            Publish,
+            Complete(1),
+            Complete(2),
+            Complete(3),
+            Flush,
+            Send(4, Plain),
+            Collect(1),
+            Flush,
+            Take(1),
+            Complete(4),
+            Flush,
+        ],
+        WRAP,
+        false,
+    ),
+    (
+        "states that change in one batch",
+        &[
+            Send(1, State),
+            Send(2, Plain),
+            Send(3, State),
+            Take(3),
+            Complete(1),
+            Complete(2),
+            Complete(3),
+            Flush,
+            Send(4, State),
+            Take(1),
+            Complete(4),
+            Flush,
+        ],
+        0,
+        true,
+    ),
+    (
+        "states that have to wait for room",
+        &[
+            Send(1, Long),
+            Send(2, Long),
+            Send(3, State),
+            Send(4, State),
+            Take(4),
+            Complete(1),
+            Complete(2),
+            Complete(3),
+            Complete(4),
+            Flush,
+            Collect(1),
+            Flush,
+        ],
+        0,
+        false,
+    ),
+    (
+        "packets that want no answer",
+        &[
+            Send(1, Note),
+            Send(2, Plain),
+            Send(3, NoteState),
+            Take(3),
+            Complete(1),
+            Complete(3),
+            Complete(2),
+            Flush,
+        ],
+        WRAP,
+        true,
+    ),
+    (
+        "a state with an answer, then one without",
+        &[Send(1, State), Send(2, NoteState), Take(2), Complete(1), Complete(2), Flush],
+        0,
+        true,
+    ),
+    (
+        "more than once around the rings",
+        &[
+            Send(1, Bulky),
+            Take(1),
+            Complete(1),
+            Flush,
+            Send(2, Bulky),
+            Take(1),
+            Complete(2),
+            Flush,
+            Collect(2),
+            Send(3, Bulky),
+            Send(4, Plain),
+            Take(2),
+            Complete(4),
+            Flush,
+            Send(5, Bulky),
+            Take(1),
+            Complete(5),
+            Complete(3),
+            Flush,
+        ],
+        WRAP,
+        false,
+    ),
+    (
+        "what must not happen twice",
+        &[Send(1, Once), Send(2, Plain), Take(2), Complete(1), Complete(2), Flush],
+        0,
+        true,
+    ),
+    (
+        "more than there are slots",
+        &[
+            Send(1, Plain),
+            Send(2, Plain),
+            Send(3, Plain),
+            Send(4, Plain),
+            Send(5, Plain),
+            Send(6, Plain),
+            Send(7, Plain),
+            Take(6),
+            Complete(2),
+            Complete(1),
+            Flush,
+            Take(1),
+            Complete(7),
+            Flush,
+        ],
+        0,
+        false,
+    ),
+];
+
+fn stores(world: &World, process: usize) -> u32 {
+    world.stores[process]
+}
+
+#[test]
+fn nothing_is_lost_or_doubled_wherever_a_process_dies() {
+    for &(name, script, start, twice) in SCENARIOS {
+        let whole = World::run(script, start, &[]);
+        assert_eq!(whole.deaths, 0);
+        for first in 0..stores(&whole, 0) {
+            let run = |deaths: &[Death]| {
+                let attempt = std::panic::catch_unwind(|| World::run(script, start, deaths));
+                attempt.unwrap_or_else(|_| panic!("{name}: {deaths:?}"))
+            };
+            let once = run(&[Death::Store(first)]);
+            assert_eq!(once.deaths, 1, "{name}");
+            if !twice {
+                continue;
+            }
+            for second in 0..stores(&once, 1) {
+                let world = run(&[Death::Store(first), Death::Store(second)]);
+                assert_eq!(world.deaths, 2, "{name}");
+            }
+        }
+    }
+}
+
+/// At each kill point: the first, the middle and the last time that a process comes by. Those of a successor's adoption
+/// are met by a successor of one that died at each store.
+#[test]
+fn every_kill_point_is_died_at() {
+    let mut met = BTreeSet::new();
+    for &(name, script, start, _) in SCENARIOS {
+        let whole = World::run(script, start, &[]);
+        for point in KillPoint::ALL {
+            let times =
+                (1..).find(|&time| World::run(script, start, &[Death::Point(point, time)]).deaths == 0);
+            let times = times.unwrap() - 1;
+            for time in [1, times.div_ceil(2), times].into_iter().filter(|_| times > 0) {
+                assert_eq!(World::run(script, start, &[Death::Point(point, time)]).deaths, 1, "{name}");
+                met.insert(point.name());
+            }
+        }
+        for first in (0..stores(&whole, 0)).step_by(3) {
+            for point in KillPoint::ALL {
+                let world = World::run(script, start, &[Death::Store(first), Death::Point(point, 1)]);
+                if world.deaths == 2 {
+                    met.insert(point.name());
+                }
+            }
+        }
+    }
+    let missed: Vec<_> = KillPoint::ALL.into_iter().filter(|point| !met.contains(point.name())).collect();
+    assert!(missed.is_empty(), "nobody died at {missed:?}");
+}
+
+#[test]
+fn kill_points_are_named_once_and_armed_by_name() {
+    let names: BTreeSet<_> = KillPoint::ALL.into_iter().map(KillPoint::name).collect();
+    assert_eq!(names.len(), KillPoint::ALL.len());
+    for bad in ["", "nowhere:1", "taken:0", "taken:x", "taken:-1"] {
+        assert!(arm_kill_point(bad).is_err(), "{bad}");
+    }
+    assert!(arm_kill_point("taken:3").is_ok());
+    assert!(super::super::kill::armed::disarm());
+}

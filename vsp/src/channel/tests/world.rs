@@ -1,0 +1,376 @@
+//! A guest, a device and a host process that may die at any store, for crash tests.
+//!
+//! The guest and the disk live on; the host's end of the channel is made anew from rings and ledger after each death.
+//! Whoever is not woken does nothing, so a lost wake-up is a lost request. What must always hold is asserted here.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::rc::Rc;
+
+use vmbus::ring::testing::TestRing;
+use vmbus::ring::{ControlWord, RingReader};
+
+use super::super::kill::armed;
+use super::super::*;
+use super::memory::{Died, Fuse, HostLedger, HostRing, die};
+
+pub const SLOTS: u32 = 6;
+
+/// When a process dies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Death {
+    Never,
+    /// After so many stores. A copy is two: it may be torn.
+    Store(u32),
+    /// At a kill point, the nth time.
+    Point(KillPoint, u32),
+}
+
+/// What a request asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// An answer.
+    Plain,
+    /// An answer so long that two of them do not fit into the ring.
+    Long,
+    /// An answer, and a change of the device's state.
+    State,
+    /// An answer to a packet that takes a good part of the ring.
+    Bulky,
+    /// Nothing.
+    Note,
+    /// A change of the device's state, no answer.
+    NoteState,
+    /// An answer, after something that must not happen twice.
+    Once,
+}
+
+/// Kinds by their number in a packet.
+const KINDS: [Kind; 7] =
+    [Kind::Plain, Kind::Long, Kind::Bulky, Kind::State, Kind::Note, Kind::NoteState, Kind::Once];
+
+impl Kind {
+    fn is_answered(self) -> bool {
+        !matches!(self, Kind::Note | Kind::NoteState)
+    }
+
+    fn changes_state(self) -> bool {
+        matches!(self, Kind::State | Kind::NoteState)
+    }
+}
+
+/// What happens. The first process does as it is told; its successors do all they can instead.
+#[derive(Clone, Copy, Debug)]
+pub enum Step {
+    /// The guest sends a request.
+    Send(u8, Kind),
+    /// The guest reads so many completions and gives their room back.
+    Collect(usize),
+    /// The host takes so many packets.
+    Take(usize),
+    /// The host publishes that.
+    Publish,
+    /// The device carries a request out and completes it.
+    Complete(u8),
+    /// The host publishes the completions.
+    Flush,
+}
+
+pub type Host = Channel<HostRing, HostLedger>;
+
+/// Everything that outlives a process.
+pub struct World {
+    rings: (TestRing, TestRing),
+    ledger: HostLedger,
+    fuse: Rc<Fuse>,
+    writer: RingWriter<TestRing>,
+    reader: RingReader<TestRing>,
+    kinds: BTreeMap<u8, Kind>,
+    answered: BTreeSet<u8>,
+    carried_out: BTreeSet<u8>,
+    /// Requests whose outcome was noted: they must never run again.
+    settled: BTreeSet<u8>,
+    /// The guest has been signalled.
+    guest_wakes: bool,
+    /// The host has been signalled.
+    host_wakes: bool,
+    pub deaths: u32,
+    /// Stores made by each process.
+    pub stores: Vec<u32>,
+}
+
+/// One process: what dies.
+struct Process {
+    channel: Host,
+    held: BTreeMap<u8, Ticket>,
+    /// The device's state: a bit for each request that has changed it.
+    state: u64,
+}
+
+impl World {
+    /// Rings that stand at `start` bytes.
+    pub fn new(start: u32) -> World {
+        let rings = (TestRing::new(1), TestRing::new(1));
+        for ring in [&rings.0, &rings.1] {
+            ring.store(ControlWord::WriteIndex, start);
+            ring.store(ControlWord::ReadIndex, start);
+        }
+        let ledger = HostLedger::new(SLOTS);
+        World {
+            writer: RingWriter::new(rings.0.clone()).unwrap(),
+            reader: RingReader::new(rings.1.clone()).unwrap(),
+            fuse: Rc::clone(&ledger.fuse),
+            rings,
+            ledger,
+            kinds: BTreeMap::new(),
+            answered: BTreeSet::new(),
+            carried_out: BTreeSet::new(),
+            settled: BTreeSet::new(),
+            guest_wakes: false,
+            host_wakes: false,
+            deaths: 0,
+            stores: Vec::new(),
+        }
+    }
+
+    /// Runs a script with the given deaths of the first processes; the one after them lives.
+    pub fn run(script: &[Step], start: u32, deaths: &[Death]) -> World {
+        let mut world = World::new(start);
+        let mut deaths = deaths.iter().copied().chain(std::iter::repeat(Death::Never));
+        let mut process = None;
+        world.light(deaths.next());
+        for &step in script {
+            match step {
+                Step::Send(id, kind) => world.send(id, kind),
+                Step::Collect(count) => _ = world.collect(count),
+                step => world.live(&mut process, &mut deaths, |world, process| {
+                    if world.deaths == 0 { process.obey(world, step) } else { process.serve(world) }
+                }),
+            }
+        }
+        // The first process comes to the end of its turn; a dead one's successor looks once.
+        world.live(&mut process, &mut deaths, |world, process| process.finish(world));
+        for _ in 0..100 {
+            if world.guest_wakes {
+                world.guest_wakes = false;
+                while world.collect(1) {}
+            } else if world.host_wakes {
+                world.host_wakes = false;
+                world.live(&mut process, &mut deaths, |world, process| process.serve(world));
+            } else {
+                break;
+            }
+        }
+        world.put_out();
+        world.check_end(process.expect("a process").state);
+        world
+    }
+
+    /// Has the process of the moment do something; if it dies of it, has its successor do what there is to do.
+    fn live(
+        &mut self,
+        process: &mut Option<Process>,
+        deaths: &mut impl Iterator<Item = Death>,
+        mut act: impl FnMut(&mut World, &mut Process),
+    ) {
+        loop {
+            let result = catch_unwind(AssertUnwindSafe(|| {
+                if process.is_none() {
+                    *process = Some(Process::start(self));
+                }
+                let process = process.as_mut().expect("a process");
+                act(self, process);
+                self.guest_wakes |= process.channel.take_signal();
+            }));
+            match result {
+                Ok(()) => return,
+                Err(cause) if !cause.is::<Died>() => resume_unwind(cause),
+                Err(_) => {}
+            }
+            *process = None;
+            self.deaths += 1;
+            self.put_out();
+            self.light(deaths.next());
+            // A successor polls once.
+            self.host_wakes = true;
+        }
+    }
+
+    fn light(&self, death: Option<Death>) {
+        self.fuse.burnt.set(0);
+        match death.unwrap_or(Death::Never) {
+            Death::Never => {}
+            Death::Store(count) => self.fuse.left.set(Some(count)),
+            Death::Point(point, count) => armed::arm(point, count, |_| die()),
+        }
+    }
+
+    fn put_out(&mut self) {
+        self.stores.push(self.fuse.burnt.get());
+        self.fuse.left.set(None);
+        armed::disarm();
+    }
+
+    fn send(&mut self, id: u8, kind: Kind) {
+        self.kinds.insert(id, kind);
+        let number = KINDS.iter().position(|&each| each == kind).unwrap() as u8;
+        // All requests have the same transaction id: it is no key.
+        let packet = Outgoing::in_band(77, kind.is_answered());
+        let rest = vec![id; if kind == Kind::Bulky { 1500 } else { 7 }];
+        self.writer.push(&packet, &[&[id, number], &rest]).unwrap();
+        self.host_wakes |= self.writer.publish();
+    }
+
+    /// The guest reads at most so many completions and gives their room back; true if there was one.
+    fn collect(&mut self, count: usize) -> bool {
+        let mut scratch = Vec::new();
+        for number in 0..count {
+            let Some(header) = self.reader.next(&mut scratch).unwrap() else { return number > 0 };
+            assert_eq!(
+                (header.transaction_id, header.packet_type),
+                (77, vmbus::packet::PacketType::COMPLETION)
+            );
+            let payload = header.payload(&scratch);
+            let id = payload[0];
+            assert!(self.kinds[&id].is_answered(), "{id} is answered though it did not ask");
+            assert!(self.answered.insert(id), "{id} is answered twice");
+            assert!(payload.iter().all(|&byte| byte == id || byte == 0), "{id} is answered {payload:?}");
+        }
+        self.host_wakes |= self.reader.publish();
+        // It has not seen an empty ring, so it will look again by itself.
+        self.guest_wakes = true;
+        true
+    }
+
+    /// Requests whose answer is published, collected or not.
+    fn visible(&self) -> BTreeSet<u8> {
+        let mut visible = self.answered.clone();
+        let mut scratch = Vec::new();
+        let mut look = RingReader::new(self.rings.1.clone()).unwrap();
+        while let Some(header) = look.next(&mut scratch).unwrap() {
+            assert!(visible.insert(header.payload(&scratch)[0]), "twice");
+        }
+        visible
+    }
+
+    fn check_end(&self, state: u64) {
+        let owed = |kind: &Kind| kind.is_answered();
+        let owed: BTreeSet<u8> = self.kinds.iter().filter(|each| owed(each.1)).map(|each| *each.0).collect();
+        assert_eq!(self.answered, owed, "each request is answered once");
+        assert_eq!(self.carried_out.len(), self.kinds.len(), "each request is carried out");
+        let changes = self.kinds.iter().filter(|each| each.1.changes_state());
+        assert_eq!(state, changes.map(|each| 1 << each.0).sum::<u64>(), "all changes of state are there");
+        assert_eq!(self.rings.1.load(ControlWord::PendingSendSize), 0, "nobody waits for room");
+        let (read, write) = (ControlWord::ReadIndex, ControlWord::WriteIndex);
+        assert_eq!(self.rings.0.load(read), self.rings.0.load(write), "everything is read");
+    }
+}
+
+impl Process {
+    fn start(world: &World) -> Process {
+        let ring = |ring: &TestRing, own| HostRing { ring: ring.clone(), fuse: Rc::clone(&world.fuse), own };
+        let to_host = ring(&world.rings.0, (ControlWord::ReadIndex, ControlWord::WriteIndex));
+        let to_guest = ring(&world.rings.1, (ControlWord::WriteIndex, ControlWord::ReadIndex));
+        let (channel, recovery) = Channel::adopt(to_host, to_guest, world.ledger.clone(), SLOTS).unwrap();
+        let state = recovery.state.map_or(0, |state| u64::from_le_bytes(state.try_into().unwrap()));
+        // Of answered requests the state has exactly those that the guest knows of.
+        let visible = world.visible();
+        for (id, kind) in &world.kinds {
+            if kind.changes_state() && kind.is_answered() {
+                assert_eq!(
+                    state >> id & 1 == 1,
+                    visible.contains(id),
+                    "state {state:#b}, visible {visible:?}"
+                );
+            }
+        }
+        Process { channel, held: BTreeMap::new(), state }
+    }
+
+    /// The first process does what the script says.
+    fn obey(&mut self, world: &mut World, step: Step) {
+        match step {
+            Step::Take(count) => {
+                let mut scratch = Vec::new();
+                for _ in 0..count {
+                    let Taken::Packet(header, ticket) = self.channel.take(&mut scratch) else { panic!() };
+                    self.held.insert(header.payload(&scratch)[0], ticket);
+                }
+            }
+            Step::Publish => self.channel.publish_taken(),
+            Step::Complete(id) => {
+                let ticket = self.held.remove(&id).unwrap();
+                self.carry_out(world, id, ticket);
+            }
+            Step::Flush => self.channel.publish_completions().unwrap(),
+            Step::Send(..) | Step::Collect(_) => unreachable!("the guest's"),
+        }
+    }
+
+    fn carry_out(&mut self, world: &mut World, id: u8, ticket: Ticket) {
+        let kind = world.kinds[&id];
+        assert!(!world.settled.contains(&id), "{id} must not be carried out again");
+        world.carried_out.insert(id);
+        self.channel.enter(&ticket);
+        let state = kind.changes_state().then(|| {
+            assert_eq!(self.state >> id & 1, 0, "{id} changes the state twice");
+            self.state |= 1 << id;
+            self.state.to_le_bytes()
+        });
+        let payload = vec![id; if kind == Kind::Long { 2100 } else { 11 }];
+        if kind == Kind::Once {
+            assert!(self.channel.record_outcome(&ticket, &payload));
+            world.settled.insert(id);
+        }
+        self.channel.complete(ticket, &payload, state.as_ref().map(|state| &state[..])).unwrap();
+        self.channel.leave();
+    }
+
+    /// The first process ends its turn.
+    fn finish(&mut self, world: &mut World) {
+        for (id, ticket) in std::mem::take(&mut self.held) {
+            self.carry_out(world, id, ticket);
+        }
+        self.serve(world);
+    }
+
+    /// Does all there is to do.
+    fn serve(&mut self, world: &mut World) {
+        let mut scratch = Vec::new();
+        let mut before = None;
+        loop {
+            let rerunning = self.channel.recovering();
+            let (header, ticket) = match self.channel.next_rerun(&mut scratch) {
+                Rerun::Packet(header, ticket) => (header, ticket),
+                Rerun::Outcome(ticket) => {
+                    self.channel.complete(ticket, &scratch, None).unwrap();
+                    continue;
+                }
+                Rerun::Wait => break,
+                Rerun::None => match self.channel.take(&mut scratch) {
+                    Taken::Packet(header, ticket) => (header, ticket),
+                    Taken::Wait if self.channel.may_take() => unreachable!("it may take"),
+                    Taken::Wait => break,
+                    Taken::Empty => {
+                        self.channel.publish_taken();
+                        if self.channel.unmask() { continue } else { break }
+                    }
+                    other => panic!("{other:?}"),
+                },
+                other => panic!("{other:?}"),
+            };
+            let (id, number) = (header.payload(&scratch)[0], header.payload(&scratch)[1]);
+            assert_eq!(KINDS[usize::from(number)], world.kinds[&id], "what was sent is what runs");
+            assert!(before < Some(ticket.sequence), "in the order in which they were sent");
+            self.carry_out(world, id, ticket);
+            if rerunning && before.is_none() {
+                // One is published before the next runs again.
+                self.channel.publish_completions().unwrap();
+            }
+            before = Some(ticket.sequence);
+        }
+        self.channel.publish_completions().unwrap();
+        // Room in the ledger or in the ring may have been all that was missing.
+        world.host_wakes |= self.channel.may_take() && self.channel.unmask();
+    }
+}

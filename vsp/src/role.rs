@@ -1,0 +1,127 @@
+//! What a process is to its device at the moment, and how long it may stay so.
+
+use std::time::{Duration, Instant};
+
+/// How long a resource may be in use by a stranger before that is an error. Enough for a VM that was just killed to be
+/// gone; waiting longer for somebody who means to stay is no use.
+const STRANGER: Duration = Duration::from_secs(5);
+/// After this long waiting for a predecessor's last I/O is worth a line in the log, and again each time it has doubled.
+const WORTH_SAYING: Duration = Duration::from_secs(1);
+/// The resource of a process that died is free within a fraction of a millisecond, unless it is slow itself: this long it
+/// is asked for as often as the clock allows...
+const EAGER: Duration = Duration::from_millis(20);
+/// ...which is with pauses of this length (and what the kernel adds to them, some 50 us),
+const EAGER_PAUSE: Duration = Duration::from_micros(50);
+/// then with these,
+const PAUSE: Duration = Duration::from_millis(1);
+/// and after a second with these.
+const LONG_PAUSE: Duration = Duration::from_millis(10);
+
+/// What the process is to its device.
+#[derive(Debug)]
+pub(crate) enum Role {
+    /// It has said hello.
+    Greeting,
+    /// It waits until it is told to serve.
+    Standby,
+    /// It serves as soon as the resource is its own.
+    Fencing(Fencing),
+    /// The guest's packets are answered.
+    Serving,
+    /// It is to hand over: nothing is taken, what is in flight ends.
+    Quiescing,
+    /// It has nothing any more; it is retired, or serves again.
+    Quiet,
+}
+
+/// Waiting for the resource.
+#[derive(Debug)]
+pub(crate) struct Fencing {
+    since: Instant,
+    predecessor: bool,
+    say_after: Duration,
+}
+
+/// What to do about a resource that is not ours yet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Patience {
+    /// Wait.
+    Wait,
+    /// Wait, and say so: it has been this long.
+    Say(Duration),
+    /// It is a stranger's.
+    Over,
+}
+
+/// A pause between two attempts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Pause {
+    /// Too short for epoll, which counts milliseconds.
+    Sleep(Duration),
+    /// At most so long in epoll.
+    Poll(Duration),
+}
+
+impl Fencing {
+    pub fn new(predecessor: bool) -> Fencing {
+        Fencing { since: Instant::now(), predecessor, say_after: WORTH_SAYING }
+    }
+
+    pub fn predecessor(&self) -> bool {
+        self.predecessor
+    }
+
+    /// It has been tried in vain.
+    pub fn in_vain(&mut self) -> Patience {
+        self.patience(self.since.elapsed())
+    }
+
+    fn patience(&mut self, waited: Duration) -> Patience {
+        if !self.predecessor && waited >= STRANGER {
+            return Patience::Over;
+        }
+        if waited < self.say_after {
+            return Patience::Wait;
+        }
+        self.say_after = waited * 2;
+        Patience::Say(waited)
+    }
+
+    /// How long to wait before the next attempt.
+    pub fn pause(&self) -> Pause {
+        match self.since.elapsed() {
+            waited if waited < EAGER => Pause::Sleep(EAGER_PAUSE),
+            waited if waited < WORTH_SAYING => Pause::Poll(PAUSE),
+            _ => Pause::Poll(LONG_PAUSE),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stranger_is_waited_for_a_while_and_a_predecessor_for_ever() {
+        let mut stranger = Fencing::new(false);
+        assert_eq!(stranger.patience(Duration::from_millis(10)), Patience::Wait);
+        assert_eq!(stranger.patience(STRANGER), Patience::Over);
+        let mut predecessor = Fencing::new(true);
+        let day = Duration::from_secs(86_400);
+        assert_eq!(predecessor.patience(day), Patience::Say(day));
+    }
+
+    #[test]
+    fn waiting_is_said_ever_less_often() {
+        let mut fencing = Fencing::new(true);
+        let lines = (0..3600 * 100)
+            .filter(|n| matches!(fencing.patience(Duration::from_millis(10) * *n), Patience::Say(_)))
+            .count();
+        assert_eq!(lines, 12, "in an hour");
+    }
+
+    #[test]
+    fn the_first_attempts_come_fast() {
+        assert_eq!(Fencing::new(true).pause(), Pause::Sleep(EAGER_PAUSE));
+    }
+}
