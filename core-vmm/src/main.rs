@@ -75,7 +75,7 @@ fn run(args: &Args) -> u8 {
         }
     };
     match runner.run() {
-        Ok(Outcome::PowerOff | Outcome::Reset) => POWERED_OFF,
+        Ok(Outcome::PowerOff | Outcome::Reset | Outcome::TripleFault) => POWERED_OFF,
         Ok(Outcome::Crashed(_)) => CRASHED,
         Ok(Outcome::Failed(reason)) => {
             tracing::error!("{reason}");

@@ -417,7 +417,13 @@ impl Runner {
     }
 
     /// The guest has come to an end, or to a new beginning.
-    fn end(&mut self, outcome: Outcome) {
+    fn end(&mut self, mut outcome: Outcome) {
+        if outcome == Outcome::TripleFault {
+            if let Some(times) = self.crashes.another() {
+                tracing::error!(times, "triple fault: the guest is reset");
+            }
+            outcome = Outcome::Reset;
+        }
         self.parts.platform.console().release();
         if let Some(machine) = &mut self.machine {
             machine.stop();

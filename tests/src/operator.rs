@@ -35,6 +35,15 @@ impl Operator {
         }
     }
 
+    /// Waits until the core gives a process up: its device, and why.
+    pub fn cut_off(&self) -> anyhow::Result<(String, String)> {
+        loop {
+            if let Reply::CutOff { device, reason } = self.0.recv()?.0 {
+                return Ok((device, reason));
+            }
+        }
+    }
+
     /// What the core knows of a device.
     pub fn device(&self, name: &str) -> anyhow::Result<Device> {
         let Reply::Devices(devices) = self.ask(&Request::Devices {})? else { bail!("no list of devices") };

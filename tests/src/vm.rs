@@ -206,7 +206,8 @@ impl Nursery {
         let spec = self.specs.iter().find(|spec| spec.name == name);
         let spec = spec.with_context(|| format!("the VM has no device {name}"))?;
         let binary = spec.program.as_deref().with_context(|| format!("the test itself plays {name}"))?;
-        let binary = if binary.is_absolute() { binary.to_owned() } else { program(&binary.to_string_lossy())? };
+        let binary =
+            if binary.is_absolute() { binary.to_owned() } else { program(&binary.to_string_lossy())? };
         let command = match self.traced {
             false => Command::new(binary),
             true => trace::command(&binary, &trace::log(&self.directory, name))?,

@@ -46,26 +46,32 @@ fn a_process_holds_what_it_serves_with_and_nothing_else() -> anyhow::Result<()> 
         process.is_alone()?;
     }
 
-    // The disk itself is not among them: its descriptor was closed, only the io_uring has it.
+    // The disk is an ordinary descriptor: were it registered with the io_uring, its lock would outlive the process.
+    let image = disk.path().display().to_string();
     let (events, to_core) = ("anon_inode:[eventpoll]", "socket");
     let (doorbell, disks) = ("anon_inode:[eventfd]", "anon_inode:[io_uring]");
     echo.has_descriptors(&[events, to_core, doorbell, doorbell])?;
-    disk0.has_descriptors(&[events, to_core, doorbell, doorbell, disks])?;
+    disk0.has_descriptors(&[events, to_core, doorbell, doorbell, disks, &image])?;
 
     let (memory, theirs) = (echo.shared_memory()?, disk0.shared_memory()?);
     let names: Vec<_> = memory.keys().map(String::as_str).collect();
-    ensure!(names == ["bulkhead-flags", "bulkhead-ring"], "vsp-echo has mapped {memory:?}");
+    ensure!(
+        names == ["bulkhead-flags", "bulkhead-ledger", "bulkhead-ring"],
+        "vsp-echo has mapped {memory:?}"
+    );
     ensure!(memory["bulkhead-flags"].bytes == PAGE, "vsp-echo has mapped {memory:?}");
     ensure!(memory["bulkhead-ring"].bytes == RING_MAPPINGS, "vsp-echo has mapped {memory:?}");
     let names: Vec<_> = theirs.keys().map(String::as_str).collect();
     ensure!(
-        names == ["bulkhead-flags", "bulkhead-ram", "bulkhead-ring"],
+        names == ["bulkhead-flags", "bulkhead-ledger", "bulkhead-ram", "bulkhead-ring"],
         "vsp-storage has mapped {theirs:?}"
     );
     ensure!(theirs["bulkhead-ram"].bytes == MEMORY, "vsp-storage has mapped {theirs:?}");
     ensure!(theirs["bulkhead-ring"].bytes == RING_MAPPINGS, "vsp-storage has mapped {theirs:?}");
-    let rings = (&memory["bulkhead-ring"].inodes, &theirs["bulkhead-ring"].inodes);
-    ensure!(rings.0.len() == 1 && rings.1.len() == 1 && rings.0 != rings.1, "one ring is in two processes");
+    for name in ["bulkhead-ring", "bulkhead-ledger"] {
+        let (one, other) = (&memory[name].inodes, &theirs[name].inodes);
+        ensure!(one.len() == 1 && other.len() == 1 && one != other, "one {name} is in two processes");
+    }
     Ok(())
 }
 

@@ -14,7 +14,11 @@ use bulkhead_tests::{
     load::{Load, Tally},
     steps::{Dice, Guest, LIMIT, exercise},
 };
-use ipc::operator::Reply;
+use ipc::{
+    message::{MAX_SUBCHANNELS, STATUS_LEDGER, ToCore, ToVsp, VERSIONS},
+    operator::Reply,
+    socket::Peer,
+};
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
@@ -152,6 +156,65 @@ fn planned_swaps_under_load() -> anyhow::Result<()> {
         let status = vm.promoted("disk0")?.wait()?;
         ensure!(status.success(), "the old process {status}");
         ensure!(load.pulse.wait_beats(100, LIMIT), "the load stands still");
+    }
+    finish(&disk, &mut guest, load).map(drop)
+}
+
+/// A process that the test plays: it has attached beside the one that serves.
+fn understudy(vm: &Vm) -> anyhow::Result<Peer> {
+    let peer = Peer::connect(&vm.socket())?;
+    let offer = ipc::message::Offer {
+        class: vmbus::guid::class::SCSI.to_string(),
+        max_subchannels: MAX_SUBCHANNELS,
+        ..Default::default()
+    };
+    let (device, build) = ("disk0".into(), "the understudy".into());
+    peer.send(&ToCore::Hello { versions: VERSIONS, device, offer, ledger: 1 << 20, build }, &[])?;
+    match peer.recv()?.0 {
+        ToVsp::Welcome { standby: true, .. } => Ok(peer),
+        other => anyhow::bail!("instead of a welcome to a standby: {other:?}"),
+    }
+}
+
+/// The understudy is told to serve, and cannot read what its predecessor has written.
+fn cannot_read(peer: &Peer) -> anyhow::Result<()> {
+    match peer.recv()?.0 {
+        ToVsp::Serve { predecessor: true } => peer.send(&ToCore::Serving {}, &[])?,
+        other => anyhow::bail!("{other:?}"),
+    }
+    match peer.recv()?.0 {
+        ToVsp::ChannelOpen { channel, .. } => {
+            let reason = Some("another format".to_owned());
+            Ok(peer.send(&ToCore::OpenResult { channel, status: STATUS_LEDGER, reason }, &[])?)
+        }
+        other => anyhow::bail!("{other:?}"),
+    }
+}
+
+#[test]
+fn the_old_process_goes_on_if_the_new_one_cannot_take_over() -> anyhow::Result<()> {
+    let (disk, mut vm, mut guest, load) = loaded(4, 17)?;
+    let operator = vm.operator()?;
+    for round in 0..6 {
+        let peer = understudy(&vm)?;
+        let reply = thread::scope(|scope| {
+            let played = scope.spawn(move || match round % 3 {
+                0 => cannot_read(&peer),
+                // It dies as soon as it is told to serve.
+                1 => peer.recv::<ToVsp>().map(drop).map_err(anyhow::Error::from),
+                // It says what makes no sense.
+                _ => {
+                    peer.recv::<ToVsp>()?;
+                    Ok(peer.send(&ToCore::Quiesced {}, &[])?)
+                }
+            });
+            let reply = operator.swap("disk0")?;
+            played.join().map_err(|_| anyhow::anyhow!("no panic"))??;
+            Ok::<_, anyhow::Error>(reply)
+        })?;
+        ensure!(matches!(reply, Reply::Failed { .. }), "round {round}: {reply:?}");
+        ensure!(load.pulse.wait_beats(200, LIMIT), "round {round}: the load stands still");
+        ensure!(vm.device("disk0").try_wait()?.is_none(), "round {round}: the old process has gone");
     }
     finish(&disk, &mut guest, load).map(drop)
 }

@@ -46,12 +46,15 @@ fn users(events: &[Event]) -> Vec<u64> {
     users
 }
 
-/// Nothing of the last user's began before everything of the first one's had ended.
+/// Nothing of anybody else's began before everything of `old`'s had ended.
 fn ensure_fenced(events: &[Event], old: u64) -> anyhow::Result<()> {
-    let last = events.iter().rposition(|event| matches!(event, Event::Ended { file, .. } if *file == old));
+    let of_old = |event: &&Event| matches!(event, Event::Began { file, .. } | Event::Ended { file, .. } if *file == old);
     let first = events.iter().position(|event| matches!(event, Event::Began { file, .. } if *file != old));
-    let (last, first) = (last.context("the old one ended nothing")?, first.context("the new one began nothing")?);
-    ensure!(last < first, "the successor did not wait: {events:?}");
+    let first = first.context("the new one began nothing")?;
+    ensure!(!events[first..].iter().any(|event| of_old(&event)), "the successor did not wait: {events:?}");
+    let (begun, ended): (Vec<&Event>, Vec<&Event>) =
+        events.iter().filter(of_old).partition(|event| matches!(event, Event::Began { .. }));
+    ensure!(begun.len() == ended.len(), "the successor did not wait: {events:?}");
     Ok(())
 }
 

@@ -80,14 +80,24 @@ fn batch(storage: &mut Storage<SoftPlatform>, buffer: Buffer, round: u8) -> anyh
     Ok(())
 }
 
-/// Packets that no answer is wanted to.
+/// Packets that no answer is wanted to, the first of which changes what is agreed on.
 fn without_answer(storage: &mut Storage<SoftPlatform>) -> anyhow::Result<()> {
-    let mut packet = StoragePacket::new(wire::OPERATION_QUERY_PROPERTIES);
+    let mut packet = StoragePacket::new(wire::OPERATION_BEGIN_INITIALIZATION);
     packet.flags = 0;
     for _ in 0..BATCH {
         storage.channel().push(&Outgoing::in_band(0x77, false), &[packet.as_bytes()])?;
     }
     storage.flush_requests()?;
+    let mut version = StoragePacket::new(wire::OPERATION_QUERY_PROTOCOL_VERSION);
+    version.payload[..2].copy_from_slice(&storage.version().to_le_bytes());
+    for packet in [
+        version,
+        StoragePacket::new(wire::OPERATION_QUERY_PROPERTIES),
+        StoragePacket::new(wire::OPERATION_END_INITIALIZATION),
+    ] {
+        let answer = storage.control(&packet)?;
+        ensure!(answer.status == 0, "operation {} ended with {:#x}", packet.operation, answer.status);
+    }
     Ok(storage.test_unit_ready(0)?)
 }
 

@@ -8,11 +8,9 @@ const STRANGER: Duration = Duration::from_secs(5);
 /// After this long waiting for a predecessor's last I/O is worth a line in the log, and again each time it has doubled.
 const WORTH_SAYING: Duration = Duration::from_secs(1);
 /// The resource of a process that died is free within a fraction of a millisecond, unless it is slow itself: this long it
-/// is asked for as often as the clock allows...
-const EAGER: Duration = Duration::from_millis(20);
-/// ...which is with pauses of this length (and what the kernel adds to them, some 50 us),
-const EAGER_PAUSE: Duration = Duration::from_micros(50);
-/// then with these,
+/// is asked for without a pause. Sleeping would be longer than most waits, and a system call more to be allowed...
+const EAGER: Duration = Duration::from_millis(1);
+/// ...then with pauses of this length, the shortest that epoll knows,
 const PAUSE: Duration = Duration::from_millis(1);
 /// and after a second with these.
 const LONG_PAUSE: Duration = Duration::from_millis(10);
@@ -53,15 +51,6 @@ pub(crate) enum Patience {
     Over,
 }
 
-/// A pause between two attempts.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Pause {
-    /// Too short for epoll, which counts milliseconds.
-    Sleep(Duration),
-    /// At most so long in epoll.
-    Poll(Duration),
-}
-
 impl Fencing {
     pub fn new(predecessor: bool) -> Fencing {
         Fencing { since: Instant::now(), predecessor, say_after: WORTH_SAYING }
@@ -88,11 +77,11 @@ impl Fencing {
     }
 
     /// How long to wait before the next attempt.
-    pub fn pause(&self) -> Pause {
+    pub fn pause(&self) -> Duration {
         match self.since.elapsed() {
-            waited if waited < EAGER => Pause::Sleep(EAGER_PAUSE),
-            waited if waited < WORTH_SAYING => Pause::Poll(PAUSE),
-            _ => Pause::Poll(LONG_PAUSE),
+            waited if waited < EAGER => Duration::ZERO,
+            waited if waited < WORTH_SAYING => PAUSE,
+            _ => LONG_PAUSE,
         }
     }
 }
@@ -122,6 +111,6 @@ mod tests {
 
     #[test]
     fn the_first_attempts_come_fast() {
-        assert_eq!(Fencing::new(true).pause(), Pause::Sleep(EAGER_PAUSE));
+        assert_eq!(Fencing::new(true).pause(), Duration::ZERO);
     }
 }

@@ -20,7 +20,7 @@ use crate::channels::{ChannelId, Channels, NewChannel, OpenError};
 use crate::device::{Device, OpenRequest, Packet, Refused};
 use crate::notify::Notifier;
 use crate::request::Request;
-use crate::role::{self, Fencing, Patience, Role};
+use crate::role::{Fencing, Patience, Role};
 use crate::slot::{BROKEN, Next, Pause};
 
 /// Most packets taken from one channel in one turn. Large enough to make one submission and one publication
@@ -181,13 +181,7 @@ impl<D: Device> Runtime<D> {
         let beat = self.setting.notifier.alive();
         let busy = match &self.role {
             Role::Serving if self.channels.any_ready() => Some(Duration::ZERO),
-            Role::Fencing(fencing) => match fencing.pause() {
-                role::Pause::Poll(pause) => Some(pause),
-                role::Pause::Sleep(pause) => {
-                    std::thread::sleep(pause);
-                    Some(Duration::ZERO)
-                }
-            },
+            Role::Fencing(fencing) => Some(fencing.pause()),
             _ => None,
         };
         [beat, busy, timeout].into_iter().flatten().min()

@@ -8,7 +8,7 @@
 //! Interleavings are bounded by preemptions (of a thread that could have gone on): 3 for one death, 1 for two deaths, of
 //! which the first is at every ninth store only. With `BULKHEAD_MODEL_LONG` in the environment there is no bound for
 //! one death, and two deaths are at every pair of stores.
-#![allow(unsafe_code)]
+#![allow(unsafe_code, clippy::unwrap_used)]
 
 mod model;
 
@@ -134,9 +134,11 @@ impl Guest {
 
     /// Collects what there is, if the interrupt came.
     fn woken(&mut self) -> bool {
-        let woken = self.bells.interrupt.swap(false, AcqRel);
+        if !self.bells.interrupt.swap(false, AcqRel) {
+            return false;
+        }
         let mut scratch = Vec::new();
-        while woken {
+        loop {
             while let Some(header) = self.reader.next(&mut scratch).unwrap() {
                 let id = header.transaction_id;
                 assert_eq!(header.payload(&scratch), id.to_le_bytes());
@@ -146,10 +148,9 @@ impl Guest {
                 self.bells.kick.swap(true, AcqRel);
             }
             if !self.reader.unmask_interrupts() {
-                break;
+                return true;
             }
         }
-        woken
     }
 }
 

@@ -6,6 +6,7 @@
 //! answers carry what was asked, the state is that of the visible completions.
 //!
 //! `BULKHEAD_MODEL_LONG` in the environment asks for a hundred times as many lives.
+#![allow(clippy::unwrap_used)]
 
 mod model;
 

@@ -299,6 +299,11 @@ impl Supervisor {
                     number(&device).map(|device| Event::SwapFailed(device, notify::printable(&reason)))
                 }
                 Said::CutOff(device, reason) => {
+                    // Who has the device now: what the processes have said before counts first.
+                    let said = self.processes.iter_mut().flat_map(|(id, process)| {
+                        process.listen().into_iter().map(|message| Event::Said(*id, message.word))
+                    });
+                    self.events.extend(said);
                     number(&device).map(|device| Event::CutOff(device, notify::printable(&reason)))
                 }
             };

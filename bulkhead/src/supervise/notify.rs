@@ -75,6 +75,7 @@ fn parse(message: &[u8]) -> Message {
             Some(("READY", "1")) if found.word == Word::Alive => found.word = Word::Ready,
             Some(("STATUS", status)) if status.starts_with("serving") => found.word = Word::Serving,
             Some(("STATUS", status)) if status.starts_with("standing by") => found.word = Word::StandingBy,
+            Some(("STATUS", status)) if status.starts_with("quiet") => found.word = Word::Quiet,
             Some(("STATUS", status)) => {
                 found.forbidden = status.strip_prefix(SECCOMP).map(printable).or(found.forbidden);
             }
@@ -101,6 +102,7 @@ mod tests {
     fn a_status_says_more_than_readiness_and_the_rest_is_a_sign_of_life() {
         assert_eq!(word("READY=1"), Word::Ready);
         assert_eq!(word("READY=1\nSTATUS=standing by"), Word::StandingBy);
+        assert_eq!(word("STATUS=quiet"), Word::Quiet);
         assert_eq!(word("STATUS=serving: 2 disks\nREADY=1\n"), Word::Serving);
         for other in ["WATCHDOG=1", "READY=0", "STATUS=fencing", "", "=", "nonsense", "\u{0}"] {
             assert_eq!(word(other), Word::Alive, "{other}");

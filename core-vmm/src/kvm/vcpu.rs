@@ -133,8 +133,7 @@ fn step(vcpu: &mut VcpuFd, line: &Line, ram: &Ram, platform: &Platform) -> Resul
         }
         VcpuExit::MmioWrite(..) | VcpuExit::Intr | VcpuExit::IrqWindowOpen => Ok(()),
         VcpuExit::Hyperv => hyperv(vcpu, line, ram),
-        // A triple fault resets a PC.
-        VcpuExit::Shutdown => Err(Some(Outcome::Reset)),
+        VcpuExit::Shutdown => Err(Some(Outcome::TripleFault)),
         VcpuExit::SystemEvent(kind, _) => match kind {
             kvm_bindings::KVM_SYSTEM_EVENT_SHUTDOWN => Err(Some(Outcome::PowerOff)),
             kvm_bindings::KVM_SYSTEM_EVENT_RESET => Err(Some(Outcome::Reset)),

@@ -15,8 +15,10 @@ use crate::layout;
 pub enum Outcome {
     /// The guest switched itself off (S5).
     PowerOff,
-    /// The guest asked for a reset, or faulted three times over.
+    /// The guest asked for a reset.
     Reset,
+    /// The guest faulted three times over, which resets a PC.
+    TripleFault,
     /// The guest reported a crash (TLFS, "Partition crash enlightenment"): P0 to P4.
     Crashed([u64; 5]),
     /// We or KVM failed.

@@ -11,11 +11,11 @@ use std::{
 };
 
 use anyhow::{Context, bail};
-use clap::Parser;
 use bulkhead_tests::{
     line::{ToGuest, ToPartition},
     partition::SoftPartition,
 };
+use clap::Parser;
 use core_vmm::{memory::Ram, partition::SynicRegisters, server::Server, setup};
 use ipc::{
     config::CoreConfig,

@@ -28,7 +28,10 @@ pub fn kills(rounds: u64, spare: bool, queues: usize) -> anyhow::Result<Latencie
     let mut backend = vm.backend()?;
     let mut latencies = Latencies::default();
     for n in 1..=rounds {
-        anyhow::ensure!(load.pulse.wait_beats(PROGRESS, RETURNS_WITHIN), "the load stands still before kill {n}");
+        anyhow::ensure!(
+            load.pulse.wait_beats(PROGRESS, RETURNS_WITHIN),
+            "the load stands still before kill {n}"
+        );
         std::thread::sleep(REST);
         let Some(pid) = served(&mut *backend, spare)?.pid else { continue };
         let victim = Victim::new(pid)?;

@@ -61,7 +61,10 @@ impl Swaps {
     ) -> anyhow::Result<()> {
         let mut pauses = Latencies::default();
         for n in 1..=self.swaps {
-            anyhow::ensure!(pulse.wait_beats(PROGRESS, RETURNS_WITHIN), "the load stands still before swap {n}");
+            anyhow::ensure!(
+                pulse.wait_beats(PROGRESS, RETURNS_WITHIN),
+                "the load stands still before swap {n}"
+            );
             let before = served(backend, false)?;
             let _ = pulse.longest_pause();
             let to = &builds[(n % 2) as usize];

@@ -60,7 +60,9 @@ impl Pulse {
     /// A request has completed after the death `number`, and not merely been found completed.
     pub fn revived(&self, number: u64) {
         let seen = self.survived.load(Ordering::SeqCst);
-        if seen < number && self.survived.compare_exchange(seen, number, Ordering::SeqCst, Ordering::SeqCst).is_ok() {
+        if seen < number
+            && self.survived.compare_exchange(seen, number, Ordering::SeqCst, Ordering::SeqCst).is_ok()
+        {
             self.at.store(self.now().max(1), Ordering::SeqCst);
         }
     }

@@ -220,7 +220,9 @@ impl Queue {
                     self.jobs.push(Job { id, lba, blocks, kind, buffer });
                     return Ok(());
                 }
-                Err(Error::Push(PushError::Full { .. })) if Instant::now() < until => self.buffers.push(buffer),
+                Err(Error::Push(PushError::Full { .. })) if Instant::now() < until => {
+                    self.buffers.push(buffer)
+                }
                 Err(error) => return Err(error),
             }
         }
@@ -303,9 +305,9 @@ impl Queue {
             Kind::Read(before) => {
                 self.storage.platform().read(job.buffer.address, bytes);
                 let blocks = before.iter().zip(bytes.chunks_exact(BLOCK));
-                let judged = (job.lba..).zip(blocks).map(|(lba, (done, bytes))| {
-                    self.shadow.judge(lba, *done, block::read(bytes))
-                });
+                let judged = (job.lba..)
+                    .zip(blocks)
+                    .map(|(lba, (done, bytes))| self.shadow.judge(lba, *done, block::read(bytes)));
                 let wrong: Vec<String> = judged.filter_map(Result::err).collect();
                 wrong.into_iter().for_each(|what| self.wrong(what));
             }

@@ -15,10 +15,10 @@ loaded() { # while the guest's load runs
     ! grep -aq 'load: end' out/console && [ ! -e out/status ]
 }
 
-kill_by_pid() {
-    local pid
-    pid=$(bulkhead device ls lab --json | jq -r '.[0] | select(.state == "serving") | .pid')
-    [ -n "$pid" ] && kill -KILL "$pid"
+kill_by_pid() { # one program less to start than with jq: it is called often
+    local row
+    row=$(bulkhead device ls lab --json)
+    [[ $row == *'"state":"serving"'* && $row =~ \"pid\":([0-9]+) ]] && kill -KILL "${BASH_REMATCH[1]}"
 }
 
 kill_by_systemd() {

@@ -70,9 +70,10 @@ mod tests {
             output += &format!("figure read_with_ledger {with}\nfigure read_without_ledger {without}\n");
         }
         let figures = figures(&output).unwrap();
-        assert_eq!(figures.iter().map(|figure| figure.met()).collect::<Vec<_>>(), [
-            true, false, true, true, true, true
-        ]);
+        assert_eq!(
+            figures.iter().map(|figure| figure.met()).collect::<Vec<_>>(),
+            [true, false, true, true, true, true]
+        );
         assert_eq!(format!("{:.2}", figures[5].ratio().unwrap()), "1.02");
         assert!(super::figures("figure cold_p50 1\n").is_err());
     }

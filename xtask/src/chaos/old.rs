@@ -15,7 +15,9 @@ pub fn build(revision: Option<&str>) -> Result<Option<PathBuf>> {
     let revision = match revision {
         Some(revision) => revision.to_owned(),
         // What has not been committed yet is compared with what has.
-        None if git(&["status", "--porcelain", "--untracked-files=no"])?.is_some_and(|text| !text.is_empty()) => {
+        None if git(&["status", "--porcelain", "--untracked-files=no"])?
+            .is_some_and(|text| !text.is_empty()) =>
+        {
             "HEAD".to_owned()
         }
         None => "HEAD~1".to_owned(),

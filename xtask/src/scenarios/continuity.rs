@@ -48,7 +48,9 @@ pub fn all() -> Vec<Scenario> {
         Scenario {
             name: "swap",
             spec: spec("bulkhead.seconds=40"),
-            script: script!("guest_start; swap_while_loaded 5; swapped=$?; guest_end && never_reset && [ $swapped = 0 ]"),
+            script: script!(
+                "guest_start; swap_while_loaded 5; swapped=$?; guest_end && never_reset && [ $swapped = 0 ]"
+            ),
             status: 0,
             expect: &["load: end well", "fsck: clean", "dmesg: clean", "failures: 0"],
             limit: 300,

@@ -33,6 +33,8 @@ enum Spare {
     Up { process: Process, purpose: Purpose },
     /// The last one is being ended to make room for a candidate.
     Clearing { last: ProcessId },
+    /// A candidate has ended in the middle of a hand-over. The core knows why better than its exit code does, and says so until then.
+    Fallen { death: Death, until: Instant },
 }
 
 /// What a process stands by for.
@@ -158,11 +160,13 @@ impl Device {
         {
             process.lives(out, now);
             match (word, process.stage) {
-                (Word::Serving | Word::Ready, Stage::Starting) | (Word::Serving, Stage::StandingBy) => {
+                (Word::Serving | Word::Ready, Stage::Starting)
+                | (Word::Serving, Stage::StandingBy | Stage::Quiet) => {
                     process.stage = Stage::Serving { since: now };
                     self.serves(id, out, now);
                 }
                 (Word::StandingBy, Stage::Starting) => process.stage = Stage::StandingBy,
+                (Word::Quiet, Stage::Serving { .. }) => process.stage = Stage::Quiet,
                 _ => {}
             }
         } else if let Spare::Up { process, purpose } = &mut self.spare
@@ -259,6 +263,7 @@ impl Device {
         let early = match stage {
             Stage::Serving { since } => death.is_crash() && now.saturating_duration_since(since) < SETTLED,
             Stage::Starting | Stage::StandingBy => death != Death::Restarted,
+            Stage::Quiet => false,
         };
         let delay = self.backoff.after_death(early);
         let doubt = if death == Death::Exited(0) { BENEFIT_OF_DOUBT } else { Duration::ZERO };
@@ -285,8 +290,8 @@ impl Device {
                 Next::Spare
             }
             other => {
-                if let Spare::Clearing { .. } = other {
-                    let why = "the old process died before the new one was started; ask again".to_owned();
+                if let Spare::Clearing { .. } | Spare::Fallen { .. } = other {
+                    let why = "the old process died before the new one could serve; ask again".to_owned();
                     out.act(Action::SwapDone { device: self.number, outcome: Err(why) });
                 }
                 self.spare = self.spare_due(now + pause.max(SPARE_PAUSE));
@@ -308,27 +313,31 @@ impl Device {
         let (id, stage) = (process.id, process.stage);
         let death = process.death(found);
         let early = stage == Stage::Starting || death.is_crash();
-        let delay = match purpose {
-            Purpose::Spare => self.spare_backoff.after_death(early),
-            Purpose::Candidate { .. } | Purpose::Handover { .. } => {
-                let why = format!("the new process {death}; the old one serves as before");
-                out.act(Action::SwapDone { device: self.number, outcome: Err(why) });
-                Duration::ZERO
+        let mut delay = Duration::ZERO;
+        match purpose {
+            Purpose::Spare => {
+                delay = self.spare_backoff.after_death(early);
+                self.spare = self.spare_due(now + delay);
             }
-        };
-        self.spare = self.spare_due(now + delay);
+            Purpose::Candidate { .. } => self.fallen(&death, out, now),
+            Purpose::Handover { .. } => {
+                self.spare = Spare::Fallen { death: death.clone(), until: now + SETTLED };
+            }
+        }
         self.start_what_is_due(out, now);
         let next = if delay.is_zero() { Next::AtOnce } else { Next::In(delay) };
         out.tell(Notice::Died { device: self.number, process: id, spare: true, death, next });
     }
 
-    /// The core has cut the process off that serves: it ends, whatever it thinks. One that has not begun to serve is the
-    /// successor already.
+    /// The core has cut a process off: it ends, whatever it thinks. The one that serves, unless that has let go in a swap: then
+    /// it is the new one, and the core waits for its end before it gives the device back to the old one. One that has not begun
+    /// to serve is the successor already.
     pub(super) fn on_cut_off(&mut self, reason: String, out: &mut Out) {
-        if let Main::Up(process) = &mut self.main
-            && let Stage::Serving { .. } = process.stage
-        {
-            process.kill(Death::CutOff(reason), out);
+        let Main::Up(main) = &mut self.main else { return };
+        match (main.stage, &mut self.spare) {
+            (Stage::Quiet, Spare::Up { process, .. }) => process.kill(Death::CutOff(reason), out),
+            (Stage::Quiet | Stage::Serving { .. }, _) => main.kill(Death::CutOff(reason), out),
+            (Stage::Starting | Stage::StandingBy, _) => {}
         }
     }
 
@@ -364,6 +373,12 @@ impl Device {
         }
         if let Some(why) = overdue {
             self.on_swap_failed(why.to_owned(), out, now);
+        }
+        if let Spare::Fallen { death, until } = &self.spare
+            && now >= *until
+        {
+            let death = death.clone();
+            self.fallen(&death, out, now);
         }
         for leaving in &mut self.leaving {
             if leaving.kill_at.is_some_and(|at| now >= at) {
@@ -405,6 +420,7 @@ impl Device {
                 earlier(process.deadline(), patience)
             }
             Spare::Due { at } if matches!(self.main, Main::Up(_)) && self.ever_served => Some(*at),
+            Spare::Fallen { until, .. } => Some(*until),
             _ => None,
         };
         let leaving = self.leaving.iter().filter_map(|leaving| leaving.kill_at).min();
@@ -441,7 +457,7 @@ impl Device {
                 let (state, since) = match process.stage {
                     _ if process.hangs() => (State::Hung, None),
                     Stage::Serving { since } => (State::Serving, Some(since)),
-                    Stage::Starting | Stage::StandingBy => (State::Starting, None),
+                    Stage::Starting | Stage::StandingBy | Stage::Quiet => (State::Starting, None),
                 };
                 (Some(process.id), state, since)
             }

@@ -19,6 +19,8 @@ pub enum Word {
     StandingBy,
     /// It serves.
     Serving,
+    /// It has let go of the device, for another one to serve it.
+    Quiet,
     /// It has got where it wanted to get, either of the two.
     Ready,
 }
@@ -32,6 +34,8 @@ pub(super) enum Stage {
     StandingBy,
     /// The device is its own.
     Serving { since: Instant },
+    /// It has let go of it, in a swap.
+    Quiet,
 }
 
 /// Whether it lives.

@@ -361,6 +361,27 @@ fn who_is_cut_off_is_killed_and_its_successor_is_not() {
 }
 
 #[test]
+fn who_is_cut_off_in_a_swap_is_the_one_that_has_the_device() {
+    let cut_off = || Event::CutOff(0, "it did not answer in time".to_owned());
+    // The old one does not let go.
+    let mut story = Story::serving();
+    let _ = story.on(Event::Swap(0));
+    let _ = story.says(3, Word::StandingBy);
+    assert_eq!(story.on(cut_off()), [Action::Kill(ProcessId(1))]);
+    // It has let go, and the new one does not take it.
+    let mut story = Story::serving();
+    let _ = story.on(Event::Swap(0));
+    let _ = story.says(3, Word::StandingBy);
+    let _ = story.says(1, Word::Quiet);
+    assert_eq!(story.on(cut_off()), [Action::Kill(ProcessId(3))]);
+    assert_eq!(story.ends(3, KILLED), []);
+    let actions = story.on(Event::SwapFailed(0, "the new process did not answer".to_owned()));
+    assert!(is_refusal(&actions[0], "the new process did not answer; the old process serves as before"));
+    let _ = story.says(1, Word::Serving);
+    assert_eq!((story.disk0().main, story.disk0().state), (Some(ProcessId(1)), State::Serving));
+}
+
+#[test]
 fn an_operators_restart_is_at_once_and_no_failure() {
     let mut story = Story::serving();
     assert_eq!(story.on(Event::Restart(0)), [Action::Kill(ProcessId(1))]);
@@ -449,11 +470,17 @@ fn a_candidate_that_fails_leaves_everything_as_it_was() {
     assert_eq!(actions[0], Action::Kill(ProcessId(4)));
     assert!(is_refusal(&actions[1], "does not get ready; the old process serves as before"));
     assert_eq!(story.ends(4, KILLED), []);
-    // The core says no.
+    // It dies in the middle, and the core says nothing.
     let _ = story.on(Event::Swap(0));
     let _ = story.says(5, Word::StandingBy);
+    assert_eq!(story.ends(5, Death::Exited(1)), []);
+    let actions = story.after(SETTLED);
+    assert!(is_refusal(&actions[0], "the new process exited with code 1; the old one serves as before"));
+    // The core says no.
+    let _ = story.on(Event::Swap(0));
+    let _ = story.says(6, Word::StandingBy);
     let actions = story.on(Event::SwapFailed(0, "it cannot read the ledger".to_owned()));
-    assert_eq!(actions[0], Action::Kill(ProcessId(5)));
+    assert_eq!(actions[0], Action::Kill(ProcessId(6)));
     assert!(is_refusal(&actions[1], "it cannot read the ledger"));
     let view = story.disk0();
     assert_eq!((view.main, view.state, view.restarts), (Some(ProcessId(1)), State::Serving, 0));

@@ -90,7 +90,19 @@ impl Device {
                 let why = format!("{reason}; the old process serves as before");
                 out.act(Action::SwapDone { device: self.number, outcome: Err(why) });
             }
+            Spare::Fallen { .. } => {
+                self.spare = self.spare_due(now);
+                let why = format!("{reason}; the old process serves as before");
+                out.act(Action::SwapDone { device: self.number, outcome: Err(why) });
+            }
             other => self.spare = other,
         }
+    }
+
+    /// The new process has ended, and nobody says more about it than how.
+    pub(super) fn fallen(&mut self, death: &Death, out: &mut Out, now: Instant) {
+        self.spare = self.spare_due(now);
+        let why = format!("the new process {death}; the old one serves as before");
+        out.act(Action::SwapDone { device: self.number, outcome: Err(why) });
     }
 }

@@ -34,7 +34,7 @@ fn any_order_of_events_ends_with_a_process_that_serves() {
         run(&mut story, &mut alive, Event::Said(ProcessId(1), Word::Serving));
         for _ in 0..300 {
             let id = alive.get(dice.below(alive.len().max(1) as u64) as usize).copied().unwrap_or(99);
-            let event = match dice.below(12) {
+            let event = match dice.below(13) {
                 0 => Event::Said(ProcessId(id), Word::Ready),
                 1 => Event::Said(ProcessId(id), Word::StandingBy),
                 2 | 3 => Event::Said(ProcessId(id), Word::Serving),
@@ -44,6 +44,7 @@ fn any_order_of_events_ends_with_a_process_that_serves() {
                     Event::Ended(ProcessId(id), deaths[dice.below(4) as usize].clone())
                 }
                 6 => Event::Swap(0),
+                12 => Event::Said(ProcessId(id), Word::Quiet),
                 7 => Event::Swapped(0, MS),
                 8 => Event::SwapFailed(0, String::new()),
                 9 => Event::CutOff(0, String::new()),
