@@ -43,12 +43,16 @@ pub enum Reply {
         reason: String,
     },
     /// Unasked: the core has cut a process off because it broke the protocol or did not answer in time. Whoever can should end it;
-    /// until then no successor gets the device.
+    /// until then no successor gets the device. Said again while one that had channels does not end.
     CutOff {
         /// Name of the device slot.
         device: String,
         /// One sentence.
         reason: String,
+        /// The process had the device's channels, or could have: it served. Else it stood by or had only begun, and whoever serves
+        /// is not concerned.
+        #[serde(default)]
+        had_channels: bool,
     },
 }
 

@@ -17,9 +17,19 @@ pub struct Disk {
 impl Disk {
     /// A disk of `size` bytes.
     pub fn new(size: u64) -> std::io::Result<Self> {
+        Self::new_in(&std::env::temp_dir(), size)
+    }
+
+    /// The same in memory, if there is a place for that: for figures that are not to be those of the machine's own disk.
+    pub fn in_memory(size: u64) -> std::io::Result<Self> {
+        let memory = Path::new("/dev/shm");
+        if memory.is_dir() { Self::new_in(memory, size) } else { Self::new(size) }
+    }
+
+    fn new_in(directory: &Path, size: u64) -> std::io::Result<Self> {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let n = NEXT.fetch_add(1, Ordering::Relaxed);
-        let path = std::env::temp_dir().join(format!("bulkhead-disk-{}-{n}.img", std::process::id()));
+        let path = directory.join(format!("bulkhead-disk-{}-{n}.img", std::process::id()));
         let file = File::options().read(true).write(true).create(true).truncate(true).open(&path)?;
         file.set_len(size)?;
         Ok(Self { file, path })

@@ -69,7 +69,7 @@ impl Supervised {
             .arg("--runtime-dir")
             .arg(directory.join("run"));
         if let Some(watchdog) = setup.watchdog {
-            command.env("BULKHEAD_WATCHDOG_USEC", watchdog.as_micros().to_string());
+            command.env("BULKHEAD_WATCHDOG_MS", watchdog.as_millis().to_string());
         }
         let log = File::create(directory.join("log"))?;
         let bulkhead = command.arg(&spec).stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn()?;

@@ -51,7 +51,7 @@ fn a_hung_process_is_found_and_replaced() -> anyhow::Result<()> {
 
 #[test]
 fn planned_swaps() -> anyhow::Result<()> {
-    let outcome = Swaps { swaps: 20, seed: 3, other: None, queues: 4 }.run()?;
+    let outcome = Swaps { swaps: 20, seed: 3, other: None, queues: 4, in_memory: false }.run()?;
     ensure!(outcome.is_clean(), "{:?} {:#?}\n{}", outcome.failure, outcome.tally, outcome.log);
     Ok(())
 }

@@ -38,7 +38,8 @@ const BINARY: &str = "60-swap.conf";
 pub fn backend(_base: &Path, vm: &str) -> Option<Box<dyn Backend>> {
     let names = Names::of(vm);
     let known = vms(_base).iter().any(|known| known == vm);
-    if !known || !Systemctl.is_running(&names.core()).ok()? {
+    // A systemd that does not answer is asked again, and then its answer is what there is to say.
+    if !known || matches!(Systemctl.is_running(&names.core()), Ok(false)) {
         return None;
     }
     Some(Box::new(Systemd { vm: vm.to_owned() }))

@@ -84,7 +84,7 @@ fn main() -> anyhow::Result<ExitCode> {
         }
         Command::Swap { swaps, seed, other, queues } => {
             let seed = seed.unwrap_or_else(now);
-            let outcome = Swaps { swaps, seed, other, queues }.run()?;
+            let outcome = Swaps { swaps, seed, other, queues, in_memory: false }.run()?;
             println!("{}", outcome.line().replacen("kills=", "swaps=", 1));
             Ok(verdict(&outcome, seed))
         }

@@ -30,13 +30,15 @@ pub struct Swaps {
     pub other: Option<PathBuf>,
     /// Channels of the controller.
     pub queues: usize,
+    /// The disk is in memory, so that nothing is measured but ourselves.
+    pub in_memory: bool,
 }
 
 impl Swaps {
     /// Runs it. In the outcome `kills` are swaps, and the latencies (of [`Kind::Kill`]) the longest pauses between
     /// two completions that the guest had around each.
     pub fn run(&self) -> anyhow::Result<Outcome> {
-        let disk = Disk::new(DISK)?;
+        let disk = if self.in_memory { Disk::in_memory(DISK)? } else { Disk::new(DISK)? };
         let ours = vm::program("vsp-storage")?;
         let builds = [self.other.clone().unwrap_or_else(|| ours.clone()), ours];
         let setup = Setup { vsp_storage: Some(builds[0].clone()), ..Setup::default() };
