@@ -51,7 +51,7 @@ pub enum OpenError {
 struct Reset {
     request: Request,
     /// Commands that began in an epoch before this one are waited for.
-    epoch: u32,
+    epoch: u64,
     /// How many of those there still are.
     waiting: usize,
 }
@@ -72,7 +72,7 @@ pub struct Controller {
     /// Open channels whose ledger has another state than this: the next answer changes that.
     stale: Vec<ChannelId>,
     open: Vec<ChannelId>,
-    epoch: u32,
+    epoch: u64,
     resets: Vec<Reset>,
     /// Page lists that could not be used, for the log.
     bad_lists: u64,
@@ -319,7 +319,9 @@ impl Device for Controller {
     }
 
     fn descriptors(&self) -> Vec<RawFd> {
-        self.uring.descriptors()
+        let mut all = self.uring.descriptors();
+        all.extend(self.luns.iter().filter_map(Lun::descriptor));
+        all
     }
 
     fn sources(&self) -> Vec<RawFd> {

@@ -8,6 +8,7 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::PathBuf;
 
 use nix::sys::stat::{major, minor};
+use nix::sys::statfs::{BTRFS_SUPER_MAGIC, EXT4_SUPER_MAGIC, FsType, TMPFS_MAGIC, XFS_SUPER_MAGIC, fstatfs};
 use thiserror::Error;
 
 use crate::cli::{DiskSpec, MAX_LUN, MAX_SERIAL};
@@ -59,8 +60,10 @@ pub struct Disk {
     pub lun: u8,
     /// What the guest sees.
     pub unit: Unit,
-    /// The open file description that will carry the locks.
+    /// The open file description that is read from and written to.
     pub file: File,
+    /// The one that will carry the locks; `None`: that one.
+    pub keeper: Option<File>,
     /// Where it came from, for the log.
     pub path: PathBuf,
 }
@@ -83,7 +86,8 @@ pub fn open_all(device: &str, specs: &[DiskSpec]) -> Result<Vec<Disk>, DiskError
 fn open(device: &str, lun: u8, spec: &DiskSpec) -> Result<Disk, DiskError> {
     let path = spec.path.clone();
     let failed = |source| DiskError::Open { path: path.clone(), source };
-    let file = OpenOptions::new().read(true).write(!spec.read_only).open(&path).map_err(failed)?;
+    let open = || OpenOptions::new().read(true).write(!spec.read_only).open(&path);
+    let file = open().map_err(failed)?;
     let metadata = file.metadata().map_err(failed)?;
     let shape = if metadata.is_file() {
         Shape { block_size: FILE_BLOCK, physical: FILE_PHYSICAL, can_unmap: true }
@@ -95,6 +99,7 @@ fn open(device: &str, lun: u8, spec: &DiskSpec) -> Result<Disk, DiskError> {
     if !matches!(shape.block_size, 512 | 4096) {
         return Err(DiskError::BlockSize { path, size: shape.block_size });
     }
+    let keeper = if ends_with_process(&file, &metadata) { Some(open().map_err(failed)?) } else { None };
     let bytes = size(&file).map_err(failed)?;
     let blocks = bytes / u64::from(shape.block_size);
     if blocks == 0 {
@@ -118,12 +123,21 @@ fn open(device: &str, lun: u8, spec: &DiskSpec) -> Result<Disk, DiskError> {
         naa: hash(serial.as_bytes()),
         serial,
     };
-    Ok(Disk { lun, unit, file, path })
+    Ok(Disk { lun, unit, file, keeper, path })
 }
 
 /// Bytes of a file or a block device. Asked again once the disk is ours: whoever had it may have changed its size.
 pub fn size(mut file: impl Seek) -> io::Result<u64> {
     file.seek(SeekFrom::End(0))
+}
+
+/// Whether no read or write of a process can outlive it. That is so where all of them go through the page cache of this
+/// host: they are done by threads of the process (io_uring's workers are such), which the kernel lets finish before it
+/// closes the last of its files. It is not so where requests go to somebody else (FUSE, a network) or past the cache.
+fn ends_with_process(file: &File, metadata: &fs::Metadata) -> bool {
+    const CACHED: [FsType; 4] = [EXT4_SUPER_MAGIC, XFS_SUPER_MAGIC, BTRFS_SUPER_MAGIC, TMPFS_MAGIC];
+    metadata.file_type().is_block_device()
+        || fstatfs(file).is_ok_and(|system| CACHED.contains(&system.filesystem_type()))
 }
 
 /// What a disk is made of.

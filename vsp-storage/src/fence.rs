@@ -9,6 +9,11 @@
 //!   else has *this* byte: a read that a dead predecessor left behind would otherwise land in the guest's memory
 //!   after the guest has got its buffer back.
 //!
+//! The kernel drops a request of a dead process some clock ticks after it has ended (8 ms, where a tick is 4 ms): a lock on
+//! the description of the requests is exact and late. Where a request cannot outlive its process at all (`disk` decides) the
+//! locks hang on a second description of the same file, which is closed with the process's other files: after the last of
+//! its threads has left the kernel, and at once.
+//!
 //! Nothing here waits, and nothing here moves data.
 
 use std::fs::{File, TryLockError};

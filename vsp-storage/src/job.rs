@@ -28,7 +28,7 @@ pub(crate) struct Job {
     /// Index of the unit.
     pub unit: usize,
     /// How many resets had been asked for when it began.
-    pub epoch: u32,
+    pub epoch: u64,
     /// Whether its outcome has to be recorded.
     pub repeat: Repeat,
     /// What it does.

@@ -1,6 +1,7 @@
 //! A unit and what is remembered about it besides its size: whether it is ours, and whether its promises can be kept.
 
 use std::fs::File;
+use std::os::fd::{AsRawFd, RawFd};
 use std::path::PathBuf;
 
 use crate::disk::{self, Disk};
@@ -15,6 +16,8 @@ pub(crate) struct Lun {
     pub unit: Unit,
     pub path: PathBuf,
     fence: Fence,
+    /// What carries the locks, if it is not the file itself.
+    keeper: Option<File>,
     /// Commands that failed for the host's fault, for the log.
     failures: u64,
 }
@@ -22,14 +25,19 @@ pub(crate) struct Lun {
 impl Lun {
     /// A disk whose file has gone elsewhere.
     pub fn new(disk: Disk) -> (Lun, File) {
-        let Disk { lun, unit, file, path } = disk;
+        let Disk { lun, unit, file, keeper, path } = disk;
         let fence = Fence::new(unit.read_only);
-        (Lun { lun, unit, path, fence, failures: 0 }, file)
+        (Lun { lun, unit, path, fence, keeper, failures: 0 }, file)
     }
 
     /// For whom it is served.
     pub fn identify(&mut self, memory: u64, device: &str) {
         self.fence.identify(memory, device, self.lun);
+    }
+
+    /// What it needs besides its file.
+    pub fn descriptor(&self) -> Option<RawFd> {
+        self.keeper.as_ref().map(AsRawFd::as_raw_fd)
     }
 
     /// Whether it is ours.
@@ -43,7 +51,8 @@ impl Lun {
         if self.fence.is_held() {
             return Ok(true);
         }
-        if !self.fence.take(file).map_err(|error| format!("cannot lock {path}: {error}"))? {
+        let keeper = self.keeper.as_ref().unwrap_or(file);
+        if !self.fence.take(keeper).map_err(|error| format!("cannot lock {path}: {error}"))? {
             return Ok(false);
         }
         let bytes = disk::size(file).map_err(|error| format!("cannot tell the size of {path}: {error}"))?;
@@ -60,7 +69,7 @@ impl Lun {
 
     /// Gives it up.
     pub fn release(&mut self, file: &File) {
-        if let Err(error) = self.fence.release(file) {
+        if let Err(error) = self.fence.release(self.keeper.as_ref().unwrap_or(file)) {
             tracing::error!(lun = self.lun, "{} cannot be unlocked: {error}", self.path.display());
         }
     }
@@ -103,7 +112,14 @@ mod tests {
     const WRITE: Kind = Kind::Write { offset: 0, stable: false };
 
     fn lun() -> Lun {
-        Lun { lun: 0, unit: unit(), path: PathBuf::new(), fence: Fence::new(false), failures: 0 }
+        Lun {
+            lun: 0,
+            unit: unit(),
+            path: PathBuf::new(),
+            fence: Fence::new(false),
+            keeper: None,
+            failures: 0,
+        }
     }
 
     /// The kernel reports a write-back error to one `fsync` and calls the pages clean; Linux guests try a failed
@@ -126,5 +142,24 @@ mod tests {
         for (kind, code) in failures {
             assert!(!lun().failed(kind, &io::Error::from_raw_os_error(code), false));
         }
+    }
+
+    /// What is left of a request whose process has gone holds the description that it was made on.
+    #[test]
+    fn a_request_that_may_outlive_its_process_is_waited_for_and_another_is_not() {
+        let path = std::env::temp_dir().join(format!("bulkhead-lun-{}", std::process::id()));
+        File::create(&path).unwrap().set_len(4096).unwrap();
+        let open = || File::options().read(true).write(true).open(&path).unwrap();
+        for apart in [false, true] {
+            let (file, mut dead) = (open(), Lun { keeper: apart.then(open), ..lun() });
+            assert_eq!(dead.take(&file), Ok(true));
+            let request = file.try_clone().unwrap();
+            drop((file, dead));
+            let (file, mut successor) = (open(), Lun { keeper: apart.then(open), ..lun() });
+            assert_eq!(successor.take(&file), Ok(apart));
+            drop(request);
+            assert_eq!(successor.take(&file), Ok(true));
+        }
+        std::fs::remove_file(path).unwrap();
     }
 }
