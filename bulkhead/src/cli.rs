@@ -105,6 +105,9 @@ Writes what systemd needs to run the VM that a spec describes, every process as 
 VM, bulkhead-core@NAME.service its core, vsp-storage@NAME:DEVICE.service a device. Starts nothing. Doing it again after a change \
 of the spec changes what has to change.
 
+The VM may run meanwhile. After systemctl daemon-reload, a process that is started again is what is written now: do not change the \
+disks of a VM that runs.
+
 Devices are started again whenever they end; the end of the core is the end of all. A core that ends with 0 (the guest powered off) \
 leaves its unit inactive, any other end leaves it failed.";
 

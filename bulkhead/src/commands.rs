@@ -89,7 +89,7 @@ fn check(options: &Check) -> ExitCode {
 }
 
 fn limits(overcommit: bool) -> HostLimits {
-    HostLimits { memory: if overcommit { None } else { host::total_memory() } }
+    HostLimits { memory: if overcommit { None } else { host::total_memory() }, ..HostLimits::default() }
 }
 
 pub(crate) fn show(report: &Report) {

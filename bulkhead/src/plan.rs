@@ -9,9 +9,10 @@ use crate::programs::Programs;
 use crate::spec::{self, Spec, Storage};
 
 /// Numbers of the user and group ids that Bulkhead's processes run as when root starts them: from this one ("BH" in
-/// ASCII, so that it is recognised in `ps`), a block of [`IDS_PER_VM`] for each VM of the host. They are far
-/// above people, services and systemd's dynamic users (systemd-nspawn's containers may be given ranges that include them). Units under systemd
-/// have the ids above this range.
+/// ASCII, so that it is recognised in `ps`), a block of [`IDS_PER_VM`] for each VM of the host. They are far above people, services
+/// and systemd's dynamic users (61184 to 65519), but not above everything: systemd-nspawn picks ranges for its containers
+/// between 524288 and 1879048191, and finds ours free, because they are in no passwd file. A host that has both gives its
+/// containers ranges elsewhere. VMs that systemd runs have their ids in a range right behind this one (`units::ids`).
 pub const FIRST_ID: u32 = 0x4248_0000;
 /// The core has the first id of its VM's block, and the devices the following ones in the order of the spec.
 pub const IDS_PER_VM: u32 = 256;

@@ -5,6 +5,7 @@ mod world;
 
 use std::fs;
 use std::path::Path;
+use std::process::Command;
 use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
@@ -317,4 +318,33 @@ fn nothing_is_left_when_the_core_dies() {
     assert_eq!(last_line(&output), "bulkhead: toy: core-vmm failed: it was killed by SIGKILL");
     assert!(![core, main, spare].into_iter().any(is_alive));
     assert!(!world.path.join("run").exists());
+}
+
+/// Processor time that a process has used, in clock ticks.
+fn ticks(pid: Pid) -> u64 {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    let after_name: Vec<&str> = stat.rsplit_once(')').unwrap().1.split_whitespace().collect();
+    after_name[11].parse::<u64>().unwrap() + after_name[12].parse::<u64>().unwrap()
+}
+
+#[test]
+fn a_supervisor_without_descriptors_left_waits_for_some() {
+    let world = World::new("descriptors", FOREVER, &device(SERVES));
+    let running = world.start();
+    world.until("it serves", serves);
+    let open = fs::read_dir(format!("/proc/{}/fd", running.pid())).unwrap().count();
+    let limit = format!("--nofile={0}:{0}", open + 2);
+    let limited = Command::new("prlimit").args(["--pid", &running.pid().to_string(), &limit]).status();
+    if !limited.is_ok_and(|status| status.success()) {
+        eprintln!("skipped: prlimit does not work here");
+        return;
+    }
+    let socket = world.path.join("run/toy/supervisor.sock");
+    let crowd: Vec<_> = (0..8).map(|_| ipc::socket::Peer::connect(&socket).unwrap()).collect();
+    let before = ticks(running.pid());
+    std::thread::sleep(Duration::from_secs(1));
+    let used = ticks(running.pid()) - before;
+    assert!(used < 25, "{used} hundredths of a second of one");
+    drop(crowd);
+    world.until("operators are answered again", serves);
 }

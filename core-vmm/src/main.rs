@@ -33,6 +33,9 @@ struct Args {
     /// Inherited listening SOCK_SEQPACKET socket to which device processes connect
     #[arg(long, value_name = "N")]
     listen_fd: Option<RawFd>,
+    /// There is no PID namespace, and that is intended: whoever started this cannot make one (systemd before version 257)
+    #[arg(long)]
+    no_pid_namespace: bool,
     /// How to log: human or json
     #[arg(long, default_value = "human")]
     log_format: logs::Format,
@@ -54,7 +57,7 @@ fn run(args: &Args) -> u8 {
         let config = setup::read_config(&args.config)?;
         let parts = setup::open(&config, args.listen_fd)?;
         if config.sandbox {
-            setup::close_door(&config, &parts)?;
+            setup::close_door(&config, &parts, !args.no_pid_namespace)?;
         } else {
             tracing::warn!("running without a compartment, as the configuration says");
         }

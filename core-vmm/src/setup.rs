@@ -11,7 +11,7 @@ use ipc::{
     config::{Console as ConsoleConfig, CoreConfig},
     socket::{Listener, SocketError},
 };
-use sandbox::{Compartment, Ids, Namespaces};
+use sandbox::{Compartment, Ids, Namespaces, Want};
 
 use crate::{
     boot::{BootError, Payload},
@@ -160,8 +160,15 @@ fn restrict_vp() -> Result<(), String> {
     sandbox::restrict_thread(policies::VCPU).map_err(|e| e.to_string())
 }
 
-/// Closes the door. From here on nothing is opened, and the policy `core-vmm` decides.
-pub fn close_door(config: &CoreConfig, parts: &Parts) -> Result<(), SetupError> {
+/// The namespaces of a core. `own_pids`: whoever started it was to start it in a PID namespace, else that is no gap.
+fn namespaces(config: &CoreConfig, own_pids: bool) -> Namespaces {
+    let peers = config.devices.iter().filter_map(|d| d.uid);
+    let pid = if own_pids { Want::Try } else { Want::No };
+    Namespaces { pid, ..Namespaces::all() }.recognising(peers.chain([0]))
+}
+
+/// Closes the door. From here on nothing is opened, and the policy `core-vmm` decides. `own_pids`: a PID namespace is expected.
+pub fn close_door(config: &CoreConfig, parts: &Parts, own_pids: bool) -> Result<(), SetupError> {
     let mut keep = descriptors(&parts.host, &parts.wires);
     keep.extend([2, parts.ram.memfd().as_raw_fd()]);
     keep.extend(logs::descriptors());
@@ -170,19 +177,35 @@ pub fn close_door(config: &CoreConfig, parts: &Parts) -> Result<(), SetupError> 
     keep.extend(parts.listener.as_ref().map(AsRawFd::as_raw_fd));
     keep.extend(parts.terminal.descriptors());
     let ids = config.uid.map(|uid| Ids { uid, gid: config.gid.unwrap_or(uid) });
-    let peers = config.devices.iter().filter_map(|d| d.uid);
     let compartment = Compartment {
         name: "core-vmm",
         ids,
         keep,
         policy: policies::CORE,
-        namespaces: Namespaces::all().recognising(peers.chain([0])),
+        namespaces: namespaces(config, own_pids),
     };
     let entered = compartment.enter()?;
+    if !own_pids {
+        tracing::info!("without a PID namespace, as whoever started this intends");
+    }
     if entered.is_complete() {
         tracing::debug!("in the compartment: {entered}");
     } else {
         tracing::warn!("the compartment has gaps that this host does not let us close: {entered}");
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pid_namespace_is_missed_unless_it_is_known_to_be_missing() {
+        let text = r#"{"name":"a","vcpus":1,"memory":536870912,"kernel":"/k","devices":[{"name":"d","instance":"","uid":70001}]}"#;
+        let config: CoreConfig = serde_json::from_str(text).unwrap();
+        let expected = namespaces(&config, true);
+        assert_eq!(expected, Namespaces::all().recognising([70001, 0]));
+        assert_eq!(namespaces(&config, false), Namespaces { pid: Want::No, ..expected });
+    }
 }

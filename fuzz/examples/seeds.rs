@@ -130,7 +130,7 @@ fn ipc_messages() -> Vec<Vec<u8>> {
         r#"{"Swap":{"device":"disk0","wait_ms":500}}"#,
         r#"{"Devices":[{"name":"disk0","serving":true,"exposed_bytes":4096}]}"#,
         r#"{"Swapped":{"device":"disk0","pause_us":900}}"#,
-        r#"{"CutOff":{"device":"disk0","reason":"it did not answer"}}"#,
+        r#"{"CutOff":{"device":"disk0","reason":"it did not answer","had_channels":true}}"#,
     ]
     .map(|text| text.as_bytes().to_vec())
     .to_vec()

@@ -9,6 +9,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::path::Path;
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{
     AddressFamily, Backlog, Shutdown, SockFlag, SockType, UnixAddr, bind, connect, getsockopt, listen,
     shutdown, socket, socketpair, sockopt,
@@ -27,7 +28,8 @@ pub const MAX_FDS: usize = scm::MAX_FDS;
 /// Why a message could not be sent or received.
 #[derive(Debug, Error)]
 pub enum SocketError {
-    /// The peer has closed its end.
+    /// The peer has closed its end, or an empty datagram came, which reads the same. Who must not take the one for the other asks
+    /// [`Peer::is_abandoned`].
     #[error("the peer has gone")]
     Closed,
     /// Nothing to receive, or no room to send, on a non-blocking socket.
@@ -162,6 +164,18 @@ impl Peer {
         Ok(shutdown(self.fd.as_raw_fd(), Shutdown::Write)?)
     }
 
+    /// Whether no process has the other end any more, after [`SocketError::Closed`]. False also if the kernel does not
+    /// say: one that only plays dead must not be believed.
+    ///
+    /// Takes `poll(2)`, which the policies of device processes do not allow: it is for those who distrust the peer. An end
+    /// that was shut down for both ways (`shutdown(2)`, which these policies do not allow either) and lives on is not told
+    /// from a closed one.
+    pub fn is_abandoned(&self) -> bool {
+        let mut fds = [PollFd::new(self.fd.as_fd(), PollFlags::empty())];
+        let asked = poll(&mut fds, PollTimeout::ZERO);
+        asked.is_ok() && fds[0].revents().is_some_and(|found| found.contains(PollFlags::POLLHUP))
+    }
+
     /// Receives one message and its descriptors (close-on-exec), whole or not at all.
     pub fn recv<M: DeserializeOwned>(&self) -> Result<(M, Vec<OwnedFd>), SocketError> {
         self.receive(true)
@@ -180,7 +194,8 @@ impl Peer {
     fn recv_bytes(&self, wait: bool) -> Result<(Vec<u8>, Vec<OwnedFd>), SocketError> {
         let waiting = scm::peek_len(self.fd.as_fd(), wait)?;
         if waiting == 0 {
-            // An empty datagram looks like the end of the stream; no honest peer sends one.
+            // If it was an empty datagram, it is gone now, so that it does not make the socket readable for ever.
+            scm::receive(self.fd.as_fd(), &mut [], wait)?;
             return Err(SocketError::Closed);
         }
         if waiting > MAX_MESSAGE {
@@ -321,6 +336,32 @@ mod tests {
         drop(vsp);
         assert!(matches!(core.recv::<ToCore>(), Err(SocketError::Closed)));
         assert!(matches!(core.send(&ToVsp::ChannelClose { channel: 1 }, &[]), Err(SocketError::Closed)));
+    }
+
+    #[test]
+    fn a_peer_that_sends_nothing_is_not_one_that_has_gone() {
+        let (vsp, core) = Peer::pair().unwrap();
+        let bell = Doorbell::new().unwrap();
+        // With descriptors or without, once or again, and whether or not we have finished.
+        for round in 0..3 {
+            vsp.send_bytes(b"", &[]).unwrap();
+            vsp.send_bytes(b"", &[bell.as_fd()]).unwrap();
+            for _ in 0..2 {
+                assert!(matches!(core.try_recv::<ToCore>(), Err(SocketError::Closed)));
+                assert!(!core.is_abandoned());
+            }
+            assert!(
+                matches!(core.try_recv::<ToCore>(), Err(SocketError::WouldBlock)),
+                "they are not met again"
+            );
+            vsp.send(&closed(round), &[]).unwrap();
+            assert_eq!(core.try_recv::<ToCore>().unwrap().0, closed(round));
+            core.finish().unwrap();
+        }
+        vsp.send_bytes(b"", &[]).unwrap();
+        drop(vsp);
+        assert!(matches!(core.try_recv::<ToCore>(), Err(SocketError::Closed)));
+        assert!(core.is_abandoned());
     }
 
     #[test]

@@ -5,8 +5,10 @@
 //!   (nothing in a compartment can send a signal). SIGKILL stamps nothing; whoever sends it means the process, not its work.
 //! * A forbidden system call is not made. The process says which one it was, on standard error and to whoever supervises it,
 //!   and dies of SIGSYS by making another one: with SIGSYS blocked, the kernel's own kill cannot be handled.
+//! * `abort` begins with a call that is forbidden, too, and is told apart: "STATUS=aborted", and exit code 134 like SIGABRT.
 //!
-//! It must never allocate, lock or wait once the process is dying, and never come back from there.
+//! It must never allocate, lock or wait once the process is dying, and never come back from there. One wait cannot be ruled
+//! out, and comes last: for the reader of standard error. It ends with the supervisor's patience.
 
 use std::mem;
 use std::os::fd::RawFd;
@@ -121,27 +123,34 @@ pub(crate) fn stamp(signal: i32) {
     }
 }
 
-/// What to say about the forbidden call `number`: `say` is given the line for standard error, `report` the message for the
-/// supervisor's socket.
+/// What to say about the forbidden call `number`: `say` is given the line for standard error, `report`, before that, the
+/// message for the supervisor's socket.
 pub(crate) fn tell_forbidden(number: i32, say: impl FnOnce(&[u8]), report: impl FnOnce(RawFd, &[u8])) {
-    let mut message = Text::new();
+    let (mut status, mut message) = (Text::new(), Text::new());
+    status.push("STATUS=seccomp: ");
+    status.push_call(number);
     message.push("seccomp: the system call ");
     message.push_call(number);
     message.push(" is forbidden here and was not made; this process ends");
-    let mut line = [0; LINE];
-    let len = match SPEAK.get() {
-        Some(speak) => speak(&mut line, message.as_str()),
-        None => plain(&mut line, message.as_str()),
-    };
-    say(line.get(..len).unwrap_or_default());
+    tell(status.as_str(), message.as_str(), say, report);
+}
 
+/// The same about a call of `abort`.
+pub(crate) fn tell_aborted(say: impl FnOnce(&[u8]), report: impl FnOnce(RawFd, &[u8])) {
+    tell("STATUS=aborted", "aborted: this process has given itself up, and ends", say, report);
+}
+
+fn tell(status: &str, message: &str, say: impl FnOnce(&[u8]), report: impl FnOnce(RawFd, &[u8])) {
     let socket = NOTIFY.load(Ordering::Relaxed);
     if socket != NOBODY {
-        let mut status = Text::new();
-        status.push("STATUS=seccomp: ");
-        status.push_call(number);
-        report(socket, status.as_str().as_bytes());
+        report(socket, status.as_bytes());
     }
+    let mut line = [0; LINE];
+    let len = match SPEAK.get() {
+        Some(speak) => speak(&mut line, message),
+        None => plain(&mut line, message),
+    };
+    say(line.get(..len).unwrap_or_default());
 }
 
 /// Bytes of a line on standard error at most.

@@ -1,9 +1,13 @@
 //! The user namespace and the ids of a compartment.
 
+use std::ffi::OsStr;
+use std::fmt::Write as _;
+use std::fs::{self, File};
 use std::io::{self, Read, Write};
-use std::{fmt::Write as _, fs};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 
-use nix::sched::{CloneFlags, unshare};
+use nix::sched::{CloneFlags, setns, unshare};
 use nix::unistd::{Gid, Uid, getegid, geteuid, getgroups, setgroups, setresgid, setresuid};
 
 use crate::{Done, Error, Ids, sys};
@@ -12,17 +16,14 @@ use crate::{Done, Error, Ids, sys};
 /// can tell the users in `recognise` apart. Afterwards it has every capability there, and none outside.
 pub(crate) fn enter_user_namespace(ids: Option<Ids>, recognise: &[u32]) -> io::Result<()> {
     let me = ids.unwrap_or_else(current);
-    let unshare = || match geteuid().is_root() {
-        true => {
-            let mut users = recognise.to_vec();
-            users.push(me.uid);
-            unshare_as_root(identity_map(&mut users), identity_map(&mut vec![me.gid]))
-        }
-        false => unshare_as_user(me),
-    };
-    // Half a user namespace, in which we are nobody, is worse than none: try it on a child first.
-    sys::this::succeeds_in_child(unshare)?;
-    unshare()
+    // Half a user namespace, in which we are nobody, is worse than none: a child tries it first.
+    if geteuid().is_root() {
+        let mut users = recognise.to_vec();
+        users.push(me.uid);
+        return enter_as_root(&identity_map(&mut users), &identity_map(&mut vec![me.gid]));
+    }
+    sys::this::succeeds_in_child(|| unshare_as_user(me))?;
+    unshare_as_user(me)
 }
 
 /// Who we are.
@@ -50,26 +51,39 @@ fn unshare_as_user(me: Ids) -> io::Result<()> {
     fs::write("/proc/self/gid_map", identity_map(&mut vec![me.gid]))
 }
 
-/// Root may map whom it likes, but only from outside: a child stays behind and writes the maps.
-fn unshare_as_root(users: String, groups: String) -> io::Result<()> {
-    // Our number as /proc knows it, which is not getpid() if we are in a PID namespace of our own.
-    let me = fs::canonicalize("/proc/self")?;
-    let (mut ready, start) = io::pipe()?;
-    let mut start = Some(start);
-    let helper = sys::this::fork(|| {
-        // The helper's copy of the end for writing: with it, it would wait for itself.
-        drop(start.take());
-        ready.read_exact(&mut [0])?;
-        fs::write(me.join("uid_map"), users)?;
-        fs::write(me.join("gid_map"), groups)
+/// Root may map whom it likes, but only from outside: a child makes the namespace, we write its maps, and join it once it is
+/// complete. Until then nothing of ours has changed. (The child is the price of one fork; a successor's start is time that a guest waits.)
+fn enter_as_root(users: &str, groups: &str) -> io::Result<()> {
+    let (mut made, mut says_made) = io::pipe()?;
+    let (mut joined, says_joined) = io::pipe()?;
+    let mut says_joined = Some(says_joined);
+    let child = sys::this::fork(|| {
+        // Its copy of our end: with it, it would wait for itself.
+        drop(says_joined.take());
+        // Its number as /proc knows it, which is not getpid() if we are in a PID namespace of our own.
+        let child = fs::canonicalize("/proc/self")?;
+        unshare(CloneFlags::CLONE_NEWUSER)?;
+        says_made.write_all(child.as_os_str().as_bytes())?;
+        drop(says_made);
+        // It has to be there until we have joined it. Nothing is ever written: this ends when we close our end, or end.
+        joined.read(&mut [0]).map(drop)
     })?;
-    let unshared = unshare(CloneFlags::CLONE_NEWUSER).map_err(io::Error::from);
-    if let (Ok(()), Some(start)) = (&unshared, &mut start) {
-        start.write_all(&[1])?;
-    }
-    drop(start);
-    let mapped = sys::this::wait_for(helper);
-    unshared.and(mapped)
+    let mut join = || {
+        let mut path = Vec::new();
+        // Nothing comes if it has failed; its exit code says why.
+        made.read_to_end(&mut path)?;
+        if path.is_empty() {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        let path = Path::new(OsStr::from_bytes(&path));
+        fs::write(path.join("uid_map"), users)?;
+        fs::write(path.join("gid_map"), groups)?;
+        Ok(setns(File::open(path.join("ns/user"))?, CloneFlags::CLONE_NEWUSER)?)
+    };
+    let in_it = join();
+    drop(says_joined);
+    let child = sys::this::wait_for(child);
+    in_it.or_else(|why| child.and(Err(why)))
 }
 
 /// Drops all supplementary groups.

@@ -38,7 +38,7 @@ impl Operator {
     /// Waits until the core gives a process up: its device, and why.
     pub fn cut_off(&self) -> anyhow::Result<(String, String)> {
         loop {
-            if let Reply::CutOff { device, reason } = self.0.recv()?.0 {
+            if let Reply::CutOff { device, reason, .. } = self.0.recv()?.0 {
                 return Ok((device, reason));
             }
         }

@@ -117,6 +117,8 @@ pub struct Channel<M, L = LedgerMapping> {
 
 impl<M: RingMemory, L: LedgerMemory> Channel<M, L> {
     /// Takes up a channel without a ledger, wherever its indices stand. `limit` is at least 1.
+    ///
+    /// Nothing says whether a predecessor has served it, whose wake-ups have died with him, so the guest is owed a signal.
     pub fn new(to_host: M, to_guest: M, limit: u32) -> Result<Self, RingError> {
         let mut channel = Channel {
             reader: RingReader::new(to_host)?.with_longest_packet(LONGEST_PACKET),
@@ -127,7 +129,7 @@ impl<M: RingMemory, L: LedgerMemory> Channel<M, L> {
             backlog: VecDeque::new(),
             pending: 0,
             sequence: 0,
-            owes_signal: false,
+            owes_signal: true,
         };
         channel.forget_pending();
         Ok(channel)
@@ -251,15 +253,13 @@ impl<M: RingMemory, L: LedgerMemory> Channel<M, L> {
         payload: &[u8],
         state: Option<&[u8]>,
     ) -> Result<(), PushError> {
-        if let Some(book) = &mut self.book {
-            book.survived(ticket.sequence);
-        }
         if let Some(state) = state.filter(|state| state.len() > LONGEST_STATE) {
             self.end(&ticket, None);
             return Err(PushError::TooLarge(state.len()));
         }
-        if !ticket.wants_completion {
-            self.end(&ticket, state);
+        // One that changes the state waits behind those that wait for room: their states are older.
+        if !ticket.wants_completion && state.is_none() {
+            self.end(&ticket, None);
             return Ok(());
         }
         if self.backlog.is_empty() {
@@ -284,9 +284,13 @@ impl<M: RingMemory, L: LedgerMemory> Channel<M, L> {
         self.outstanding -= 1;
     }
 
-    /// Writes a completion into the ring and what there is to know about it into the ledger. The request has ended
-    /// afterwards, unless there is no room.
+    /// Writes a completion, if one is wanted, into the ring and what there is to know about it into the ledger. The request
+    /// has ended afterwards, unless there is no room.
     fn push(&mut self, ticket: &Ticket, payload: &[u8], state: Option<&[u8]>) -> Result<(), PushError> {
+        if !ticket.wants_completion {
+            self.end(ticket, state);
+            return Ok(());
+        }
         if state.is_some() && self.book.as_ref().is_some_and(Book::has_state_coming) {
             // Only one half is spare. What is in the ring so far is published ahead of its time, without this one.
             self.publish_written();
@@ -299,7 +303,7 @@ impl<M: RingMemory, L: LedgerMemory> Channel<M, L> {
             }
             // The channel is of no use any more. A successor may find it repaired, so the slot is left alone.
             Err(error @ PushError::Ring(_)) => {
-                self.outstanding -= 1;
+                self.abandon(*ticket);
                 return Err(error);
             }
             Ok(()) => {}
@@ -314,6 +318,8 @@ impl<M: RingMemory, L: LedgerMemory> Channel<M, L> {
     /// Notes what will complete a request whose repetition would differ, as soon as it has been carried out: a successor
     /// completes it with that instead of running it again. False: it is longer than
     /// [`ipc::ledger::LONGEST_OUTCOME`], or there is no ledger.
+    ///
+    /// Not for a request that is completed with a state: the successor would know the outcome and not the state.
     pub fn record_outcome(&mut self, ticket: &Ticket, payload: &[u8]) -> bool {
         // A packet that is still in the ring would be run again for that reason.
         self.publish_taken();
@@ -330,8 +336,12 @@ impl<M: RingMemory, L: LedgerMemory> Channel<M, L> {
 
     /// Gives up what waits for room, on a channel that is broken or closed.
     pub fn abandon_backlog(&mut self) {
-        self.outstanding -= self.backlog.len() as u32;
-        self.backlog = VecDeque::new();
+        for waiting in std::mem::take(&mut self.backlog) {
+            self.abandon(waiting.ticket);
+        }
+        if let Some(book) = &mut self.book {
+            book.abandon_completing();
+        }
     }
 
     /// Writes a packet of the device's own, behind the completions so far. There is no queue for them: full

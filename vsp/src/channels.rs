@@ -48,7 +48,7 @@ pub(crate) struct NewChannel {
     pub ledger: bool,
 }
 
-/// Why a channel cannot be opened. Nothing was changed.
+/// Why a channel cannot be opened. Rings and ledger are as they were, save with [`OpenError::State`].
 #[derive(Debug, Error)]
 pub(crate) enum OpenError {
     #[error("this process does not serve the device at the moment")]
@@ -72,7 +72,8 @@ pub(crate) enum OpenError {
     Broken(RingError),
     #[error("its ledger cannot be used: {0}")]
     Ledger(#[from] LedgerError),
-    /// The device does not understand the state in the ledger.
+    /// The device does not understand the state in the ledger. The ledger is taken over by then, which changes nothing of
+    /// what it says: another process, the one before included, finds the same state and the same requests.
     #[error("{0}")]
     State(String),
     #[error(transparent)]
@@ -164,7 +165,10 @@ impl Channels {
         let (kick, interrupt) = (Doorbell::from_fd(kick)?, Interrupt::new(bell, flags)?);
         let has_ledger = ledger.is_some();
         let (channel, recovery, stamp) = match ledger {
-            None => (Channel::new(to_host, to_guest, depth)?, Recovery::default(), None),
+            None => {
+                let recovery = Recovery { fresh: true, ..Recovery::default() };
+                (Channel::new(to_host, to_guest, depth)?, recovery, None)
+            }
             Some(ledger) => {
                 let ledger = SharedMemory::from_fd(ledger, 0)?;
                 let stamp = stamp::watch(&ledger)?;
@@ -287,6 +291,11 @@ impl Channels {
         }
         let id = ChannelId::at(place);
         (self.slot(id)?.state == State::Ready).then_some(id)
+    }
+
+    /// Whether a channel has requests of a predecessor's left.
+    pub(crate) fn is_recovering(&mut self, id: ChannelId) -> bool {
+        self.slot(id).is_some_and(|slot| slot.channel.recovering())
     }
 
     /// The next piece of work of a channel.

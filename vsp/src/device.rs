@@ -93,7 +93,8 @@ pub trait Device {
 
     /// Follows [`Device::open`] on a channel that a predecessor has served: what it last passed to
     /// [`Request::complete_with_state`] there. Perhaps it was another build: the format wants a version. An error says why
-    /// it cannot be understood; the channel is then not served by this process.
+    /// it cannot be understood; the channel is then not served by this process. It is the successor's by then, and may be
+    /// another's again: the state and the requests stay in the ledger as they are.
     fn restore(&mut self, channel: ChannelId, state: &[u8]) -> Result<(), String> {
         let _ = (channel, state);
         Err("there is a state in the ledger, of which this build knows nothing".into())

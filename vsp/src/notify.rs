@@ -26,6 +26,10 @@ pub enum NotifyError {
     Socket(#[from] nix::Error),
 }
 
+/// A sign of life that could not be sent is tried this often in the time after which the next one would be due: all that
+/// fit before the supervisor's patience, twice that time, is over, and few enough to cost nothing.
+const RETRIES: u32 = 8;
+
 /// A connected datagram socket.
 #[derive(Debug)]
 enum Socket {
@@ -73,7 +77,11 @@ impl Notifier {
             .filter(|limit| *limit > 0)
             .map(|limit| Beat { interval: Duration::from_micros((limit / 2).max(1)), next: Instant::now() });
         let mut notifier = Notifier { socket: Some(socket), beat, ready: false };
-        notifier.send("WATCHDOG=1")?;
+        match notifier.send("WATCHDOG=1") {
+            // Full, not broken.
+            Ok(()) | Err(nix::Error::EAGAIN) => {}
+            Err(error) => return Err(error.into()),
+        }
         notifier.alive();
         Ok(notifier)
     }
@@ -96,15 +104,15 @@ impl Notifier {
 
     /// Gives a sign of life if one is due; how long until the next one is.
     pub fn alive(&mut self) -> Option<Duration> {
-        let Beat { interval, next } = self.beat.as_mut()?;
-        let now = Instant::now();
+        let Beat { interval, next } = self.beat.as_ref()?;
+        let (interval, now) = (*interval, Instant::now());
         if now < *next {
             return Some(*next - now);
         }
-        let interval = *interval;
-        *next = now + interval;
-        let _ = self.send("WATCHDOG=1");
-        Some(interval)
+        // The supervisor's queue may be full for a moment, others' messages included.
+        let wait = if self.send("WATCHDOG=1").is_ok() { interval } else { interval / RETRIES };
+        self.beat = Some(Beat { interval, next: now + wait });
+        Some(wait)
     }
 
     fn send(&self, text: &str) -> Result<(), nix::Error> {
@@ -169,6 +177,18 @@ mod tests {
         assert!(heard(&theirs).is_empty(), "not due yet");
         std::thread::sleep(Duration::from_millis(21));
         notifier.alive();
+        assert_eq!(heard(&theirs), ["WATCHDOG=1"]);
+    }
+
+    #[test]
+    fn a_sign_of_life_that_could_not_be_sent_is_tried_again_soon() {
+        let (mut notifier, _ours, theirs) = line(Some(40_000));
+        while notifier.send("STATUS=talkative").is_ok() {}
+        std::thread::sleep(Duration::from_millis(21));
+        assert_eq!(notifier.alive(), Some(Duration::from_millis(20) / RETRIES));
+        heard(&theirs);
+        std::thread::sleep(Duration::from_millis(3));
+        assert_eq!(notifier.alive(), Some(Duration::from_millis(20)));
         assert_eq!(heard(&theirs), ["WATCHDOG=1"]);
     }
 

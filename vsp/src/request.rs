@@ -48,7 +48,8 @@ impl Request {
     }
 
     /// Ends it like [`Request::complete`], and makes `state` (at most 4,064 bytes) what a successor gets in
-    /// [`crate::Device::restore`] for this channel: exactly if the guest sees the answer.
+    /// [`crate::Device::restore`] for this channel: exactly if the guest sees the answer. Not after
+    /// [`Request::record_outcome`].
     pub fn complete_with_state(mut self, channels: &mut Channels, payload: &[u8], state: &[u8]) {
         if let Some(ticket) = self.ticket.take() {
             channels.complete(self.channel, ticket, payload, Some(state));
@@ -58,6 +59,9 @@ impl Request {
     /// For a request that has had an effect and whose repetition would have another: if this process dies from now on,
     /// the request is ended with `payload` and not run again. False: it could not be recorded (no ledger, or `payload` is
     /// longer than 4,032 bytes).
+    ///
+    /// It must then be ended by [`Request::complete`] with the same `payload`, not by [`Request::complete_with_state`]: the
+    /// successor would end it without the state. Pass that with another answer, before or after.
     pub fn record_outcome(&self, channels: &mut Channels, payload: &[u8]) -> bool {
         self.ticket.as_ref().is_some_and(|ticket| channels.record_outcome(self.channel, ticket, payload))
     }

@@ -28,6 +28,10 @@ use crate::slot::{BROKEN, Next, Pause};
 /// channel delays the others and the core by well under a millisecond.
 pub const BATCH: usize = 64;
 
+/// The same of a predecessor's requests. The guest has been waiting for all of them: the first answers are worth more than
+/// one publication for many.
+const RECOVERY_BATCH: usize = 4;
+
 const CONTROL: Token = Token(0);
 const FIRST_SOURCE: usize = 1;
 const FIRST_CHANNEL: usize = 1 << 16;
@@ -161,14 +165,11 @@ impl<D: Device> Runtime<D> {
             }
         }
         match &self.role {
-            Role::Serving => (0..self.channels.slots()).for_each(|slot| self.take_batch(slot)),
+            Role::Serving => (0..self.channels.slots()).try_for_each(|slot| self.take_batch(slot))?,
             Role::Fencing(_) => self.fence()?,
             _ => {}
         }
-        if let Some(count) = self.channels.take_subchannels() {
-            self.tell(&ToCore::OfferSubchannels { count })?;
-        }
-        self.channels.flush();
+        self.publish()?;
         self.report_closed()?;
         if matches!(self.role, Role::Quiescing) {
             self.hand_over()?;
@@ -227,10 +228,11 @@ impl<D: Device> Runtime<D> {
     }
 
     /// Takes packets from one channel, publishes that they are taken, and has the device start on them.
-    fn take_batch(&mut self, slot: usize) {
-        let Some(id) = self.channels.start_batch(slot) else { return };
+    fn take_batch(&mut self, slot: usize) -> Result<(), RuntimeError> {
+        let Some(id) = self.channels.start_batch(slot) else { return Ok(()) };
+        let batch = if self.channels.is_recovering(id) { RECOVERY_BATCH } else { BATCH };
         let mut pause = Pause::Turn;
-        for _ in 0..BATCH {
+        for _ in 0..batch {
             match self.channels.next(id, &mut self.scratch) {
                 Next::Packet(header, ticket) => {
                     self.channels.enter(id, &ticket);
@@ -253,6 +255,19 @@ impl<D: Device> Runtime<D> {
         }
         self.channels.end_batch(id, pause);
         self.device.submit(&mut self.channels);
+        // A turn over all channels may be long; one batch is not.
+        self.setting.notifier.alive();
+        // Not at the end of the turn: the guest need not wait for other channels' batches.
+        self.publish()
+    }
+
+    /// Publishes what was completed; before that, what the core has to know before the guest does.
+    fn publish(&mut self) -> Result<(), RuntimeError> {
+        if let Some(count) = self.channels.take_subchannels() {
+            self.tell(&ToCore::OfferSubchannels { count })?;
+        }
+        self.channels.flush();
+        Ok(())
     }
 
     /// Reads all that the core has sent.

@@ -487,8 +487,11 @@ fn without_a_ledger_nothing_is_kept_and_nothing_else_is_different() {
     send(&mut guest, 1, b"question");
     assert_eq!(ids_after(&mut bench, &mut guest), [1]);
     bench.quiesce();
+    guest.interrupt.drain().unwrap();
     bench.serve(true);
     bench.reopen_all();
+    bench.settle();
+    assert!(guest.signalled(), "whatever wake-up died with an old one");
     send(&mut guest, 2, b"question");
     assert_eq!(ids_after(&mut bench, &mut guest), [2]);
 }

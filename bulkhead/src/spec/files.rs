@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use super::diagnostic::Report;
 use super::reader::Located;
-use super::reason;
+use super::{HostLimits, reason};
 
 /// Disks are made of sectors of this many bytes.
 const SECTOR: u64 = 512;
@@ -62,10 +62,11 @@ pub(super) fn initrd(path: &Located<PathBuf>, report: &mut Report) {
 pub(super) fn disk(
     path: &Located<PathBuf>,
     readonly: bool,
+    host: HostLimits,
     in_use: &mut HashMap<(u64, u64), FoundDisk>,
     report: &mut Report,
 ) -> Option<u64> {
-    match examine(&path.value, readonly, in_use) {
+    match examine(&path.value, readonly, host, in_use) {
         Ok(bytes) => Some(bytes),
         Err((what, fix)) => {
             report.error(path.span.clone(), format!("the disk {} {what}", path.value.display()), fix);
@@ -78,6 +79,7 @@ pub(super) fn disk(
 fn examine(
     path: &Path,
     readonly: bool,
+    host: HostLimits,
     in_use: &mut HashMap<(u64, u64), FoundDisk>,
 ) -> Result<u64, (String, String)> {
     let shown = path.display();
@@ -107,7 +109,7 @@ fn examine(
         return wrong(what, "name a raw image or a block device".into());
     }
     // On a block device, O_EXCL asks the kernel whether it is mounted, or part of something that is.
-    let exclusive = if kind.is_block_device() && !readonly { libc::O_EXCL } else { 0 };
+    let exclusive = if kind.is_block_device() && !readonly && !host.disks_in_use { libc::O_EXCL } else { 0 };
     let mut file = match OpenOptions::new()
         .read(true)
         .write(!readonly)
@@ -123,10 +125,12 @@ fn examine(
         }
         Err(error) => return Err(cannot_open(path, readonly, &error)),
     };
-    lock_check(&file, readonly).map_err(|()| {
-        let fix = "stop the VM that uses it, or give this one a disk of its own";
-        ("is in use by another process, which has it locked".to_owned(), fix.to_owned())
-    })?;
+    if !host.disks_in_use {
+        lock_check(&file, readonly).map_err(|()| {
+            let fix = "stop the VM that uses it, or give this one a disk of its own";
+            ("is in use by another process, which has it locked".to_owned(), fix.to_owned())
+        })?;
+    }
     let bytes = file.seek(SeekFrom::End(0)).unwrap_or(0);
     if bytes == 0 {
         return wrong("is empty", format!("give it a size: truncate -s 4G {shown}"));

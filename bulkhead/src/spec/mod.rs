@@ -137,6 +137,8 @@ pub struct Disk {
 pub struct HostLimits {
     /// Memory in bytes, if a VM may not have more than that.
     pub memory: Option<u64>,
+    /// The disks may be in use: the VM perhaps runs already, and nothing is about to be started.
+    pub disks_in_use: bool,
 }
 
 /// Reads and checks the spec at `path`, the files it names included. The report holds every mistake; there is a spec

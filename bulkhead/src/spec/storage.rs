@@ -77,7 +77,7 @@ impl Loader<'_> {
             }
             let found = path.and_then(|path| {
                 let path = path.map(|path| self.directory.join(path));
-                files::disk(&path, readonly, in_use, self.report).map(|bytes| (path.value, bytes))
+                files::disk(&path, readonly, self.host, in_use, self.report).map(|bytes| (path.value, bytes))
             });
             let lun = self.lun(&section, position, span, &mut luns);
             match (found, lun, &mut disks) {

@@ -25,7 +25,12 @@ impl Files {
     }
 
     fn parse(&self, source: &str) -> (Option<Spec>, Report) {
-        parse(Path::new("vm.toml"), source, &self.0, HostLimits { memory: Some(8 << 30) })
+        parse(
+            Path::new("vm.toml"),
+            source,
+            &self.0,
+            HostLimits { memory: Some(8 << 30), ..HostLimits::default() },
+        )
     }
 
     /// What is reported about `source`, without this directory's name.

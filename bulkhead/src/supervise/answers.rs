@@ -63,7 +63,10 @@ impl Supervisor {
 
     fn is_swapping(&self, name: &str) -> bool {
         let number = self.slots.iter().position(|slot| slot.plan.name == name);
-        number.is_some_and(|device| self.control.is_wished(Wish::Swap { device }))
+        number.is_some_and(|device| {
+            let view = self.vm.devices().nth(device).map(|(_, view)| view);
+            self.control.is_wished(Wish::Swap { device }) || view.is_some_and(|view| view.is_swapping)
+        })
     }
 
     /// A swap has come to its end.

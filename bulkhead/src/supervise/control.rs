@@ -10,6 +10,7 @@ use ipc::socket::{Listener, Peer, SocketError};
 use nix::unistd::geteuid;
 
 use super::machine::ProcessId;
+use super::machine::policy::{CANDIDATE_PATIENCE, SWAP_PATIENCE};
 use crate::device::protocol::{Reply, Request};
 
 /// Operators at a time. People and their scripts come one by one; a flood of connections costs itself.
@@ -23,6 +24,15 @@ const LIST_PATIENCE: Duration = Duration::from_millis(500);
 
 /// How long an operator waits for a restarted device: longer than the longest pause between two attempts.
 const RESTART_PATIENCE: Duration = Duration::from_secs(15);
+
+/// How long an operator waits for the end of a swap. The state machine has time limits for every step of it, and answers after them:
+/// this one is for none of them.
+const SWAP_ANSWER: Duration = Duration::from_secs(60);
+const _: () = assert!(CANDIDATE_PATIENCE.as_secs() + SWAP_PATIENCE.as_secs() + 10 < SWAP_ANSWER.as_secs());
+
+/// When nobody can be taken in, because there are no descriptors left, the next attempt is after this time: who waits is still there,
+/// and trying without a pause would be all that we do.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// What an operator waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,31 +69,28 @@ pub struct Control {
     /// Who may ask: root, and the user that the supervisor runs as.
     users: [u32; 2],
     clients: Vec<Client>,
+    /// Until then nobody is taken in.
+    paused: Option<Instant>,
 }
 
 impl Control {
     /// Listens at `path`.
     pub fn new(path: &Path) -> Result<Self, SocketError> {
         let listener = Listener::bind(path)?;
-        Ok(Self { listener, users: [0, geteuid().as_raw()], clients: Vec::new() })
+        Ok(Self { listener, users: [0, geteuid().as_raw()], clients: Vec::new(), paused: None })
     }
 
     /// Everything to be watched.
     pub fn fds(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
         let waiting = self.clients.iter().filter(|client| client.wish == Wish::Nothing);
-        std::iter::once(self.listener.as_fd()).chain(waiting.map(|client| client.peer.as_fd()))
+        let listener = self.paused.is_none().then(|| self.listener.as_fd());
+        listener.into_iter().chain(waiting.map(|client| client.peer.as_fd()))
     }
 
     /// Takes in who has come, and returns what was asked, each with the place of the client for [`Control::wait_for`] and
     /// [`Control::answer`].
     pub fn requests(&mut self, now: Instant) -> Vec<(usize, Request)> {
-        while let Ok(peer) = self.listener.accept() {
-            if let Err(error) = peer.check_user(&self.users) {
-                tracing::warn!(%error, "somebody else wanted to manage this VM's devices");
-            } else if self.clients.len() < MOST_CLIENTS && peer.set_nonblocking(true).is_ok() {
-                self.clients.push(Client { peer, wish: Wish::Nothing, until: now + IDLE });
-            }
-        }
+        self.take_in(now);
         let mut requests = Vec::new();
         let mut gone = Vec::new();
         for (place, client) in self.clients.iter().enumerate() {
@@ -108,14 +115,32 @@ impl Control {
         requests
     }
 
+    fn take_in(&mut self, now: Instant) {
+        while self.paused.is_none() {
+            let peer = match self.listener.accept() {
+                Ok(peer) => peer,
+                Err(SocketError::WouldBlock) => return,
+                Err(error) => {
+                    tracing::debug!(%error, "nobody can be taken in");
+                    self.paused = Some(now + ACCEPT_PAUSE);
+                    return;
+                }
+            };
+            if let Err(error) = peer.check_user(&self.users) {
+                tracing::warn!(%error, "somebody else wanted to manage this VM's devices");
+            } else if self.clients.len() < MOST_CLIENTS && peer.set_nonblocking(true).is_ok() {
+                self.clients.push(Client { peer, wish: Wish::Nothing, until: now + IDLE });
+            }
+        }
+    }
+
     /// The client waits for something.
     pub fn wait_for(&mut self, place: usize, wish: Wish, now: Instant) {
         let patience = match wish {
             Wish::Nothing => IDLE,
             Wish::List => LIST_PATIENCE,
             Wish::Restart { .. } => RESTART_PATIENCE,
-            // The state machine has time limits for every step of it; this one is for none of them.
-            Wish::Swap { .. } => Duration::from_secs(60),
+            Wish::Swap { .. } => SWAP_ANSWER,
         };
         if let Some(client) = self.clients.get_mut(place) {
             client.wish = wish;
@@ -145,6 +170,7 @@ impl Control {
 
     /// Lets go of everybody whose time is over; `late` is what answers a wish then.
     pub fn tick(&mut self, now: Instant, late: impl Fn(Wish) -> Option<Reply>) {
+        self.paused = self.paused.filter(|until| now < *until);
         self.clients.retain(|client| {
             let is_over = now >= client.until;
             if is_over && let Some(reply) = late(client.wish) {
@@ -161,7 +187,7 @@ impl Control {
 
     /// When [`Control::tick`] has something to do.
     pub fn deadline(&self) -> Option<Instant> {
-        self.clients.iter().map(|client| client.until).min()
+        self.clients.iter().map(|client| client.until).chain(self.paused).min()
     }
 }
 
@@ -169,5 +195,27 @@ impl Control {
 fn send(peer: &Peer, reply: &Reply) {
     if let Err(error) = peer.send(reply, &[]) {
         tracing::debug!(%error, "an operator did not wait for the answer");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_cannot_be_taken_in_waits_and_nobody_spins_for_them() {
+        let path = std::env::temp_dir().join(format!("bulkhead-control-{}", std::process::id()));
+        let mut control = Control::new(&path).unwrap();
+        let _waiting = Peer::connect(&path).unwrap();
+        let now = Instant::now();
+        control.paused = Some(now + ACCEPT_PAUSE);
+        assert!(control.requests(now).is_empty());
+        assert_eq!((control.fds().count(), control.clients.len()), (0, 0), "the listener is not watched");
+        assert_eq!(control.deadline(), Some(now + ACCEPT_PAUSE));
+        control.tick(now + ACCEPT_PAUSE, |_| None);
+        assert_eq!(control.fds().count(), 1);
+        let _ = control.requests(now + ACCEPT_PAUSE);
+        assert_eq!(control.clients.len(), 1);
+        std::fs::remove_file(&path).unwrap();
     }
 }

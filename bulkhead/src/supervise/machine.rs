@@ -36,8 +36,16 @@ pub enum Event {
     Ended(ProcessId, Death),
     /// This device process says something.
     Said(ProcessId, Word),
-    /// The core has cut off the process that serves the device with this number.
-    CutOff(usize, String),
+    /// The core has cut off a process of a device.
+    CutOff {
+        /// The device's number.
+        device: usize,
+        /// It has served the device, and the core gives that to nobody else until it has ended. `false`: it stood by, or was on
+        /// its way to serving.
+        had_channels: bool,
+        /// Why; one sentence.
+        reason: String,
+    },
     /// The core has handed the device over, with this pause.
     Swapped(usize, Duration),
     /// The core has not handed the device over.
@@ -249,7 +257,9 @@ impl Vm {
             Event::Quit => self.asked(Fate::Quit, now),
             Event::Tick => self.tick(now),
             Event::Said(id, word) => self.each(|device, out| device.on_said(id, word, out, now)),
-            Event::CutOff(number, reason) => self.one(number, |device, out| device.on_cut_off(reason, out)),
+            Event::CutOff { device, had_channels, reason } => {
+                self.one(device, |device, out| device.on_cut_off(had_channels, reason, out));
+            }
             Event::Swapped(number, pause) => {
                 self.one(number, |device, out| device.on_swapped(pause, out, now));
             }

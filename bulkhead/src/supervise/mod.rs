@@ -298,13 +298,14 @@ impl Supervisor {
                 Said::SwapFailed(device, reason) => {
                     number(&device).map(|device| Event::SwapFailed(device, notify::printable(&reason)))
                 }
-                Said::CutOff(device, reason) => {
+                Said::CutOff { device, reason, had_channels } => {
                     // Who has the device now: what the processes have said before counts first.
                     let said = self.processes.iter_mut().flat_map(|(id, process)| {
                         process.listen().into_iter().map(|message| Event::Said(*id, message.word))
                     });
                     self.events.extend(said);
-                    number(&device).map(|device| Event::CutOff(device, notify::printable(&reason)))
+                    let reason = notify::printable(&reason);
+                    number(&device).map(|device| Event::CutOff { device, had_channels, reason })
                 }
             };
             self.events.extend(event);

@@ -28,8 +28,15 @@ pub enum Said {
     Swapped(String, u64),
     /// A device was not handed over.
     SwapFailed(String, String),
-    /// It has cut off the process that served a device.
-    CutOff(String, String),
+    /// It has cut off a process of a device.
+    CutOff {
+        /// The device's name.
+        device: String,
+        /// Why.
+        reason: String,
+        /// It has served the device.
+        had_channels: bool,
+    },
 }
 
 /// The connection, made anew when it is needed and not there.
@@ -103,7 +110,9 @@ impl Operator {
     pub fn listen(&mut self) -> Option<Said> {
         loop {
             match self.peer.as_ref()?.try_recv::<Reply>() {
-                Ok((Reply::CutOff { device, reason }, _)) => return Some(Said::CutOff(device, reason)),
+                Ok((Reply::CutOff { device, reason, had_channels }, _)) => {
+                    return Some(Said::CutOff { device, reason, had_channels });
+                }
                 Ok((reply, _)) => match (self.asked.pop_front(), reply) {
                     (Some(Question::Devices), Reply::Devices(devices)) => {
                         return Some(Said::Devices(devices));

@@ -25,7 +25,8 @@ pub fn execute(options: &Units) -> anyhow::Result<ExitCode> {
 
 fn write(options: &Units) -> anyhow::Result<ExitCode> {
     // The VM may run already, or on another host: what it needs is looked at when it starts.
-    let (spec, report) = spec::load(&options.spec, HostLimits::default());
+    let (spec, report) =
+        spec::load(&options.spec, HostLimits { disks_in_use: true, ..HostLimits::default() });
     show(&report);
     let Some(spec) = spec else { return Ok(ExitCode::from(CANNOT_RUN)) };
     let programs = Programs::find(options.bin_dir.as_deref())?;
@@ -117,6 +118,23 @@ mod tests {
         std::fs::write(&spec, "name = \"../etc\"\n").unwrap();
         assert!(vm_name(&spec).is_err());
         std::fs::remove_file(&spec).unwrap();
+    }
+
+    #[test]
+    fn units_are_written_while_the_vm_runs() {
+        let directory = std::env::temp_dir().join(format!("bulkhead-units-{}", std::process::id()));
+        std::fs::create_dir_all(&directory).unwrap();
+        let disk = std::fs::File::create(directory.join("root.img")).unwrap();
+        disk.set_len(512).unwrap();
+        disk.lock().unwrap();
+        let text = "name = \"a\"\n[[storage]]\nname = \"d\"\n[[storage.disk]]\npath = \"root.img\"\n";
+        let told = |disks_in_use| {
+            let host = HostLimits { disks_in_use, ..HostLimits::default() };
+            spec::parse(Path::new("vm.toml"), text, &directory, host).1.render(false)
+        };
+        assert!(told(false).contains("which has it locked"));
+        assert!(!told(true).contains("root.img"), "{}", told(true));
+        std::fs::remove_dir_all(&directory).unwrap();
     }
 
     #[test]

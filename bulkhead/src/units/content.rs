@@ -31,6 +31,10 @@ const HEADER: &str = "# Written by `bulkhead units`, which replaces it the next 
 /// Directories that `ProtectHome=yes` makes inaccessible.
 const HOMES: [&str; 3] = ["/home", "/root", "/run/user"];
 
+/// Why a device depends on its core as it does.
+const DEVICE_OF_CORE: &str = "# It ends with the core and is started while there is one. Nothing here may pull the core in (Requires=, BindsTo=): a device that \
+    is just\n# starting again when its VM ends would boot the VM anew.\n";
+
 /// A file to be written.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct File {
@@ -106,7 +110,13 @@ fn sysusers(plan: &Plan, block: u32) -> String {
 
 fn core(spec: &Spec, plan: &Plan, names: Names<'_>) -> Result<String, Unwritable> {
     let config = Path::new("/").join(names.configuration()).join("core.json");
-    let words = ["--config".as_ref(), config.as_os_str(), "--listen-fd".as_ref(), "3".as_ref()];
+    let words = [
+        "--config".as_ref(),
+        config.as_os_str(),
+        "--listen-fd".as_ref(),
+        "3".as_ref(),
+        "--no-pid-namespace".as_ref(),
+    ];
     let mut readable = vec![plan.core_program.as_path(), &plan.core.kernel];
     readable.extend(plan.core.initrd.as_deref());
     let mut sandbox = Sandbox::default();
@@ -141,7 +151,8 @@ fn storage_device(
     let command = escape::command_line(words.chain(device.args.iter().map(|word| word.as_os_str())))?;
     let (core, socket_unit, target) = (names.core(), names.socket(), names.target());
     Ok(format!(
-        "{HEADER}[Unit]\nBindsTo={core}\nPartOf={target}\nRequires={socket_unit}\nAfter={socket_unit}\n\
+        "{HEADER}[Unit]\n{DEVICE_OF_CORE}Requisite={core}\nStopPropagatedFrom={core}\nPartOf={target}\n\
+         After={core} {socket_unit}\n\
          [Service]\nUser={user}\nExecStart=\nExecStart={command}\n{}",
         sandbox.text
     ))
@@ -149,12 +160,14 @@ fn storage_device(
 
 /// What of the file system a process needs besides what the templates leave it.
 #[derive(Default)]
-struct Sandbox {
-    text: String,
+pub(super) struct Sandbox {
+    /// Settings, a line each.
+    pub(super) text: String,
 }
 
 impl Sandbox {
-    fn read(&mut self, path: &Path) -> Result<(), Unwritable> {
+    /// It can read what is at `path`, or run it.
+    pub(super) fn read(&mut self, path: &Path) -> Result<(), Unwritable> {
         self.bind("BindReadOnlyPaths", path)
     }
 

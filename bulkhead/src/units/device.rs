@@ -1,25 +1,25 @@
 //! `bulkhead device` for a VM that systemd runs.
 //!
 //! systemd knows processes, the core knows who serves: each is asked for what it knows. A device has two units; the words that its
-//! process sends as its status tell which one serves. A swap starts the other one, lets the core hand over, and stops the first.
+//! process sends as its status tell which one serves. [`super::swap`] replaces one by the other.
 
 use std::fs;
-use std::io::ErrorKind;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 use ipc::config::CoreConfig;
 use nix::time::{ClockId, clock_gettime};
 
-use super::systemctl::{self, RUNTIME_UNITS, Systemctl, Unit};
-use super::{CONFIG, Names, UNITS, escape};
+use super::systemctl::{self, Systemctl, Unit};
+use super::{CONFIG, Names, UNITS, swap};
 use crate::device::core::Operator;
-use crate::device::{Backend, Error, Row, State, check_binary};
+use crate::device::{Backend, Error, Row, State};
 
 /// What is asked of each unit.
-const PROPERTIES: [&str; 7] = [
+const PROPERTIES: [&str; 8] = [
     "ActiveState",
     "SubState",
+    "Result",
     "MainPID",
     "NRestarts",
     "StatusText",
@@ -29,10 +29,6 @@ const PROPERTIES: [&str; 7] = [
 /// Status of a process that serves, and of one that stands by (`vsp::notify`).
 const SERVING: &str = "serving";
 const STANDING_BY: &str = "standing by";
-/// How long the core waits for the new process to be welcomed: it says that it is ready only then, so it has been already.
-const WELCOME: Duration = Duration::from_secs(5);
-/// The drop-in that gives a unit another program until the next boot. Read after our own.
-const BINARY: &str = "60-swap.conf";
 
 /// The VM `vm`, if systemd has units of it that run.
 pub fn backend(_base: &Path, vm: &str) -> Option<Box<dyn Backend>> {
@@ -54,32 +50,37 @@ pub fn vms(_base: &Path) -> Vec<String> {
     vms
 }
 
-struct Systemd {
+pub(super) struct Systemd {
     vm: String,
 }
 
 /// The two units of a device, and what systemd says of them.
-struct Pair {
-    names: [String; 2],
+pub(super) struct Pair {
+    /// Their names.
+    pub(super) names: [String; 2],
     units: [Unit; 2],
 }
 
 impl Pair {
     /// Which one serves; `None`: none does just now.
-    fn serving(&self) -> Option<usize> {
+    pub(super) fn serving(&self) -> Option<usize> {
         // The words of a process outlive it.
         let serves =
             |unit: &Unit| unit.number("MainPID") != 0 && unit.text("StatusText").starts_with(SERVING);
-        self.units.iter().position(serves)
+        match self.units.each_ref().map(serves) {
+            [true, false] => Some(0),
+            [false, true] => Some(1),
+            _ => None,
+        }
     }
 
     /// The one that matters: that serves, or else that is up.
-    fn main(&self) -> usize {
+    pub(super) fn main(&self) -> usize {
         self.serving().or_else(|| self.units.iter().position(Unit::is_up)).unwrap_or(0)
     }
 
     /// The one that does not serve, if it is up: a spare.
-    fn spare(&self) -> Option<usize> {
+    pub(super) fn spare(&self) -> Option<usize> {
         let other = 1 - self.main();
         self.units[other].is_up().then_some(other)
     }
@@ -90,7 +91,7 @@ impl Pair {
     }
 }
 
-fn failed(error: impl std::fmt::Display) -> Error {
+pub(super) fn failed(error: impl std::fmt::Display) -> Error {
     Error::Failed(error.to_string())
 }
 
@@ -108,7 +109,8 @@ impl Systemd {
         Ok(config.devices.into_iter().map(|device| device.name).collect())
     }
 
-    fn pair(&self, device: &str) -> Result<Pair, Error> {
+    /// The units of `device`, as they are now.
+    pub(super) fn pair(&self, device: &str) -> Result<Pair, Error> {
         let known = self.devices()?;
         if !known.iter().any(|name| name == device) {
             return Err(Error::NoSuchDevice { vm: self.vm.clone(), device: device.to_owned(), known });
@@ -128,7 +130,8 @@ impl Systemd {
         kind.into_iter().next().unwrap_or_else(|| "vsp-storage".to_owned())
     }
 
-    fn operator(&self) -> Result<Operator, Error> {
+    /// A connection to the core.
+    pub(super) fn operator(&self) -> Result<Operator, Error> {
         Operator::connect(&self.names().core_socket()).map_err(failed)
     }
 
@@ -159,13 +162,6 @@ impl Systemd {
             takeovers: core.takeovers,
         })
     }
-
-    /// Starts `new` with the program in force and lets the core hand over to it. How long nobody served.
-    fn hand_over(&self, device: &str, new: &str) -> Result<Duration, Error> {
-        // Returns once it stands by.
-        Systemctl.tell("restart", new).map_err(failed)?;
-        self.operator()?.swap(device, WELCOME).map_err(failed)
-    }
 }
 
 impl Backend for Systemd {
@@ -176,99 +172,26 @@ impl Backend for Systemd {
 
     fn restart(&mut self, device: &str) -> Result<String, Error> {
         let pair = self.pair(device)?;
+        let _only_we = swap::Alone::with(self.names(), device)?;
         let unit = &pair.names[pair.main()];
         Systemctl.tell("restart", unit).map_err(failed)?;
         Ok(format!("{unit} was restarted"))
     }
 
     fn swap(&mut self, device: &str, binary: Option<&Path>) -> Result<String, Error> {
-        let pair = self.pair(device)?;
-        let (old, new) = (&pair.names[pair.main()], &pair.names[1 - pair.main()]);
-        let had_spare = pair.spare().is_some();
-        let before = pair.names.each_ref().map(|unit| Override::of(unit));
-        if let Some(binary) = binary {
-            // For both, so that whichever is started later is of this build too.
-            for over in &before {
-                over.set(Some(&binary_drop_in(&over.unit, binary)?))?;
-            }
-            Systemctl.reload().map_err(failed)?;
-        }
-        match self.hand_over(device, new) {
-            Ok(pause) => {
-                // What has retired has ended, and systemd starts it again: that is right for a spare.
-                let then = if had_spare { "start" } else { "stop" };
-                Systemctl.tell(then, old).map_err(failed)?;
-                Ok(format!("{new} serves {device} now, after a pause of {:.1} ms", pause.as_secs_f64() * 1e3))
-            }
-            Err(error) => {
-                if binary.is_some() {
-                    before.iter().try_for_each(|over| over.set(over.text.as_deref()))?;
-                    Systemctl.reload().map_err(failed)?;
-                }
-                let then = if had_spare { "restart" } else { "stop" };
-                Systemctl.tell(then, new).map_err(failed)?;
-                Err(error)
-            }
-        }
+        // Before the lock: it says so if there is no such device.
+        self.pair(device)?;
+        let _only_we = swap::Alone::with(self.names(), device)?;
+        swap::swap(self, device, binary)
     }
-}
-
-/// The drop-in that gives a unit another program. It lasts until the next boot, or the next swap to another program.
-struct Override {
-    unit: String,
-    path: PathBuf,
-    /// What is in it.
-    text: Option<String>,
-}
-
-impl Override {
-    fn of(unit: &str) -> Self {
-        let path = Path::new(RUNTIME_UNITS).join(format!("{unit}.d")).join(BINARY);
-        let text = fs::read_to_string(&path).ok();
-        Self { unit: unit.to_owned(), path, text }
-    }
-
-    fn set(&self, text: Option<&str>) -> Result<(), Error> {
-        let done = match (text, self.path.parent()) {
-            (Some(text), Some(directory)) => {
-                fs::create_dir_all(directory).and_then(|()| fs::write(&self.path, text))
-            }
-            _ => match fs::remove_file(&self.path) {
-                Err(error) if error.kind() != ErrorKind::NotFound => Err(error),
-                _ => Ok(()),
-            },
-        };
-        done.map_err(|error| Error::Failed(format!("cannot change {}: {error}", self.path.display())))
-    }
-}
-
-/// The unit's own command line with another program.
-fn binary_drop_in(unit: &str, binary: &Path) -> Result<String, Error> {
-    let binary = check_binary(binary)?;
-    let own = Path::new("/").join(UNITS).join(format!("{unit}.d")).join(super::content::DROP_IN);
-    let text = fs::read_to_string(&own)
-        .map_err(|error| Error::Failed(format!("cannot read {}: {error}", own.display())))?;
-    with_program(&text, &binary)
-        .map_err(failed)?
-        .ok_or_else(|| Error::Failed(format!("{} has no command line", own.display())))
-}
-
-/// The drop-in that runs `binary` with the arguments that `text`, a drop-in of ours, gives the unit's program.
-fn with_program(text: &str, binary: &Path) -> Result<Option<String>, escape::Unwritable> {
-    let command =
-        text.lines().filter_map(|line| line.strip_prefix("ExecStart=")).find(|command| !command.is_empty());
-    // Words are quoted, and a quote inside of one has a backslash before it.
-    let Some((_, arguments)) = command.and_then(|command| command.split_once("\" \"")) else {
-        return Ok(None);
-    };
-    let (word, path) = (escape::argument(binary.as_os_str())?, escape::path(binary)?);
-    Ok(Some(format!("[Service]\nExecStart=\nExecStart={word} \"{arguments}\nBindReadOnlyPaths={path}\n")))
 }
 
 fn state(unit: &Unit, is_serving: bool) -> State {
     match (unit.text("ActiveState"), unit.text("SubState")) {
         _ if is_serving => State::Serving,
         (_, "stop-watchdog" | "stop-sigterm" | "stop-sigkill") => State::Hung,
+        // It has ended, and the pause before its next start runs.
+        ("deactivating", "stop-post") if unit.text("Result") != "success" => State::BackingOff,
         ("active" | "activating" | "reloading", _) => State::Starting,
         _ => State::Failed,
     }
@@ -285,14 +208,38 @@ fn age(unit: &Unit) -> Option<u64> {
 mod tests {
     use super::*;
 
+    fn unit(properties: &str) -> Unit {
+        systemctl::parse(properties, 1).remove(0)
+    }
+
     #[test]
-    fn another_program_gets_the_same_arguments() {
-        let own = "[Service]\nUser=x\nExecStart=\nExecStart=\"/bin/a\\\" \\\"b\" \"--disk\" \"path=/x y%%\"\nBindPaths=\"/x y%%\"\n";
-        let text = with_program(own, Path::new("/new/100%")).unwrap().unwrap();
+    fn a_state_is_what_the_operator_has_to_know() {
+        let states = [
+            ("ActiveState=active\nSubState=running\nResult=success", true, State::Serving),
+            ("ActiveState=deactivating\nSubState=stop-watchdog\nResult=watchdog", false, State::Hung),
+            ("ActiveState=deactivating\nSubState=stop-post\nResult=exit-code", false, State::BackingOff),
+            ("ActiveState=activating\nSubState=auto-restart\nResult=exit-code", false, State::Starting),
+            ("ActiveState=inactive\nSubState=dead\nResult=success", false, State::Failed),
+        ];
+        for (shown, is_serving, expected) in states {
+            assert_eq!(state(&unit(shown), is_serving), expected, "{shown}");
+        }
+    }
+
+    #[test]
+    fn who_serves_is_who_says_so_and_lives() {
+        let pair = |first: &str, second: &str| Pair {
+            names: [String::new(), String::new()],
+            units: [unit(first), unit(second)],
+        };
+        let (serving, gone) =
+            ("MainPID=7\nStatusText=serving\nActiveState=active", "MainPID=0\nStatusText=serving");
+        assert_eq!(pair(gone, serving).serving(), Some(1));
+        assert_eq!(pair(gone, gone).serving(), None);
         assert_eq!(
-            text,
-            "[Service]\nExecStart=\nExecStart=\"/new/100%%\" \"--disk\" \"path=/x y%%\"\nBindReadOnlyPaths=\"/new/100%%\"\n"
+            pair(serving, serving).serving(),
+            None,
+            "two that say so: one of them is on its way out, or lies"
         );
-        assert_eq!(with_program("[Service]\nExecStart=\n", Path::new("/b")).unwrap(), None);
     }
 }

@@ -3,7 +3,7 @@
 //!
 //! * [`content`]: from a VM to files, pure; [`escape`]: values in them that no path can break out of; [`ids`]: users
 //! * [`install`]: writes them, once, and removes them; [`command`]: the command
-//! * [`systemctl`]: asks systemd and tells it; [`device`]: `ls`, `restart` and `swap` with it
+//! * [`systemctl`]: asks systemd and tells it; [`device`]: `ls` and `restart` with it; `swap`: one process for another without a break
 //!
 //! systemd is the supervisor: it must never be needed for anything that the core or a device does for the guest, and nothing that
 //! has to survive a process is kept in it.
@@ -14,6 +14,7 @@ pub mod device;
 pub mod escape;
 pub mod ids;
 pub mod install;
+mod swap;
 pub mod systemctl;
 
 use std::path::{Path, PathBuf};

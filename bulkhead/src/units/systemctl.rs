@@ -15,6 +15,9 @@ use crate::supervise::Death;
 /// Where drop-ins last until the next boot.
 pub const RUNTIME_UNITS: &str = "/run/systemd/system";
 
+/// `WatchdogSec=` of our templates: the silence after which systemd calls a process hung.
+pub const WATCHDOG: Duration = Duration::from_secs(3);
+
 /// systemd did not do it.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -84,7 +87,7 @@ impl Unit {
 }
 
 /// What `systemctl show` says of `count` units: `NAME=VALUE` lines, an empty line between units. Values have no line breaks.
-fn parse(output: &str, count: usize) -> Vec<Unit> {
+pub(super) fn parse(output: &str, count: usize) -> Vec<Unit> {
     let mut units = vec![Unit::default()];
     for line in output.lines() {
         match (line.split_once('='), units.last_mut()) {
@@ -135,6 +138,8 @@ pub struct Ending {
 pub fn last_ending(unit: &str) -> Option<Ending> {
     // SD_MESSAGE_UNIT_PROCESS_EXIT, a constant of systemd's (sd-messages.h).
     const PROCESS_EXIT: &str = "MESSAGE_ID=98e322203f7a4ed290d09fe03c09fe15";
+    // SD_MESSAGE_UNIT_FAILURE_RESULT.
+    const FAILURE_RESULT: &str = "MESSAGE_ID=d9b373ed55a64feb8242e02dbe79a49c";
     let record = journal(1, &[PROCESS_EXIT, &format!("UNIT={unit}")])?.pop()?;
     let field = |name: &str| record.get(name).and_then(serde_json::Value::as_str);
     let mut death = death(field("EXIT_CODE")?, field("EXIT_STATUS")?)?;
@@ -146,8 +151,25 @@ pub fn last_ending(unit: &str) -> Option<Ending> {
             death = Death::Forbidden(call.to_owned());
         }
     }
-    let at = SystemTime::UNIX_EPOCH + Duration::from_micros(field("__REALTIME_TIMESTAMP")?.parse().ok()?);
+    // What systemd made of it comes after it. It kills for silence itself, and the signal alone does not tell.
+    let verdict =
+        journal(1, &[FAILURE_RESULT, &format!("UNIT={unit}")]).and_then(|mut records| records.pop());
+    if verdict.is_some_and(|verdict| is_watchdog(&verdict, &record)) {
+        death = Death::Hung(WATCHDOG);
+    }
+    let at = SystemTime::UNIX_EPOCH + Duration::from_micros(time(&record)?);
     Some(Ending { death, at })
+}
+
+/// Whether `verdict`, on how a unit ended, is that on `ending` and says that the process gave no sign of life.
+fn is_watchdog(verdict: &serde_json::Value, ending: &serde_json::Value) -> bool {
+    let said = verdict.get("UNIT_RESULT").and_then(serde_json::Value::as_str);
+    said == Some("watchdog") && time(verdict) >= time(ending)
+}
+
+/// When a record was written, in microseconds since 1970.
+fn time(record: &serde_json::Value) -> Option<u64> {
+    record.get("__REALTIME_TIMESTAMP")?.as_str()?.parse().ok()
 }
 
 /// The last `lines` records of this boot that match, oldest first.
@@ -206,6 +228,17 @@ mod tests {
         let said = "disk0: seccomp: the system call socket(41) is forbidden here and was not made; this process ends";
         assert_eq!(forbidden_call(said), Some("socket(41)"));
         assert_eq!(forbidden_call("cannot open /x"), None);
+    }
+
+    #[test]
+    fn a_kill_by_the_watchdog_is_a_hang() {
+        let record = |time: &str, result: &str| serde_json::json!({"__REALTIME_TIMESTAMP": time, "UNIT_RESULT": result});
+        let ending = record("20", "");
+        assert!(is_watchdog(&record("21", "watchdog"), &ending));
+        assert!(!is_watchdog(&record("19", "watchdog"), &ending), "that was the one before");
+        assert!(!is_watchdog(&record("21", "signal"), &ending));
+        let (_, template) = super::super::content::TEMPLATES[3];
+        assert!(template.contains(&format!("\nWatchdogSec={}\n", WATCHDOG.as_secs())));
     }
 
     #[test]

@@ -130,18 +130,12 @@ impl Server {
                     self.apply(partition);
                 }
             }
-            (STATUS_LEDGER, _) => return Err(self.cannot_take_over(device, relid, reason)),
-            // The old process may have another view of what the guest has done to its ring.
-            (_, Wish::Open) if self.devices[device].slot.is_adopting() => {
-                return Err(self.cannot_take_over(device, relid, reason));
-            }
+            // A ring that the guest has broken is served, as far as that goes. What else keeps a process from serving an
+            // open channel is its own trouble (no memory, no descriptors), which the next one need not have.
+            (STATUS_LEDGER, _) | (_, Wish::Open) => return Err(self.cannot_take_over(device, relid, reason)),
             (_, Wish::Opening) => self.refuse_open(partition, relid, status, reason),
-            (_, wish) => {
+            (_, Wish::Closing) => {
                 live.hold = Hold::Free;
-                if wish == Wish::Open {
-                    let device = &self.devices[device].name;
-                    tracing::error!(%device, channel = relid, status, %reason, "the guest's channel is broken; it is not served until the guest opens it anew");
-                }
                 self.settle(partition, device);
             }
         }

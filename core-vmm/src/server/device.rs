@@ -10,6 +10,7 @@ use ipc::{
     message::{MAX_LEDGER, MAX_SUBCHANNELS, MAX_USER_DATA, Offer, ToCore},
     socket::Peer,
 };
+use logs::Ration;
 use vmbus::{
     guid::Guid,
     message::{self, OfferFlags},
@@ -37,6 +38,8 @@ pub(super) struct Device {
     pub guest_ram: bool,
     pub offered: Option<Offered>,
     pub slot: Slot<Process>,
+    /// Times that somebody had to be asked again to end a process of this device.
+    pub lingers: Ration,
 }
 
 /// What the guest knows, or will be told when it asks. A successor offers the same.
@@ -82,6 +85,7 @@ impl Device {
             guest_ram: slot.guest_ram,
             offered: None,
             slot: Slot::new(),
+            lingers: Ration::new(),
         })
     }
 

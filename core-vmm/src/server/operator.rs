@@ -16,7 +16,7 @@ use ipc::{
 use super::{Server, VERSIONS, live::Wish, slot::OperatorId};
 use crate::{layout::PAGE, partition::Partition};
 
-/// Operators at a time: the supervisor, a few people with `bulkhead device`, a monitor.
+/// Operators at a time: the supervisor, a few people with `bulkhead device`, a monitor. One more takes the place of an idle one.
 pub(super) const OPERATORS_MAX: usize = 8;
 /// The longest that a hand-over can wait for a process to stand by. Whoever wants to wait longer asks again.
 pub(super) const SWAP_WAIT_MAX: Duration = Duration::from_secs(60);
@@ -27,6 +27,8 @@ struct Operator {
     peer: Peer,
     /// It has asked for a hand-over and waits. What it asks meanwhile stays in its socket: answers come in order.
     is_waiting: bool,
+    /// When it last asked something, or came.
+    since: Instant,
 }
 
 /// All operators.
@@ -50,25 +52,41 @@ impl Operators {
     pub fn add(&mut self, peer: Peer, versions: Versions, trusted: &[u32]) -> Result<(), (Peer, String)> {
         let checked = match peer.check_user(trusted) {
             Err(error) => Err(error.to_string()),
-            Ok(_) if self.list.len() >= OPERATORS_MAX => Err("there are too many operators".into()),
             Ok(_) if VERSIONS.common(versions).is_none() => {
                 Err(format!("it speaks versions {versions} of the control protocol, this core {VERSIONS}"))
             }
+            Ok(_) if !self.make_room() => Err("there are too many operators".into()),
             Ok(_) => peer.set_nonblocking(true).map_err(|e| e.to_string()),
         };
         if let Err(reason) = checked {
             return Err((peer, reason));
         }
         self.next += 1;
-        self.list.push(Operator { id: self.next, peer, is_waiting: false });
+        self.list.push(Operator { id: self.next, peer, is_waiting: false, since: Instant::now() });
         Ok(())
+    }
+
+    /// Lets go of the one that has been idle for longest, if need be: people forget to leave, and monitors leak connections. Not of
+    /// the first, which is the supervisor's: it only listens, and would not hear whom it has to end.
+    fn make_room(&mut self) -> bool {
+        if self.list.len() < OPERATORS_MAX {
+            return true;
+        }
+        let idle = self.list.iter().enumerate().skip(1).filter(|(_, o)| !o.is_waiting);
+        let Some((place, _)) = idle.min_by_key(|(_, o)| o.since) else { return false };
+        self.list.remove(place);
+        tracing::warn!("there are too many operators: one that has been idle is disconnected");
+        true
     }
 
     /// The next request, if the operator has one and may be answered.
     fn hear(&mut self, id: OperatorId) -> Option<Request> {
-        let operator = self.list.iter().find(|o| o.id == id && !o.is_waiting)?;
+        let operator = self.list.iter_mut().find(|o| o.id == id && !o.is_waiting)?;
         match operator.peer.try_recv() {
-            Ok((request, _)) => return Some(request),
+            Ok((request, _)) => {
+                operator.since = Instant::now();
+                return Some(request);
+            }
             Err(SocketError::WouldBlock) => return None,
             Err(SocketError::Closed) => {}
             Err(error) => tracing::warn!(%error, "an operator cannot be understood; it is disconnected"),

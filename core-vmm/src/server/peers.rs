@@ -207,9 +207,11 @@ impl Server {
         let Some(process) = self.devices[i].slot.get(role) else { return false };
         let how = match process.peer.try_recv::<ToCore>() {
             Err(SocketError::WouldBlock) => return false,
-            Err(SocketError::Closed) => Leave::Gone,
+            Err(SocketError::Closed) if process.peer.is_abandoned() => Leave::Gone,
             // Whatever it was, it is not heard any more.
             _ if role == Role::Ghost => return true,
+            // It plays dead, so that a successor begins while it still has everything.
+            Err(SocketError::Closed) => Leave::CutOff("it sent nothing".into()),
             Err(error) => Leave::CutOff(format!("it cannot be understood: {}", shorten(&error.to_string()))),
             Ok((message, _)) => match self.obey(partition, i, role, message) {
                 Ok(()) => return true,

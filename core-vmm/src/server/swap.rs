@@ -6,7 +6,7 @@ use ipc::{message::ToVsp, operator::Reply, socket::SocketError};
 
 use super::{
     Server,
-    device::Process,
+    device::{Device, Process},
     slot::{Act, Acts, Leave, OperatorId, Order, Role},
 };
 use crate::partition::Partition;
@@ -32,18 +32,29 @@ impl Server {
                     let _ = process.peer.send(&ToVsp::Retire {}, &[]);
                 }
                 Act::Dismiss(process, how) => self.dismiss(device, process, &how),
+                Act::Discard(process, how) => {
+                    say_end(&process, &how);
+                    tracing::error!(device = %self.devices[device].name, ?how, "the old process is cut off; it has handed over");
+                }
                 Act::Release => self.release(partition, device),
                 Act::Open => {
                     tracing::info!(device = %self.devices[device].name, "serves");
                     self.give_all(partition, device);
                 }
-                Act::Swapped(Order { operator, since }) => {
+                Act::Swapped(Order { operator, since, .. }) => {
                     let pause_us = u64::try_from(since.elapsed().as_micros()).unwrap_or(u64::MAX);
                     let name = self.devices[device].name.clone();
                     self.operators.answer(operator, &Reply::Swapped { device: name, pause_us });
                 }
                 Act::Failed(operator, reason) => self.swap_failed(operator, device, reason),
-                Act::Lingers => self.report(device, "it was refused and does not end".into()),
+                Act::Strays => {
+                    self.report(
+                        device,
+                        "it broke its word while it handed over; the new one is lost".into(),
+                        true,
+                    );
+                }
+                Act::Lingers => self.linger(device),
             }
         }
     }
@@ -70,23 +81,31 @@ impl Server {
     /// A process is told to end. What it sends from now on is not heard.
     fn dismiss(&mut self, device: usize, process: Option<Process>, how: &Leave) {
         let slot = &self.devices[device].slot;
+        let had_channels = process.is_none();
         if let Some(process) = process.as_ref().or(slot.get(Role::Ghost)) {
-            if let Leave::Refused(reason) = how {
-                let _ = process.peer.send(&ToVsp::Refused { reason: reason.clone() }, &[]);
-            }
-            // It reads the end; should this fail, it has gone.
-            let _ = process.peer.finish();
+            say_end(process, how);
         }
         if let Leave::CutOff(reason) = how {
-            self.report(device, reason.clone());
+            self.report(device, reason.clone(), had_channels);
         }
     }
 
     /// Tells those who can end processes that one should be ended.
-    fn report(&mut self, device: usize, reason: String) {
+    fn report(&mut self, device: usize, reason: String, had_channels: bool) {
         let name = self.devices[device].name.clone();
-        tracing::error!(device = %name, %reason, "its process is cut off");
-        self.operators.tell_all(&Reply::CutOff { device: name, reason });
+        tracing::error!(device = %name, %reason, had_channels, "a process is cut off");
+        self.operators.tell_all(&Reply::CutOff { device: name, reason, had_channels });
+    }
+
+    /// The same again, about one that had channels and does not end.
+    fn linger(&mut self, device: usize) {
+        let Device { name, lingers, .. } = &self.devices[device];
+        let name = name.clone();
+        if let Some(times) = lingers.another() {
+            tracing::error!(device = %name, times, "a process that was dismissed does not end");
+        }
+        let reason = "it was dismissed and does not end".into();
+        self.operators.tell_all(&Reply::CutOff { device: name, reason, had_channels: true });
     }
 
     /// A device without a process that no guest knows of is as if it had never attached.
@@ -109,4 +128,12 @@ impl Server {
             }
         }
     }
+}
+
+/// A process reads why, and the end. Should this fail, it has gone.
+fn say_end(process: &Process, how: &Leave) {
+    if let Leave::Refused(reason) = how {
+        let _ = process.peer.send(&ToVsp::Refused { reason: reason.clone() }, &[]);
+    }
+    let _ = process.peer.finish();
 }

@@ -29,7 +29,7 @@ use super::{
     device::{CLOSE_GRACE, OPEN_GRACE},
     operator::OPERATORS_MAX,
     peers::STRANGERS_MAX,
-    slot::{ADOPT_GRACE, FENCE_GRACE, QUIESCE_GRACE},
+    slot::{ADOPT_GRACE, FENCE_GRACE, GHOST_GRACE, QUIESCE_GRACE},
     *,
 };
 use crate::{

@@ -62,21 +62,67 @@ extern "C" fn on_fault(signal: libc::c_int, info: *mut libc::siginfo_t, _: *mut 
     die_of(signal, info)
 }
 
-extern "C" fn on_forbidden_call(signal: libc::c_int, info: *mut libc::siginfo_t, _: *mut libc::c_void) {
-    crash::stamp(signal);
+extern "C" fn on_forbidden_call(signal: libc::c_int, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
     // SAFETY: the kernel fills 128 bytes of `siginfo_t`, of which these are the first.
     let call = unsafe { info.cast::<ForbiddenCall>().read() };
-    if call.code == SYS_SECCOMP {
-        crash::tell_forbidden(call.number, |line| write(libc::STDERR_FILENO, line), write);
+    let filtered = call.code == SYS_SECCOMP;
+    if filtered && is_abort(call.number, context) {
+        crash::stamp(libc::SIGABRT);
+        crash::tell_aborted(say, report);
+        exit_now(KILLED + libc::SIGABRT);
+    }
+    crash::stamp(signal);
+    if filtered {
+        crash::tell_forbidden(call.number, say, report);
     }
     // SAFETY: no arguments. Behind a filter the kernel ends us here, by SIGSYS.
     unsafe { libc::syscall(FORBIDDEN) };
     exit_now(KILLED + signal)
 }
 
-fn write(to: RawFd, bytes: &[u8]) {
+/// Whether the call is one of those by which the C library's `abort` makes the signal SIGABRT come: it unblocks the signal
+/// (glibc up to 2.40), then sends it to its own thread. Nothing else here does either, and whoever has other reasons to is
+/// ended all the same.
+fn is_abort(number: libc::c_int, context: *mut libc::c_void) -> bool {
+    #[cfg(target_arch = "x86_64")]
+    {
+        let argument = |register: libc::c_int| {
+            // SAFETY: the third argument of a handler with SA_SIGINFO is a `ucontext_t` of the kernel's making.
+            let registers = unsafe { &(*context.cast::<libc::ucontext_t>()).uc_mcontext.gregs };
+            // An `int`: the upper half of the register means nothing.
+            registers.get(register as usize).map(|value| *value as libc::c_int)
+        };
+        match libc::c_long::from(number) {
+            libc::SYS_rt_sigprocmask => argument(libc::REG_RDI) == Some(libc::SIG_UNBLOCK),
+            libc::SYS_tgkill => argument(libc::REG_RDX) == Some(libc::SIGABRT),
+            _ => false,
+        }
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    {
+        let _ = (number, context);
+        false
+    }
+}
+
+/// A line on standard error. It waits if that is a pipe or a socket whose reader has stopped, and no call that the policies
+/// leave us would not: whoever supervises has been told by then, so a process that hangs here has nothing left to say, and
+/// is killed by the watchdog.
+fn say(bytes: &[u8]) {
     // SAFETY: a live buffer. Where the write itself is forbidden, it is the forbidden call that ends us.
-    unsafe { libc::write(to, bytes.as_ptr().cast(), bytes.len()) };
+    unsafe { libc::write(libc::STDERR_FILENO, bytes.as_ptr().cast(), bytes.len()) };
+}
+
+/// A datagram to the supervisor; lost if he does not listen. By sendmsg, the one call to do it that the policies have.
+fn report(to: RawFd, bytes: &[u8]) {
+    let mut part = libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
+    // SAFETY: all zeros is a valid `msghdr`, one that says nothing; the kernel only reads the live buffer that it then describes.
+    unsafe {
+        let mut message: libc::msghdr = mem::zeroed();
+        message.msg_iov = &raw mut part;
+        message.msg_iovlen = 1;
+        libc::sendmsg(to, &raw const message, libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL);
+    }
 }
 
 /// Dies of `signal` without a system call: the same fault again, which the kernel does not deliver while the signal is

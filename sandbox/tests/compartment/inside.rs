@@ -61,11 +61,19 @@ pub fn main(args: &[String]) {
             // SAFETY: there is none; the kernel is to end us here.
             unsafe { std::ptr::without_provenance_mut::<u8>(8).write_volatile(1) };
         }
-        // Says that it crashed, from the handler; standard output is where the supervisor listens, too.
+        // Says that it crashed, from the handler.
         ["crash", how] => {
             let _registration = sandbox::crash::register(std::sync::Arc::new(Loud)).unwrap();
-            sandbox::crash::notify(1);
             compartment(policies::VSP_STORAGE).enter().unwrap();
+            crash(how);
+        }
+        // And to a supervisor.
+        ["crash-report", how] => {
+            let _registration = sandbox::crash::register(std::sync::Arc::new(Loud)).unwrap();
+            sandbox::crash::notify(KEPT);
+            let mut here = compartment(policies::VSP_STORAGE);
+            here.keep.push(KEPT);
+            here.enter().unwrap();
             crash(how);
         }
         ["return"] => {
@@ -149,6 +157,7 @@ fn crash(how: &str) {
             "overflow" => println!("{}", deep(1)),
             "panic" => panic!("as the test wants it"),
             "socket" => _ = policy_test::run("socket"),
+            "abort" => std::process::abort(),
             "wait" => {
                 say("waiting\n");
                 // Ends when the test sends a signal.

@@ -32,6 +32,11 @@ const TESTS: &[Test] = &[
     ("a_fault_is_seen_as_one", outside::a_fault_is_seen_as_one),
     ("a_crash_is_told_before_the_process_dies_of_it", outside::a_crash_is_told_before_the_process_dies_of_it),
     ("a_forbidden_call_is_named_and_kills", outside::a_forbidden_call_is_named_and_kills),
+    ("abort_is_told_apart_from_a_forbidden_call", outside::abort_is_told_apart_from_a_forbidden_call),
+    (
+        "last_words_reach_a_supervisor_that_listens_and_wait_for_none",
+        outside::last_words_reach_a_supervisor_that_listens_and_wait_for_none,
+    ),
     (
         "a_signal_from_outside_ends_the_first_process_of_a_namespace_too",
         outside::a_signal_from_outside_ends_the_first_process_of_a_namespace_too,

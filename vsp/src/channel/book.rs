@@ -68,7 +68,7 @@ pub(super) enum Careful {
     No,
     /// The next one may run.
     Ready,
-    /// This one runs, the suspect until it has completed.
+    /// This one runs, the suspect until its end is published: what it makes of the process may come to light only then.
     Running(u64),
 }
 
@@ -92,6 +92,8 @@ pub(super) struct Book<L> {
     pub careful: Careful,
     /// The header's word of the attempts of a packet that is in the ring again.
     pub carried: Option<u64>,
+    /// That packet has a slot, and its attempts are in it: the header's word is void once the packet is published as read.
+    carried_over: bool,
 }
 
 impl<L: LedgerMemory> Book<L> {
@@ -109,6 +111,7 @@ impl<L: LedgerMemory> Book<L> {
             reruns: VecDeque::new(),
             careful: Careful::No,
             carried: None,
+            carried_over: false,
         }
     }
 
@@ -140,6 +143,7 @@ impl<L: LedgerMemory> Book<L> {
         if attempts.count > 0 {
             self.ledger.set_attempts(slot, attempts.under(sequence));
             self.carried = None;
+            self.carried_over = true;
         }
         attempts.count
     }
@@ -149,6 +153,10 @@ impl<L: LedgerMemory> Book<L> {
     pub fn read_published(&mut self) {
         self.ledger.set_position(Word::ReadBase, self.read.at);
         KillPoint::ReadNoted.reached();
+        // Not before: a packet that is in the ring still would lose them with its slot.
+        if std::mem::take(&mut self.carried_over) {
+            self.ledger.set_plain(Word::Carried, 0);
+        }
     }
 
     /// Whether a state has been written that is not the device's yet.
@@ -214,6 +222,16 @@ impl<L: LedgerMemory> Book<L> {
         self.ledger.set_state(entry.slot, Phase::Free, entry.sequence);
         KillPoint::Freed.reached();
         self.free.push(entry.slot);
+        self.survived(entry.sequence);
+    }
+
+    /// What is in the ring and not published never will be.
+    pub fn abandon_completing(&mut self) {
+        if let Careful::Running(watched) = self.careful
+            && self.completing.iter().any(|entry| entry.sequence == watched)
+        {
+            self.survived(watched);
+        }
     }
 
     /// Notes what a request's completion will say; false if it is too long.
@@ -234,7 +252,7 @@ impl<L: LedgerMemory> Book<L> {
         self.ledger.set(Word::Suspect, sequence + 1);
     }
 
-    /// No request is in the device's hands, save one that is watched until it has completed.
+    /// No request is in the device's hands, save one that is watched until its end is published.
     #[inline]
     pub fn leave(&mut self) {
         if !matches!(self.careful, Careful::Running(_)) {
@@ -242,7 +260,7 @@ impl<L: LedgerMemory> Book<L> {
         }
     }
 
-    /// A request has completed, as far as the device goes.
+    /// A request has ended: the guest has its answer, or will never have one.
     #[inline]
     pub fn survived(&mut self, sequence: u64) {
         if self.careful == Careful::Running(sequence) {

@@ -25,7 +25,7 @@ pub enum AdoptError {
 /// What a successor has found.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Recovery {
-    /// Nothing: the channel is new.
+    /// There was nothing to recover: the channel is new, or has no ledger.
     pub fresh: bool,
     /// The device's state, if it ever had one.
     pub state: Option<Vec<u8>>,
@@ -43,7 +43,7 @@ pub struct Recovery {
     pub careful: bool,
     /// The signal that the predecessor died of, if it could say so.
     pub crash: Option<i32>,
-    /// How many processes have had the ledger, this one included.
+    /// How many processes have had the ledger, this one included; 0 without a ledger.
     pub epoch: u64,
 }
 

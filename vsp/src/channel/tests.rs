@@ -32,7 +32,9 @@ fn channel(limit: u32) -> (Guest, Channel<TestRing>) {
         to_host: to_host.clone(),
         to_guest: to_guest.clone(),
     };
-    (guest, Channel::new(to_host, to_guest, limit).unwrap())
+    let mut channel = Channel::new(to_host, to_guest, limit).unwrap();
+    assert!(channel.take_signal(), "whatever wake-up died with a predecessor");
+    (guest, channel)
 }
 
 impl Guest {
@@ -164,6 +166,7 @@ fn room_made_behind_the_hosts_back_is_found() {
         let racing =
             |ring: &TestRing| Racing { ring: ring.clone(), looks: Rc::clone(&looks), then: Rc::clone(&then) };
         let mut channel: Channel<_> = Channel::new(racing(&to_host), racing(&to_guest), 64).unwrap();
+        channel.take_signal();
         let mut writer = RingWriter::new(to_host).unwrap();
         let mut scratch = Vec::new();
         for id in 0..40 {

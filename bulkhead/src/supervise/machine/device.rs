@@ -2,14 +2,19 @@
 //!
 //! It must never have two processes started that want to serve at once, and never give a device up.
 
+mod cut_off;
 mod swap;
+mod view;
 
 use std::time::{Duration, Instant};
 
+use self::cut_off::Accused;
 use super::policy::{BENEFIT_OF_DOUBT, Backoff, CANDIDATE_PATIENCE, SETTLED, SPARE_PAUSE, SWAP_PATIENCE};
 use super::process::{Process, ProcessId, Stage, Word};
 use super::{Action, Next, Notice, Out, Program};
 use crate::supervise::fate::Death;
+
+pub use self::view::{State, View};
 
 /// Who serves.
 #[derive(Debug)]
@@ -37,6 +42,13 @@ enum Spare {
     Fallen { death: Death, until: Instant },
 }
 
+impl Spare {
+    /// Whether the core has been asked to hand over and has not answered yet.
+    fn hands_over(&self) -> bool {
+        matches!(self, Self::Up { purpose: Purpose::Handover { .. }, .. })
+    }
+}
+
 /// What a process stands by for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Purpose {
@@ -53,40 +65,6 @@ enum Purpose {
 struct Leaving {
     id: ProcessId,
     kill_at: Option<Instant>,
-}
-
-/// What can be seen of a device.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct View<'a> {
-    /// What it does.
-    pub state: State,
-    /// The process that serves, or is about to.
-    pub main: Option<ProcessId>,
-    /// Since when it has been serving.
-    pub since: Option<Instant>,
-    /// The process that stands by, or is about to.
-    pub spare: Option<ProcessId>,
-    /// Whether it could take over now.
-    pub spare_ready: bool,
-    /// Processes that had to be replaced since the VM was started.
-    pub restarts: u64,
-    /// How the last one of them ended, and when.
-    pub last_death: Option<(&'a Death, Instant)>,
-}
-
-/// What a device does.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum State {
-    /// A process is on its way to serving it.
-    Starting,
-    /// A process serves it.
-    Serving,
-    /// Its process hangs and is being ended.
-    Hung,
-    /// Its processes keep dying; the next one is started after a pause.
-    BackingOff,
-    /// It could not be started, and its VM ends.
-    Failed,
 }
 
 /// What comes of the end of a process.
@@ -106,6 +84,7 @@ pub(super) struct Device {
     main: Main,
     spare: Spare,
     leaving: Vec<Leaving>,
+    accused: Option<Accused>,
     backoff: Backoff,
     spare_backoff: Backoff,
     ever_served: bool,
@@ -125,6 +104,7 @@ impl Device {
             main: Main::Away { until: now },
             spare: Spare::None,
             leaving: Vec::new(),
+            accused: None,
             backoff: Backoff::default(),
             spare_backoff: Backoff::default(),
             ever_served: false,
@@ -137,13 +117,14 @@ impl Device {
     }
 
     fn start(&mut self, out: &mut Out, now: Instant) {
-        let process = Process::new(out, now);
-        out.act(Action::Start { device: self.number, process: process.id, program: Program::Current });
+        let program = Program::Current;
+        let process = Process::new(program, out, now);
+        out.act(Action::Start { device: self.number, process: process.id, program });
         self.main = Main::Up(process);
     }
 
     fn start_spare(&mut self, program: Program, purpose: Purpose, out: &mut Out, now: Instant) {
-        let process = Process::new(out, now);
+        let process = Process::new(program, out, now);
         out.act(Action::Start { device: self.number, process: process.id, program });
         self.spare = Spare::Up { process, purpose };
     }
@@ -160,13 +141,21 @@ impl Device {
         {
             process.lives(out, now);
             match (word, process.stage) {
-                (Word::Serving | Word::Ready, Stage::Starting)
-                | (Word::Serving, Stage::StandingBy | Stage::Quiet) => {
+                (Word::Serving | Word::Ready, Stage::Starting) | (Word::Serving, Stage::StandingBy) => {
                     process.stage = Stage::Serving { since: now };
                     self.serves(id, out, now);
                 }
-                (Word::StandingBy, Stage::Starting) => process.stage = Stage::StandingBy,
-                (Word::Quiet, Stage::Serving { .. }) => process.stage = Stage::Quiet,
+                (Word::StandingBy, Stage::Starting) => {
+                    process.stage = Stage::StandingBy;
+                    self.change_places(out, now);
+                }
+                // Only a hand-over makes it let go. One that says so at other times says it for reasons of its own.
+                (Word::Quiet, Stage::Serving { .. }) if self.spare.hands_over() => {
+                    process.stage = Stage::Quiet
+                }
+                // A swap that came to nothing, and whoever asked for it is told that it serves. Nobody else has to know: it could
+                // say so again and again.
+                (Word::Serving, Stage::Quiet) => process.stage = Stage::Serving { since: now },
                 _ => {}
             }
         } else if let Spare::Up { process, purpose } = &mut self.spare
@@ -185,26 +174,32 @@ impl Device {
                 // The core is ahead of us: it has seen the other one's socket close, or hands over just now.
                 (Word::Serving, Stage::Starting | Stage::StandingBy) => {
                     process.stage = Stage::Serving { since: now };
-                    self.change_places(id, out, now);
+                    self.change_places(out, now);
                 }
                 _ => {}
             }
         }
     }
 
-    /// If the one that was to stand by has been there first, and the one that was to serve stands by, so be it.
-    fn change_places(&mut self, id: ProcessId, out: &mut Out, now: Instant) {
+    /// If the one that was to stand by has been there first, and the one that was to serve stands by, so be it, whichever says so
+    /// first.
+    fn change_places(&mut self, out: &mut Out, now: Instant) {
         if let (Main::Up(main), Spare::Up { process: spare, purpose: Purpose::Spare }) =
             (&mut self.main, &mut self.spare)
             && main.stage == Stage::StandingBy
+            && matches!(spare.stage, Stage::Serving { .. })
         {
             std::mem::swap(main, spare);
+            let id = main.id;
             self.serves(id, out, now);
         }
     }
 
     fn serves(&mut self, id: ProcessId, out: &mut Out, now: Instant) {
         self.ever_served = true;
+        // What was said before was said of the one before it.
+        self.accused = None;
+        self.adopt("the old process died, and the new one took over at once", out);
         let pause = self.down_since.take().map(|since| now.saturating_duration_since(since));
         out.tell(Notice::Serves { device: self.number, process: id, pause });
         match self.spare {
@@ -224,6 +219,7 @@ impl Device {
         out: &mut Out,
         now: Instant,
     ) -> Option<Aftermath> {
+        self.acquit(id);
         if let Some(place) = self.leaving.iter().position(|leaving| leaving.id == id) {
             self.leaving.swap_remove(place);
             if let Spare::Clearing { last } = self.spare
@@ -249,10 +245,10 @@ impl Device {
     }
 
     fn main_ended(&mut self, process: Process, found: Death, out: &mut Out, now: Instant) -> Aftermath {
-        let (id, stage) = (process.id, process.stage);
+        let (id, stage, program) = (process.id, process.stage, process.program);
         let death = process.death(found);
         if death == Death::Exited(0) && self.is_handed_over() {
-            self.adopt_heir("a new process serves it".to_owned(), out, now);
+            self.adopt_heir("a new process serves it", out, now);
             return Aftermath::Recovering;
         }
         self.last_death = Some((death.clone(), now));
@@ -270,8 +266,14 @@ impl Device {
         let pause = delay.max(doubt);
         self.restarts = self.restarts.saturating_add(1);
         self.down_since.get_or_insert(now);
+        if program == Program::Candidate {
+            let why = format!(
+                "the old process died, and the new one {death} before it served; the old program is started again"
+            );
+            out.act(Action::SwapDone { device: self.number, outcome: Err(why) });
+        }
         let next = match std::mem::replace(&mut self.spare, Spare::None) {
-            Spare::Up { process: mut heir, purpose } => {
+            Spare::Up { process: mut heir, .. } => {
                 let serves = matches!(heir.stage, Stage::Serving { .. });
                 if !serves {
                     heir.stage = Stage::Starting;
@@ -279,11 +281,6 @@ impl Device {
                 let heir_id = heir.id;
                 self.main = Main::Up(heir);
                 self.spare = self.spare_due(now + pause.max(SPARE_PAUSE));
-                if purpose != Purpose::Spare {
-                    out.act(Action::Adopt { device: self.number });
-                    let why = "the old process died, and the new one took over at once".to_owned();
-                    out.act(Action::SwapDone { device: self.number, outcome: Ok(why) });
-                }
                 if serves {
                     self.serves(heir_id, out, now);
                 }
@@ -320,25 +317,11 @@ impl Device {
                 self.spare = self.spare_due(now + delay);
             }
             Purpose::Candidate { .. } => self.fallen(&death, out, now),
-            Purpose::Handover { .. } => {
-                self.spare = Spare::Fallen { death: death.clone(), until: now + SETTLED };
-            }
+            Purpose::Handover { until } => self.spare = Spare::Fallen { death: death.clone(), until },
         }
         self.start_what_is_due(out, now);
         let next = if delay.is_zero() { Next::AtOnce } else { Next::In(delay) };
         out.tell(Notice::Died { device: self.number, process: id, spare: true, death, next });
-    }
-
-    /// The core has cut a process off: it ends, whatever it thinks. The one that serves, unless that has let go in a swap: then
-    /// it is the new one, and the core waits for its end before it gives the device back to the old one. One that has not begun
-    /// to serve is the successor already.
-    pub(super) fn on_cut_off(&mut self, reason: String, out: &mut Out) {
-        let Main::Up(main) = &mut self.main else { return };
-        match (main.stage, &mut self.spare) {
-            (Stage::Quiet, Spare::Up { process, .. }) => process.kill(Death::CutOff(reason), out),
-            (Stage::Quiet | Stage::Serving { .. }, _) => main.kill(Death::CutOff(reason), out),
-            (Stage::Starting | Stage::StandingBy, _) => {}
-        }
     }
 
     /// An operator wants a new process. The one whose end that is, if there is one.
@@ -372,7 +355,7 @@ impl Device {
             };
         }
         if let Some(why) = overdue {
-            self.on_swap_failed(why.to_owned(), out, now);
+            self.give_candidate_up(why, out, now);
         }
         if let Spare::Fallen { death, until } = &self.spare
             && now >= *until
@@ -395,12 +378,19 @@ impl Device {
         {
             self.start(out, now);
         }
-        // A spare makes sense beside one that serves: otherwise it would be the one to serve.
-        if let (Main::Up(_), Spare::Due { at }) = (&self.main, &self.spare)
-            && self.ever_served
-            && now >= *at
-        {
+        if self.next_spare().is_some_and(|at| now >= at) {
             self.start_spare(Program::Current, Purpose::Spare, out, now);
+        }
+    }
+
+    /// When the next spare starts. It makes sense beside one that serves: otherwise it would be the one to serve. And which program
+    /// it is to be of is open while a candidate is on its way to serving.
+    fn next_spare(&self) -> Option<Instant> {
+        match (&self.main, &self.spare) {
+            (Main::Up(Process { program: Program::Current, .. }), Spare::Due { at }) if self.ever_served => {
+                Some(*at)
+            }
+            _ => None,
         }
     }
 
@@ -419,9 +409,9 @@ impl Device {
                 };
                 earlier(process.deadline(), patience)
             }
-            Spare::Due { at } if matches!(self.main, Main::Up(_)) && self.ever_served => Some(*at),
+            Spare::Due { .. } => self.next_spare(),
             Spare::Fallen { until, .. } => Some(*until),
-            _ => None,
+            Spare::None | Spare::Clearing { .. } => None,
         };
         let leaving = self.leaving.iter().filter_map(|leaving| leaving.kill_at).min();
         earlier(earlier(main, spare), leaving)
@@ -449,28 +439,6 @@ impl Device {
             out.tell(Notice::Died { device, process: id, spare: is_spare, death, next: Next::Nobody });
         }
         self.leaving.retain(|leaving| leaving.id != id);
-    }
-
-    pub(super) fn view(&self) -> View<'_> {
-        let (main, state, since) = match &self.main {
-            Main::Up(process) => {
-                let (state, since) = match process.stage {
-                    _ if process.hangs() => (State::Hung, None),
-                    Stage::Serving { since } => (State::Serving, Some(since)),
-                    Stage::Starting | Stage::StandingBy | Stage::Quiet => (State::Starting, None),
-                };
-                (Some(process.id), state, since)
-            }
-            Main::Away { .. } => (None, State::BackingOff, None),
-            Main::Gone => (None, State::Failed, None),
-        };
-        let (spare, spare_ready) = match &self.spare {
-            Spare::Up { process, .. } => (Some(process.id), process.stage != Stage::Starting),
-            _ => (None, false),
-        };
-        let last_death = self.last_death.as_ref().map(|(death, at)| (death, *at));
-        let restarts = self.restarts;
-        View { state, main, since, spare, spare_ready, restarts, last_death }
     }
 }
 

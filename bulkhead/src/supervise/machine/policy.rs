@@ -40,8 +40,10 @@ pub const SPARE_PAUSE: Duration = Duration::from_millis(100);
 /// storage. The old process serves meanwhile, so only the operator waits.
 pub const CANDIDATE_PATIENCE: Duration = Duration::from_secs(10);
 
-/// How long the core may take to hand over. It has time limits of its own, shorter ones, after which everything is as before.
-pub const SWAP_PATIENCE: Duration = Duration::from_secs(15);
+/// How long the core may take to hand over. It has time limits of its own, after which everything is as before: 1 s for the new
+/// process to stand by, 10 s for the old one to let go, 5 s for the new one to take the device and 10 s for its channels. Longer than all of
+/// them together, or its answer to one swap would be taken for the answer to the next.
+pub const SWAP_PATIENCE: Duration = Duration::from_secs(30);
 
 /// A device process that ends by itself, and cleanly, has seen its socket to the core close: mostly the core's own death follows
 /// within moments, and a successor would have nobody to talk to. Also how long the core's end is awaited after a device has

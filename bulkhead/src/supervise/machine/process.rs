@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use super::policy::{ABORT_GRACE, START_PATIENCE};
-use super::{Action, Out};
+use super::{Action, Out, Program};
 use crate::supervise::fate::Death;
 
 /// Names a process; each gets a new one. (Pids come again.)
@@ -52,16 +52,19 @@ enum Pulse {
 #[derive(Debug)]
 pub(super) struct Process {
     pub(super) id: ProcessId,
+    /// What it was started from; the candidate is the current one as soon as it serves.
+    pub(super) program: Program,
     pub(super) stage: Stage,
     pulse: Pulse,
 }
 
 impl Process {
     /// One that is being started.
-    pub(super) fn new(out: &mut Out, now: Instant) -> Self {
+    pub(super) fn new(program: Program, out: &mut Out, now: Instant) -> Self {
         let limit = out.watchdog.saturating_mul(START_PATIENCE);
         Self {
             id: out.next_id(),
+            program,
             stage: Stage::Starting,
             pulse: Pulse::Beating { until: now + limit, limit },
         }

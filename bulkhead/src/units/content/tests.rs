@@ -48,8 +48,9 @@ fn a_vm_is_a_target_a_core_and_two_units_a_device() {
     assert_eq!(
         drop_in_of(&files, device).strip_prefix(HEADER).unwrap(),
         format!(
-            "[Unit]\nBindsTo=bulkhead-core@debian.service\nPartOf=bulkhead-vm@debian.target\n\
-             Requires=bulkhead-core@debian.socket\nAfter=bulkhead-core@debian.socket\n\
+            "[Unit]\n{DEVICE_OF_CORE}Requisite=bulkhead-core@debian.service\n\
+             StopPropagatedFrom=bulkhead-core@debian.service\nPartOf=bulkhead-vm@debian.target\n\
+             After=bulkhead-core@debian.service bulkhead-core@debian.socket\n\
              [Service]\nUser=bulkhead-7-1\nExecStart=\n\
              ExecStart=\"/usr/bin/vsp-storage\" \"--core\" \"/run/bulkhead@debian/core.sock\" \"--device\" \"disk0\" \
              \"--disk\" \"lun=0,path=/srv/a.img\" \"--uid\" \"{id}\" \"--gid\" \"{id}\"\n\
@@ -63,6 +64,45 @@ fn a_vm_is_a_target_a_core_and_two_units_a_device() {
         target.contains("Wants=bulkhead-core@debian.service vsp-storage@debian:disk0.service\n"),
         "{target}"
     );
+}
+
+#[test]
+fn a_device_that_starts_again_cannot_start_its_vm_again() {
+    let files = written(&spec());
+    let template = &files["etc/systemd/system/vsp-storage@.service"];
+    for text in [template.as_str(), drop_in_of(&files, "vsp-storage@debian:disk0.service")] {
+        let pulls = |line: &&str| {
+            ["Requires=", "BindsTo=", "Wants=", "Upholds=", "Sockets="]
+                .iter()
+                .any(|key| line.starts_with(key))
+        };
+        assert_eq!(text.lines().find(pulls), None);
+    }
+}
+
+/// The command between a device's end and its next start, as systemd runs it.
+#[test]
+fn a_device_that_cannot_start_is_started_again_after_a_pause() {
+    let template = TEMPLATES.iter().find(|(name, _)| *name == "vsp-storage@.service").unwrap().1;
+    let command = template.lines().find_map(|line| line.strip_prefix("ExecStopPost=-+/bin/sh -c ")).unwrap();
+    let script = command.trim_matches('\'').replace("$$", "$");
+    let pauses = |result: &str, status: &str| {
+        let mut shell = std::process::Command::new("/bin/sh");
+        shell.args(["-c", &script]).env("SERVICE_RESULT", result).env("EXIT_STATUS", status);
+        let start = std::time::Instant::now();
+        assert!(shell.status().unwrap().success());
+        start.elapsed() >= std::time::Duration::from_millis(200)
+    };
+    for (result, status) in
+        [("exit-code", "1"), ("signal", "SEGV"), ("core-dump", "SYS"), ("protocol", "0"), ("", "")]
+    {
+        assert!(pauses(result, status), "{result} {status}");
+    }
+    for (result, status) in [("signal", "KILL"), ("success", "0"), ("watchdog", "ABRT"), ("timeout", "KILL")]
+    {
+        // The fastest of three: this machine may be busy.
+        assert!((0..3).any(|_| !pauses(result, status)), "{result} {status}");
+    }
 }
 
 #[test]
@@ -83,7 +123,9 @@ fn the_core_is_told_everything_by_its_file_and_listens_where_devices_connect() {
     assert_eq!((config.uid, config.devices[0].uid), (Some(ids::id(7, 0)), Some(ids::id(7, 1))));
     let core = drop_in_of(&files, "bulkhead-core@debian.service");
     assert!(
-        core.contains("\"--config\" \"/etc/bulkhead/debian/core.json\" \"--listen-fd\" \"3\"\n"),
+        core.contains(
+            "\"--config\" \"/etc/bulkhead/debian/core.json\" \"--listen-fd\" \"3\" \"--no-pid-namespace\"\n"
+        ),
         "{core}"
     );
     let socket = files["etc/systemd/system/bulkhead-core@.socket"].replace("%i", "debian");
@@ -160,7 +202,16 @@ fn systemd_reads_the_units_without_a_word_and_likes_their_hardening() {
         let path = directory.join(&file.path);
         std::fs::create_dir_all(path.parent().unwrap()).unwrap();
         // Users of this machine do not include the VM's.
-        std::fs::write(path, file.content.replace("User=bulkhead-7-1", "User=daemon")).unwrap();
+        let content = file.content.replace("User=bulkhead-7-1", "User=daemon");
+        // To `verify` a colon separates a file from the name that it is to have: it gets a twin of the device without one.
+        if let Some(parent) =
+            path.to_str().and_then(|path| path.strip_suffix(":disk0.service.d/50-bulkhead.conf"))
+        {
+            let twin = PathBuf::from(format!("{parent}-disk0.service.d"));
+            std::fs::create_dir_all(&twin).unwrap();
+            std::fs::write(twin.join(DROP_IN), &content).unwrap();
+        }
+        std::fs::write(path, content).unwrap();
     }
     let units = directory.join(UNITS);
     let analyze = |arguments: &[&str]| {
@@ -172,9 +223,15 @@ fn systemd_reads_the_units_without_a_word_and_likes_their_hardening() {
         })
     };
     let device = "./vsp-storage@debian:disk0.service";
-    match analyze(&["verify", "--man=no", device, "./bulkhead-vm@debian.target"]) {
+    let verified = [
+        "./vsp-storage@debian-disk0.service",
+        "./bulkhead-core@debian.service",
+        "./bulkhead-vm@debian.target",
+    ];
+    match analyze(&[&["verify", "--man=no"][..], &verified].concat()) {
         Err(_) => eprintln!("SKIPPED: there is no systemd-analyze here"),
         Ok((_, said, _)) => {
+            assert!(!said.contains("aliases"), "it has read none of them: {said}");
             assert!(!said.contains("bulkhead") && !said.contains("vsp-storage"), "{said}");
             for (unit, threshold) in [(device, "15"), ("./bulkhead-core@debian.service", "22")] {
                 let threshold = format!("--threshold={threshold}");

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use super::{Act, Acts, Debt, GHOST_GRACE, Role, Seat, Slot};
+use super::{Act, Acts, Debt, GHOST_GRACE, Order, Role, Seat, Slot};
 
 /// Why a process serves no more.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -46,7 +46,7 @@ impl<P> Slot<P> {
             (Seat::Held { process, debt } | Seat::Fencing { process, debt }, Role::Seated) => {
                 dismiss(&mut acts, Some(process), how);
                 if let Some(debt) = debt {
-                    acts.push(unpaid(debt, &reason));
+                    self.unpaid(&mut acts, debt, &reason, now);
                 }
                 acts.extend(self.promote());
             }
@@ -59,7 +59,7 @@ impl<P> Slot<P> {
                 match new {
                     Ok(new) => acts.extend(self.seat(new, Some(Debt::Swapped(order)))),
                     Err(earlier) => {
-                        acts.push(unpaid(Debt::Failed(order, earlier), &reason));
+                        self.unpaid(&mut acts, Debt::Failed(order, earlier), &reason, now);
                         acts.extend(self.promote());
                     }
                 }
@@ -69,7 +69,7 @@ impl<P> Slot<P> {
                 self.seat = Seat::Quiescing { old, new: Err(failed(&reason)), order, by };
             }
             (Seat::Handing { old, new, order, .. }, Role::Old) => {
-                dismiss(&mut acts, Some(old), how);
+                let order = discard(&mut acts, Some(old), how, order);
                 // It has been told to serve already.
                 self.seat = Seat::Fencing { process: new, debt: Some(Debt::Swapped(order)) };
             }
@@ -78,7 +78,7 @@ impl<P> Slot<P> {
                 acts.extend(self.seat(old, Some(Debt::Failed(order, failed(&reason)))));
             }
             (Seat::Adopting { old, new, order, by }, Role::Old) => {
-                dismiss(&mut acts, old, how);
+                let order = discard(&mut acts, old, how, order);
                 self.seat = Seat::Adopting { old: None, new, order, by };
             }
             (Seat::Adopting { old, new, order, .. }, Role::New) => {
@@ -86,7 +86,7 @@ impl<P> Slot<P> {
                 match old {
                     Some(old) => acts.extend(self.seat(old, Some(Debt::Failed(order, failed(&reason))))),
                     None => {
-                        acts.push(unpaid(Debt::Swapped(order), &reason));
+                        self.unpaid(&mut acts, Debt::Swapped(order), &reason, now);
                         acts.extend(self.promote());
                     }
                 }
@@ -99,11 +99,8 @@ impl<P> Slot<P> {
     /// A process that has had channels goes. Unless it is dead, it may still do with them what it likes.
     fn haunt(&mut self, acts: &mut Acts<P>, process: P, how: Leave, now: Instant) {
         self.fenced = false;
-        match &how {
-            Leave::Gone => {}
-            // Whoever can end it is asked at once.
-            Leave::CutOff(_) => self.ghost = Some((process, None)),
-            Leave::Refused(_) => self.ghost = Some((process, Some(now + GHOST_GRACE))),
+        if how != Leave::Gone {
+            self.ghost = Some((process, now + GHOST_GRACE));
         }
         dismiss(acts, None, how);
         acts.push(Act::Release);
@@ -113,6 +110,22 @@ impl<P> Slot<P> {
     fn promote(&mut self) -> Acts<P> {
         self.standby.take().map_or_else(Vec::new, |next| self.seat(next, None))
     }
+
+    /// The process on which an answer depended is lost as well.
+    fn unpaid(&mut self, acts: &mut Acts<P>, debt: Debt, reason: &str, now: Instant) {
+        let (operator, why) = match debt {
+            Debt::Failed(order, earlier) => {
+                (order.operator, format!("{earlier}; and the old one is lost: {reason}"))
+            }
+            Debt::Swapped(order) => {
+                if order.is_old_stray {
+                    self.stray = Some(now + GHOST_GRACE);
+                }
+                (order.operator, format!("both processes are lost: {reason}"))
+            }
+        };
+        acts.push(Act::Failed(operator, why));
+    }
 }
 
 fn dismiss<P>(acts: &mut Acts<P>, process: Option<P>, how: Leave) {
@@ -121,16 +134,18 @@ fn dismiss<P>(acts: &mut Acts<P>, process: Option<P>, how: Leave) {
     }
 }
 
-fn failed(reason: &str) -> String {
-    format!("the new process could not take over: {reason}")
+/// The old process is lost after it has given everything up. Nothing depends on its end, so nobody is asked to end it while the
+/// new one takes over: he could end the wrong one.
+fn discard<P>(acts: &mut Acts<P>, old: Option<P>, how: Leave, order: Order) -> Order {
+    match old.filter(|_| how != Leave::Gone) {
+        Some(old) => {
+            acts.push(Act::Discard(old, how));
+            Order { is_old_stray: true, ..order }
+        }
+        None => order,
+    }
 }
 
-/// The process on which an answer depended is lost as well.
-fn unpaid<P>(debt: Debt, reason: &str) -> Act<P> {
-    match debt {
-        Debt::Failed(order, earlier) => {
-            Act::Failed(order.operator, format!("{earlier}; and the old one is lost: {reason}"))
-        }
-        Debt::Swapped(order) => Act::Failed(order.operator, format!("both processes are lost: {reason}")),
-    }
+fn failed(reason: &str) -> String {
+    format!("the new process could not take over: {reason}")
 }

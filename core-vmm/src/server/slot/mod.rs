@@ -21,7 +21,7 @@ pub(super) const QUIESCE_GRACE: Duration = Duration::from_secs(10);
 pub(super) const FENCE_GRACE: Duration = Duration::from_secs(5);
 /// How long it may take to answer for all of its channels.
 pub(super) const ADOPT_GRACE: Duration = Duration::from_secs(10);
-/// How long a process that was refused may take to end before somebody is asked to end it.
+/// How long a process that has been dismissed may take to end before somebody is asked to end it, and asked again.
 pub(super) const GHOST_GRACE: Duration = Duration::from_secs(1);
 
 /// Names an operator's connection.
@@ -48,6 +48,9 @@ pub(super) struct Order {
     pub operator: OperatorId,
     /// When the old process was told to stop.
     pub since: Instant,
+    /// The old process was cut off after it had given the device up. Whoever asked for the hand-over ends it when the
+    /// new one serves.
+    pub is_old_stray: bool,
 }
 
 /// What an operator is told as soon as the process in the seat serves.
@@ -111,15 +114,19 @@ pub(super) enum Act<P> {
     Quiesce,
     /// The old process is not needed any more.
     Retire(P),
-    /// A process is to end; if it is not here, it is the [ghost](Role::Ghost).
+    /// A process is to end. If it is not here, it is the [ghost](Role::Ghost), which had channels.
     Dismiss(Option<P>, Leave),
+    /// A process that has given everything up is to end. Nobody is asked to end it: nothing waits for that.
+    Discard(P, Leave),
     /// Nobody has the device's channels now.
     Release,
     /// Give the device's channels to the process in [`Slot::taker`], then look whether it [has them](Slot::adopted).
     Open,
     Swapped(Order),
     Failed(OperatorId, String),
-    /// A refused process does not end.
+    /// A process that was cut off has not been reported so far: whoever can should end it.
+    Strays,
+    /// A dismissed process that had channels does not end.
     Lingers,
 }
 
@@ -138,8 +145,10 @@ pub(super) struct Slot<P> {
     seat: Seat<P>,
     standby: Option<P>,
     /// The last one that had channels, dismissed. Nobody is told to serve while it lives. With the time by which it has to
-    /// be gone, if nobody has been asked to end it.
-    ghost: Option<(P, Option<Instant>)>,
+    /// be gone, before somebody is asked (again) to end it.
+    ghost: Option<(P, Instant)>,
+    /// When somebody is to be told of an old process that strays: its successor, which will be reaped by then, is lost as well.
+    stray: Option<Instant>,
     waiting: Option<Waiting>,
     /// A process has served before.
     served: bool,
@@ -154,6 +163,7 @@ impl<P> Slot<P> {
             seat: Seat::Nobody,
             standby: None,
             ghost: None,
+            stray: None,
             waiting: None,
             served: false,
             fenced: true,
@@ -349,7 +359,7 @@ impl<P> Slot<P> {
         let Some(Waiting { operator, .. }) = self.waiting.take() else { return Vec::new() };
         match (self.take_seat(), self.standby.take()) {
             (Seat::Serving { process }, Some(new)) => {
-                let order = Order { operator, since: now };
+                let order = Order { operator, since: now, is_old_stray: false };
                 self.seat = Seat::Quiescing { old: process, new: Ok(new), order, by: now + QUIESCE_GRACE };
                 vec![Act::Quiesce]
             }
@@ -385,9 +395,9 @@ impl<P> Slot<P> {
             Seat::Quiescing { by, .. } | Seat::Handing { by, .. } | Seat::Adopting { by, .. } => Some(*by),
             _ => None,
         };
-        let ghost = self.ghost.as_ref().and_then(|(_, by)| *by);
+        let ghost = self.ghost.as_ref().map(|(_, by)| *by);
         let waiting = self.waiting.as_ref().map(|w| w.until);
-        [step, ghost, waiting].into_iter().flatten().min()
+        [step, ghost, self.stray, waiting].into_iter().flatten().min()
     }
 
     /// Time goes by.
@@ -396,9 +406,12 @@ impl<P> Slot<P> {
         if let Some(waiting) = self.waiting.take_if(|w| w.until <= now) {
             acts.push(Act::Failed(waiting.operator, self.why_not().into()));
         }
-        if let Some((_, by)) = &mut self.ghost
-            && by.take_if(|by| *by <= now).is_some()
-        {
+        if self.stray.take_if(|at| *at <= now).is_some() {
+            acts.push(Act::Strays);
+        }
+        // Again and again: whoever was told may have ended another one, or not have been there.
+        if let Some((_, by)) = self.ghost.as_mut().filter(|(_, by)| *by <= now) {
+            *by = now + GHOST_GRACE;
             acts.push(Act::Lingers);
         }
         let late = match &self.seat {

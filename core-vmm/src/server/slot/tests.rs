@@ -27,7 +27,7 @@ fn swapping(now: Instant) -> (S, Order) {
     let mut slot = served(now);
     assert_eq!(slot.attach('b', now), NOBODY);
     assert_eq!(slot.swap(9, now, now), Ok(vec![Act::Quiesce]));
-    (slot, Order { operator: 9, since: now })
+    (slot, Order { operator: 9, since: now, is_old_stray: false })
 }
 
 #[test]
@@ -109,13 +109,40 @@ fn nobody_serves_while_one_that_had_channels_lives_on() {
 }
 
 #[test]
-fn one_that_was_refused_and_does_not_end_is_reported_once() {
+fn one_that_was_dismissed_and_does_not_end_is_reported_again_and_again() {
+    for why in [Leave::Refused("x".into()), Leave::CutOff("x".into())] {
+        let mut now = Instant::now();
+        let mut slot = served(now);
+        slot.leave(Role::Seated, why, now);
+        for _ in 0..3 {
+            assert_eq!(slot.deadline(), Some(now + GHOST_GRACE));
+            assert_eq!(slot.tick(now), NOBODY);
+            now += GHOST_GRACE;
+            assert_eq!(slot.tick(now), [Act::Lingers]);
+        }
+        slot.leave(Role::Ghost, Leave::Gone, now);
+        assert_eq!((slot.deadline(), slot.tick(at(9, now))), (None, NOBODY));
+    }
+}
+
+#[test]
+fn an_old_process_that_strays_is_reported_with_the_loss_of_the_new_one() {
     let now = Instant::now();
-    let mut slot = served(now);
-    slot.leave(Role::Seated, Leave::Refused("x".into()), now);
-    assert_eq!(slot.deadline(), Some(now + GHOST_GRACE));
+    let (mut slot, order) = swapping(now);
+    slot.quiesced(Role::Old, now).unwrap();
+    let why = Leave::CutOff("x".into());
+    assert_eq!(slot.leave(Role::Old, why.clone(), now), [Act::Discard('a', why)]);
+    // The new one serves: nothing is left to say.
+    slot.serving(Role::Seated, now).unwrap();
+    assert_eq!(slot.adopted(now), [Act::Swapped(Order { is_old_stray: true, ..order })]);
+    assert_eq!(slot.deadline(), None);
+    // It does not: the old one, which nobody hears any more, has to be ended.
+    let (mut slot, _) = swapping(now);
+    slot.quiesced(Role::Old, now).unwrap();
+    slot.leave(Role::Old, Leave::CutOff("x".into()), now);
+    assert!(matches!(slot.leave(Role::Seated, Leave::Gone, now).as_slice(), [Act::Failed(9, _)]));
     assert_eq!(slot.tick(now), NOBODY);
-    assert_eq!(slot.tick(now + GHOST_GRACE), [Act::Lingers]);
+    assert_eq!(slot.tick(now + GHOST_GRACE), [Act::Strays]);
     assert_eq!((slot.deadline(), slot.tick(at(9, now))), (None, NOBODY));
 }
 

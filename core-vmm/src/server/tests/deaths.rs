@@ -281,20 +281,67 @@ fn a_successor_that_cannot_read_a_ledger_makes_way() {
 }
 
 #[test]
-fn a_channel_whose_ring_the_guest_has_broken_is_the_guests_to_close() {
+fn a_successor_that_has_no_memory_for_an_open_channel_makes_way() {
+    for status in [ipc::message::STATUS_REFUSED, 0xc000_009a] {
+        let (mut rig, a, _b) = Rig::running();
+        let before = rig.open(&a, 1, 1);
+        die(&mut rig, a);
+        let next = rig.arrive("a", false);
+        rig.serve(&next, true);
+        asked_to_open(&next, 1);
+        rig.answers(&next, 1, status);
+        assert!(matches!(said(&next), Some(ToVsp::Refused { reason }) if reason.contains("because")));
+        assert!(rig.heard().is_empty() && rig.is_shared(1), "the guest waits for the next one");
+        die(&mut rig, next);
+        let next = rig.arrive("a", false);
+        rig.serve(&next, true);
+        assert!(same(&before[4], &asked_to_open(&next, 1)[4]));
+        rig.answers(&next, 1, 0);
+        assert!(rig.server.missing_devices().is_empty() && rig.heard().is_empty());
+    }
+}
+
+#[test]
+fn a_successor_may_refuse_what_the_guest_closes_meanwhile() {
     let (mut rig, a, _b) = Rig::running();
     rig.open(&a, 1, 1);
     die(&mut rig, a);
     let next = rig.arrive("a", false);
     rig.serve(&next, true);
     asked_to_open(&next, 1);
-    rig.answers(&next, 1, ipc::message::STATUS_REFUSED);
-    assert!(said(&next).is_none() && !is_cut_off(&next) && rig.heard().is_empty());
-    rig.post(GuestMessage::ModifyChannel(ModifyChannel { relid: 1, target_vp: 0 }));
     rig.closes(1);
-    assert!(said(&next).is_none() && rig.server.is_quiet(), "it has nothing to let go of");
-    rig.heard();
+    assert_eq!(said(&next), Some(ToVsp::ChannelClose { channel: 1 }));
+    rig.answers(&next, 1, ipc::message::STATUS_REFUSED);
+    rig.says(&next, &ToCore::Closed { channel: 1 });
+    assert!(!is_cut_off(&next) && rig.server.is_quiet());
     rig.open(&next, 1, 2);
+}
+
+#[test]
+fn a_process_that_plays_dead_is_not_believed() {
+    let (mut rig, a, b) = with_ram();
+    let operator = rig.operator();
+    rig.open(&a, 1, 1);
+    let spare = rig.arrive("a", true);
+    let sends_nothing = |rig: &mut Rig, process: &Peer| {
+        process.send_bytes(b"", &[]).unwrap();
+        rig.poll();
+    };
+    sends_nothing(&mut rig, &a);
+    let Some(Reply::CutOff { reason, had_channels: true, .. }) = reply(&operator) else { panic!() };
+    assert!(reason.contains("nothing") && is_cut_off(&a), "{reason}");
+    for _ in 0..3 {
+        sends_nothing(&mut rig, &a);
+        assert_eq!(said(&spare), None, "it still has the ring, and guest memory");
+    }
+    // One that stands by has nothing to play for.
+    sends_nothing(&mut rig, &spare);
+    assert!(is_cut_off(&spare) && !is_cut_off(&b));
+    assert!(matches!(reply(&operator), Some(Reply::CutOff { had_channels: false, .. })));
+    let spare = rig.arrive("a", true);
+    die(&mut rig, a);
+    rig.serve(&spare, true);
+    asked_to_open(&spare, 1);
 }
 
 #[test]
@@ -316,7 +363,7 @@ fn a_process_that_does_not_answer_is_cut_off_and_its_successor_waits_for_its_end
         rig.server.tick(&rig.mock, deadline - Duration::from_millis(1));
         assert_eq!(reply(&operator), None);
         rig.server.tick(&rig.mock, deadline);
-        let Some(Reply::CutOff { device, reason }) = reply(&operator) else { panic!() };
+        let Some(Reply::CutOff { device, reason, had_channels: true }) = reply(&operator) else { panic!() };
         assert!(device == "a" && reason.contains("in time"), "{reason}");
         assert!(is_cut_off(&a) && rig.is_shared(1) && rig.heard().is_empty());
         assert!(rig.server.failure().is_none(), "the VM goes on");

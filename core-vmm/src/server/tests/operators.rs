@@ -49,15 +49,30 @@ fn only_trusted_users_are_operators() {
 }
 
 #[test]
-fn operators_are_few() {
+fn operators_are_few_and_an_idle_one_makes_room() {
     let mut rig = Rig::new();
-    let mut all: Vec<Peer> = (0..OPERATORS_MAX).map(|_| rig.operator()).collect();
+    let all: Vec<Peer> = (0..OPERATORS_MAX).map(|_| rig.operator()).collect();
     assert!(all.iter().all(|o| said(o).is_none()));
-    assert!(matches!(said(&rig.operator()), Some(ToVsp::Refused { .. })));
-    all.pop();
-    rig.poll();
+    // The first only listens, as the supervisor does; the second has just asked something.
+    devices(&mut rig, &all[1]);
     let next = rig.operator();
     assert_eq!(devices(&mut rig, &next).len(), 2);
+    let left: Vec<usize> = (0..OPERATORS_MAX).filter(|&i| is_cut_off(&all[i])).collect();
+    assert_eq!(left, [2]);
+    // One who may not be an operator takes nobody's place.
+    let stranger = rig.meet(&ToCore::Operator { versions: Versions { min: 99, max: 99 } });
+    assert!(is_cut_off(&stranger) && !is_cut_off(&all[3]));
+}
+
+#[test]
+fn an_operator_that_waits_for_its_answer_is_not_idle() {
+    let mut rig = Rig::with((0..8).map(|i| slot(&"abcdefgh"[..=i])).collect(), vec![own_uid()]);
+    let all: Vec<Peer> = (0..OPERATORS_MAX).map(|_| rig.operator()).collect();
+    for (i, operator) in all.iter().enumerate() {
+        rig.asks(operator, &Request::Swap { device: "abcdefgh"[..=i].into(), wait_ms: 500 });
+    }
+    assert!(matches!(said(&rig.operator()), Some(ToVsp::Refused { reason }) if reason.contains("too many")));
+    assert!(all.iter().all(|o| reply(o).is_none()));
 }
 
 #[test]
@@ -95,7 +110,49 @@ fn everybody_hears_of_a_process_that_is_cut_off() {
     a.send_bytes(&[b'['; 60_000], &[]).unwrap();
     rig.poll();
     for operator in [&one, &two] {
-        let Some(Reply::CutOff { device, reason }) = reply(operator) else { panic!("not told") };
-        assert!(device == "a" && reason.len() < 1000);
+        let Some(Reply::CutOff { device, reason, had_channels }) = reply(operator) else {
+            panic!("not told")
+        };
+        assert!(device == "a" && reason.len() < 1000 && had_channels);
     }
+}
+
+#[test]
+fn a_process_that_never_served_is_told_from_the_one_that_does() {
+    let (mut rig, a, _b) = Rig::running();
+    rig.open(&a, 1, 1);
+    let operator = rig.operator();
+    let spare = rig.arrive("a", true);
+    rig.says(&spare, &ToCore::Serving {});
+    assert!(is_cut_off(&spare) && !is_cut_off(&a));
+    assert!(matches!(reply(&operator), Some(Reply::CutOff { had_channels: false, .. })));
+    assert!(rig.server.deadline().is_none(), "and nobody waits for its end");
+    // One that was told to serve, and had nothing yet.
+    drop(a);
+    rig.poll();
+    let next = rig.arrive("a", false);
+    rig.says(&next, &ToCore::Quiesced {});
+    assert!(matches!(reply(&operator), Some(Reply::CutOff { had_channels: false, .. })));
+}
+
+#[test]
+fn everybody_hears_of_a_process_until_it_ends() {
+    let (mut rig, a, _b) = Rig::running();
+    let operator = rig.operator();
+    rig.says(&a, &ToCore::Serving {});
+    assert!(matches!(reply(&operator), Some(Reply::CutOff { had_channels: true, .. })));
+    for _ in 0..3 {
+        let deadline = rig.server.deadline().expect("it is not forgotten");
+        rig.server.tick(&rig.mock, deadline - Duration::from_millis(1));
+        assert_eq!(reply(&operator), None);
+        rig.server.tick(&rig.mock, deadline);
+        let Some(Reply::CutOff { device, reason, had_channels: true }) = reply(&operator) else { panic!() };
+        assert!(device == "a" && reason.contains("does not end"), "{reason}");
+    }
+    let next = rig.arrive("a", true);
+    assert_eq!(said(&next), None);
+    drop(a);
+    rig.poll();
+    assert_eq!((rig.server.deadline(), reply(&operator)), (None, None));
+    rig.serve(&next, true);
 }

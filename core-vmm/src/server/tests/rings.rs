@@ -55,6 +55,8 @@ fn a_device_that_never_closes_is_cut_off_in_time() {
     rig.server.tick(&rig.mock, deadline);
     assert!(is_cut_off(&a) && !rig.is_shared(1));
     assert_eq!(rig.heard(), [HostMessage::GpadlTorndown(1)]);
+    drop(a);
+    rig.poll();
     assert_eq!(rig.server.deadline(), None);
     rig.open(&b, 2, 2);
 }

@@ -110,8 +110,12 @@ impl Pair {
         self.rig.server.tick(&self.rig.mock, deadline);
     }
 
-    fn cut_off(&mut self) {
-        assert!(matches!(reply(&self.operator), Some(Reply::CutOff { .. })));
+    fn cut_off(&mut self, had_channels: bool) {
+        let told = reply(&self.operator);
+        assert!(
+            matches!(told, Some(Reply::CutOff { had_channels: had, .. }) if had == had_channels),
+            "{told:?}"
+        );
     }
 }
 
@@ -243,7 +247,7 @@ fn a_new_process_that_refuses_or_dies_or_lies_gives_way_to_the_old_one() {
         pair.adopt();
         pair.rig.says(&pair.new, &message);
         assert!(is_cut_off(&pair.new), "{message:?}");
-        pair.cut_off();
+        pair.cut_off(true);
         end(&mut pair, |p| &mut p.new);
         pair.is_back("may not");
     }
@@ -279,13 +283,13 @@ fn a_new_process_that_hangs_gives_way_to_the_old_one() {
     let mut pair = Pair::new();
     pair.hand();
     pair.wait(FENCE_GRACE);
-    pair.cut_off();
+    pair.cut_off(false);
     assert!(is_cut_off(&pair.new));
     pair.is_back("in time");
     let mut pair = Pair::new();
     pair.adopt();
     pair.wait(ADOPT_GRACE);
-    pair.cut_off();
+    pair.cut_off(true);
     end(&mut pair, |p| &mut p.new);
     pair.is_back("in time");
 }
@@ -318,7 +322,7 @@ fn an_old_process_that_never_stops_is_cut_off() {
     let mut pair = Pair::new();
     pair.begin();
     pair.wait(QUIESCE_GRACE);
-    pair.cut_off();
+    pair.cut_off(true);
     assert!(is_cut_off(&pair.old));
     assert_eq!(said(&pair.new), None, "it may still be at it");
     end(&mut pair, |p| &mut p.old);
@@ -347,11 +351,30 @@ fn a_quiet_process_has_nothing_to_say() {
     pair.hand();
     pair.rig.says(&pair.old, &ToCore::OpenResult { channel: 1, status: 0, reason: None });
     assert!(is_cut_off(&pair.old));
-    pair.cut_off();
+    assert_eq!(reply(&pair.operator), None, "told now, somebody might end the new one");
     pair.rig.says(&pair.new, &ToCore::Serving {});
     asked_to_open(&pair.new, 1);
     pair.rig.answers(&pair.new, 1, 0);
     pair.swapped();
+}
+
+#[test]
+fn an_old_process_that_strays_is_reported_when_the_new_one_is_lost_too() {
+    for step in [Pair::hand as fn(&mut Pair), Pair::adopt] {
+        let mut pair = Pair::new();
+        step(&mut pair);
+        pair.rig.says(&pair.old, &ToCore::Serving {});
+        assert!(is_cut_off(&pair.old));
+        end(&mut pair, |p| &mut p.new);
+        assert!(pair.fail().contains("both"));
+        assert_eq!(reply(&pair.operator), None, "the new one has not been reaped");
+        pair.wait(GHOST_GRACE);
+        pair.cut_off(true);
+        assert_eq!(pair.rig.server.deadline(), None, "once");
+        let next = pair.rig.arrive("a", false);
+        pair.rig.serve(&next, true);
+        asked_to_open(&next, 1);
+    }
 }
 
 #[test]

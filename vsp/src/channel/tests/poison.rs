@@ -2,7 +2,7 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use ipc::ledger::{CRASH_AT, CRASH_ELSEWHERE, SUSPECT_AT};
+use ipc::ledger::{CRASH_AT, CRASH_ELSEWHERE, SUSPECT_AT, Word};
 use vmbus::ring::testing::TestRing;
 
 use super::super::*;
@@ -125,7 +125,9 @@ fn a_packet_that_kills_before_it_is_published_is_counted_too() {
     let mut scratch = Vec::new();
     let Taken::Reject(header, second, MAX_ATTEMPTS) = host.take(&mut scratch) else { panic!() };
     assert_eq!((header.transaction_id, header.payload(&scratch)), (2, &b"request!"[..]));
+    assert_ne!(bench.ledger.load(Word::Carried.offset()), 0, "it is in the ring still");
     host.publish_taken();
+    assert_eq!(bench.ledger.load(Word::Carried.offset()), 0, "its slot says it");
     drop((host, second));
     let (mut host, recovery) = bench.adopt();
     assert_eq!((recovery.again, recovery.rejected), (1, 1), "it stays so once it is published");
@@ -185,32 +187,36 @@ fn after_a_crash_without_a_suspect_they_run_one_at_a_time() {
     host.publish_taken();
     bench.crash();
     let mut scratch = Vec::new();
+    let (mut host, recovery) = bench.adopt();
+    assert_eq!((recovery.careful, recovery.again), (true, 2));
+    let first = rerun(&mut host);
+    host.enter(&first);
+    host.leave();
+    assert_ne!(bench.ledger.load(SUSPECT_AT), 0, "it is watched until it has ended");
+    let waits = |host: &mut Host| matches!(host.next_rerun(&mut Vec::new()), Rerun::Wait) && !host.may_take();
+    assert!(waits(&mut host));
+    host.complete(first, b"", None).unwrap();
+    assert!(bench.ledger.load(SUSPECT_AT) != 0 && waits(&mut host), "nobody has seen its answer");
+    host.publish_completions().unwrap();
+    assert_eq!(bench.ledger.load(SUSPECT_AT), 0);
+    assert!(host.may_take());
+    assert!(matches!(host.take(&mut scratch), Taken::Wait), "nothing new meanwhile");
+    assert_eq!(rerun(&mut host).sequence, culprit.sequence);
+    bench.crash();
     // It is found by and by: whatever runs when the process crashes is the one.
-    for _ in 0..MAX_ATTEMPTS {
+    for _ in 1..MAX_ATTEMPTS {
         let (mut host, recovery) = bench.adopt();
-        assert_eq!((recovery.careful, recovery.again), (true, 2));
-        let first = rerun(&mut host);
-        host.enter(&first);
-        host.leave();
-        assert_ne!(bench.ledger.load(SUSPECT_AT), 0, "it is watched until it has completed");
-        assert!(matches!(host.next_rerun(&mut scratch), Rerun::Wait));
-        assert!(!host.may_take());
-        // The first one's completion is in the ring when the process dies, and nobody has seen it.
-        host.complete(first, b"", None).unwrap();
-        assert_eq!(bench.ledger.load(SUSPECT_AT), 0);
-        assert!(host.may_take());
-        assert!(matches!(host.take(&mut scratch), Taken::Wait), "nothing new meanwhile");
+        assert_eq!((recovery.careful, recovery.again, recovery.done), (true, 1, 0));
         assert_eq!(rerun(&mut host).sequence, culprit.sequence);
         bench.crash();
     }
     let (mut host, recovery) = bench.adopt();
-    assert_eq!((recovery.careful, recovery.again, recovery.rejected), (true, 1, 1));
-    let first = rerun(&mut host);
-    host.complete(first, b"", None).unwrap();
+    assert_eq!((recovery.careful, recovery.again, recovery.rejected), (true, 0, 1));
     let Rerun::Reject(_, ticket, _) = host.next_rerun(&mut scratch) else { panic!() };
-    assert!(matches!(host.next_rerun(&mut scratch), Rerun::Wait));
-    assert!(host.recovering());
+    assert!(waits(&mut host));
     host.complete(ticket, b"", None).unwrap();
+    assert!(host.recovering());
+    host.publish_completions().unwrap();
     assert!(matches!(host.next_rerun(&mut scratch), Rerun::None));
     assert!(!host.recovering());
     assert_eq!(take(&mut host).transaction_id, 3);
@@ -218,6 +224,52 @@ fn after_a_crash_without_a_suspect_they_run_one_at_a_time() {
     assert_eq!(bench.collect(), [1, 2]);
     drop(host);
     assert!(!bench.adopt().1.careful, "it is over");
+}
+
+/// What a request does to a process may show only while its answer is made visible.
+#[test]
+fn a_request_is_watched_until_its_answer_is_published() {
+    let mut bench = Bench::new();
+    bench.send(1);
+    let mut host = bench.adopt().0;
+    take(&mut host);
+    host.publish_taken();
+    bench.crash();
+    for _ in 0..MAX_ATTEMPTS {
+        let (mut host, recovery) = bench.adopt();
+        assert_eq!((recovery.careful, recovery.again), (true, 1));
+        let ticket = rerun(&mut host);
+        host.enter(&ticket);
+        host.complete(ticket, b"", None).unwrap();
+        host.leave();
+        bench.crash();
+    }
+    let recovery = bench.adopt().1;
+    assert_eq!((recovery.careful, recovery.again, recovery.rejected), (true, 0, 1));
+}
+
+#[test]
+fn a_watched_request_of_a_channel_that_is_given_up_is_watched_no_more() {
+    for completed in [false, true] {
+        let mut bench = Bench::new();
+        bench.send(1);
+        let mut host = bench.adopt().0;
+        take(&mut host);
+        host.publish_taken();
+        bench.crash();
+        let mut host = bench.adopt().0;
+        let ticket = rerun(&mut host);
+        assert_ne!(bench.ledger.load(SUSPECT_AT), 0);
+        if completed {
+            host.complete(ticket, b"", None).unwrap();
+            host.abandon_backlog();
+        } else {
+            host.abandon_backlog();
+            assert_ne!(bench.ledger.load(SUSPECT_AT), 0, "the device has it");
+            host.abandon(ticket);
+        }
+        assert_eq!((bench.ledger.load(SUSPECT_AT), host.outstanding()), (0, 0));
+    }
 }
 
 #[test]

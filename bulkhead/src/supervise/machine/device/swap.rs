@@ -19,6 +19,10 @@ impl Device {
                     .to_owned());
             }
         }
+        if self.is_handed_over() {
+            // The end of the other one has not reached us yet.
+            return Err("its spare is taking over just now; try again".to_owned());
+        }
         match std::mem::replace(&mut self.spare, Spare::None) {
             Spare::Up { process, purpose: Purpose::Spare } => {
                 out.act(Action::Kill(process.id));
@@ -43,7 +47,7 @@ impl Device {
         if let Spare::Up { purpose: Purpose::Handover { .. }, .. } = self.spare {
             let what =
                 format!("a new process serves it after a pause of {:.1} ms", pause.as_secs_f64() * 1e3);
-            self.adopt_heir(what, out, now);
+            self.adopt_heir(&what, out, now);
         }
     }
 
@@ -53,9 +57,9 @@ impl Device {
     }
 
     /// The one that stood by serves, and the one that served may go.
-    pub(super) fn adopt_heir(&mut self, what: String, out: &mut Out, now: Instant) {
-        let (mut heir, purpose) = match std::mem::replace(&mut self.spare, Spare::None) {
-            Spare::Up { process, purpose } => (process, purpose),
+    pub(super) fn adopt_heir(&mut self, what: &str, out: &mut Out, now: Instant) {
+        let mut heir = match std::mem::replace(&mut self.spare, Spare::None) {
+            Spare::Up { process, .. } => process,
             other => {
                 self.spare = other;
                 return;
@@ -68,35 +72,52 @@ impl Device {
             self.leaving.push(Leaving { id: old.id, kill_at: Some(now + GRACE) });
         }
         self.spare = self.spare_due(now);
-        if purpose != Purpose::Spare {
-            out.act(Action::Adopt { device: self.number });
-            out.act(Action::SwapDone { device: self.number, outcome: Ok(what) });
-        }
+        self.adopt(what, out);
         self.serves(heir_id, out, now);
     }
 
-    /// The core has not handed the device over.
+    /// If it is the candidate that serves, its program is the device's from now on, and not sooner: one that has never served may be
+    /// one that never will.
+    pub(super) fn adopt(&mut self, what: &str, out: &mut Out) {
+        if let Main::Up(process) = &mut self.main
+            && process.program == Program::Candidate
+        {
+            process.program = Program::Current;
+            out.act(Action::Adopt { device: self.number });
+            out.act(Action::SwapDone { device: self.number, outcome: Ok(what.to_owned()) });
+        }
+    }
+
+    /// The core has not handed the device over, as it was asked to.
     pub(in crate::supervise::machine) fn on_swap_failed(
         &mut self,
         reason: String,
         out: &mut Out,
         now: Instant,
     ) {
-        match std::mem::replace(&mut self.spare, Spare::None) {
-            Spare::Up { mut process, purpose: Purpose::Candidate { .. } | Purpose::Handover { .. } } => {
-                process.kill(Death::Restarted, out);
-                self.leaving.push(Leaving { id: process.id, kill_at: None });
-                self.spare = self.spare_due(now + SPARE_PAUSE);
-                let why = format!("{reason}; the old process serves as before");
-                out.act(Action::SwapDone { device: self.number, outcome: Err(why) });
-            }
+        match &self.spare {
+            Spare::Up { purpose: Purpose::Handover { .. }, .. } => self.give_candidate_up(&reason, out, now),
             Spare::Fallen { .. } => {
                 self.spare = self.spare_due(now);
-                let why = format!("{reason}; the old process serves as before");
-                out.act(Action::SwapDone { device: self.number, outcome: Err(why) });
+                self.refuse(&reason, out);
             }
-            other => self.spare = other,
+            _ => {}
         }
+    }
+
+    /// The candidate goes.
+    pub(super) fn give_candidate_up(&mut self, reason: &str, out: &mut Out, now: Instant) {
+        if let Spare::Up { process, .. } = &mut self.spare {
+            process.kill(Death::Restarted, out);
+            self.leaving.push(Leaving { id: process.id, kill_at: None });
+            self.spare = self.spare_due(now + SPARE_PAUSE);
+            self.refuse(reason, out);
+        }
+    }
+
+    fn refuse(&self, reason: &str, out: &mut Out) {
+        let why = format!("{reason}; the old process serves as before");
+        out.act(Action::SwapDone { device: self.number, outcome: Err(why) });
     }
 
     /// The new process has ended, and nobody says more about it than how.

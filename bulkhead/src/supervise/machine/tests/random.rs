@@ -22,14 +22,20 @@ fn any_order_of_events_ends_with_a_process_that_serves() {
         let mut dice = Dice(u64::wrapping_mul(seed, 0x9e37_79b9_7f4a_7c15));
         let mut story = Story::new(seed % 2 == 0);
         let mut alive = vec![1];
-        let run = |story: &mut Story, alive: &mut Vec<u64>, event: Event| {
+        let mut swaps = 0;
+        let mut run = |story: &mut Story, alive: &mut Vec<u64>, event: Event| {
+            swaps += i32::from(event == Event::Swap(0));
             for action in story.on(event) {
                 match action {
                     Action::Start { device: 0, process, .. } => alive.push(process.0),
                     Action::KillCore | Action::KillDevices => panic!("seed {seed}: a device ended the VM"),
+                    Action::SwapDone { .. } => swaps -= 1,
+                    Action::Adopt { .. } => assert!(swaps > 0, "seed {seed}: adopted without a swap"),
                     _ => {}
                 }
             }
+            let under_way = i32::from(story.disk0().is_swapping);
+            assert_eq!(swaps, under_way, "seed {seed}: each swap is answered once");
         };
         run(&mut story, &mut alive, Event::Said(ProcessId(1), Word::Serving));
         for _ in 0..300 {
@@ -47,7 +53,7 @@ fn any_order_of_events_ends_with_a_process_that_serves() {
                 12 => Event::Said(ProcessId(id), Word::Quiet),
                 7 => Event::Swapped(0, MS),
                 8 => Event::SwapFailed(0, String::new()),
-                9 => Event::CutOff(0, String::new()),
+                9 => Event::CutOff { device: 0, had_channels: dice.below(2) == 0, reason: String::new() },
                 10 => Event::Restart(0),
                 _ => {
                     story.now += MS * dice.below(400) as u32;
@@ -60,7 +66,7 @@ fn any_order_of_events_ends_with_a_process_that_serves() {
             assert_eq!(known, alive.len(), "seed {seed}: {alive:?} {:?}", story.vm.devices[0]);
         }
         // Now they behave: whoever is told to go goes, and whoever is the heir serves.
-        for _ in 0..200 {
+        for _ in 0..400 {
             story.now += SPARE_PAUSE;
             let _ = story.says(2, Word::Alive);
             run(&mut story, &mut alive, Event::Tick);
