@@ -22,7 +22,7 @@ const RING_MAPPINGS: u64 = 2 * (1 + 2 * (RING - 1)) * PAGE;
 
 #[test]
 fn a_process_holds_what_it_serves_with_and_nothing_else() -> anyhow::Result<()> {
-    let disk = Disk::new(16 << 20)?;
+    let disk = Disk::in_memory(16 << 20)?;
     let mut vm = Vm::builder().memory(MEMORY).storage("disk0", &[disk.argument("")]).echo("echo").start()?;
     let mut guest = Guest::connect(&vm)?;
     let offer = guest.offer(0)?;
@@ -46,12 +46,13 @@ fn a_process_holds_what_it_serves_with_and_nothing_else() -> anyhow::Result<()> 
         process.is_alone()?;
     }
 
-    // The disk is an ordinary descriptor: were it registered with the io_uring, its lock would outlive the process.
+    // The disk is an ordinary descriptor: were it registered with the io_uring, its lock would outlive the process. And here, in
+    // memory, where no request does, the lock has one of its own.
     let image = disk.path().display().to_string();
     let (events, to_core) = ("anon_inode:[eventpoll]", "socket");
     let (doorbell, disks) = ("anon_inode:[eventfd]", "anon_inode:[io_uring]");
     echo.has_descriptors(&[events, to_core, doorbell, doorbell])?;
-    disk0.has_descriptors(&[events, to_core, doorbell, doorbell, disks, &image])?;
+    disk0.has_descriptors(&[events, to_core, doorbell, doorbell, disks, &image, &image])?;
 
     let (memory, theirs) = (echo.shared_memory()?, disk0.shared_memory()?);
     let names: Vec<_> = memory.keys().map(String::as_str).collect();
