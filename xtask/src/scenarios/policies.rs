@@ -22,6 +22,9 @@ const GUEST: &str = "touch /var/lib/boot; dd if=/dev/zero of=/var/tmp/file bs=64
     rm /var/tmp/file; fstrim /; echo \"boots: $(wc -l < /var/lib/boot)\"; \
     if [ ! -s /var/lib/boot ]; then echo >> /var/lib/boot; sync; systemctl reboot 2> /dev/null; sleep 600; fi";
 
+/// A second disk, because those that are only read are locked in another way.
+const READ_ONLY: &str = "path = \"/job/tiny.cpio\"\nreadonly = true";
+
 /// What the host does. Something is typed, too. strace finds the program, not the function.
 const HOST: &str = "bulkhead() { strace -f --pidns-translation -e raw='!seccomp' -o out/strace bulkhead \"$@\"; }\n\
     guest_start; guest_wait_for 'boots: 0' 900 && guest_type hello; guest_end";
@@ -34,7 +37,7 @@ pub fn audit(verbose: bool) -> Result<Duration> {
     let directory = cache::root()?.join("runs").join(format!("policies-{}", std::process::id()));
     fs::create_dir_all(&directory)?;
     let specification = directory.join("vm.toml");
-    let spec = Spec { memory: 512, job: GUEST, ..Spec::new(Guest::Bookworm, "") };
+    let spec = Spec { memory: 512, job: GUEST, disks: &[READ_ONLY], ..Spec::new(Guest::Bookworm, "") };
     fs::write(&specification, spec.to_toml())?;
     let mut job = Job::new("policies").timeout(LIMIT);
     (job.verbose, job.live) = (verbose, verbose);
