@@ -27,7 +27,7 @@ const READ_ONLY: &str = "path = \"/job/tiny.cpio\"\nreadonly = true";
 
 /// What the host does. Something is typed, too. strace finds the program, not the function.
 const HOST: &str = "bulkhead() { strace -f --pidns-translation -e raw='!seccomp' -o out/strace bulkhead \"$@\"; }\n\
-    guest_start; guest_wait_for 'boots: 0' 900 && guest_type hello; guest_end";
+    truncate -s %512 tiny.cpio; guest_start; guest_wait_for 'boots: 0' 900 && guest_type hello; guest_end";
 
 const LIMIT: Duration = Duration::from_secs(1800);
 
