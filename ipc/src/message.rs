@@ -24,8 +24,8 @@ pub const MAX_USER_DATA: usize = 120;
 pub const STATUS_OK: u32 = 0;
 /// `OpenResult::status` of a channel that the device refuses (`STATUS_UNSUCCESSFUL` to the guest).
 pub const STATUS_REFUSED: u32 = 0xC000_0001;
-/// `OpenResult::status` of a channel whose ledger the process cannot read (another format, or damaged). It has
-/// not touched it. Never shown to a guest: the core gives the channel to nobody else meanwhile, or back to the
+/// `OpenResult::status` of a channel whose ledger the process cannot read (another format, or damaged), or whose device state
+/// it does not understand. Whoever is given the ledger next finds every request in it. Never shown to a guest: the core gives the channel to nobody else meanwhile, or back to the
 /// process that had it.
 pub const STATUS_LEDGER: u32 = 0xC000_0032;
 

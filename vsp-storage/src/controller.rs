@@ -230,10 +230,14 @@ impl Controller {
 
     fn finish(&mut self, job: Job, outcome: Outcome<'_>, channels: &mut Channels) {
         let answer = wire::answer_command(&job.srb, outcome);
-        if job.repeat == Repeat::Differs {
-            job.request.record_outcome(channels, &answer);
+        match job.repeat {
+            Repeat::Same => self.answer(job.request, &answer, channels),
+            // A recorded outcome comes without a state; the channel's next answer brings what is stale.
+            Repeat::Differs => {
+                job.request.record_outcome(channels, &answer);
+                job.request.complete(channels, &answer);
+            }
         }
-        self.answer(job.request, &answer, channels);
         for reset in &mut self.resets {
             if job.epoch < reset.epoch {
                 reset.waiting -= 1;
