@@ -89,10 +89,18 @@ impl Job {
     }
 }
 
+/// Exit status of a job whose time ran out.
+pub const TIMED_OUT: i32 = 124;
+/// Exit status of a job whose machine ended before it did.
+pub const LAB_FAILED: i32 = 125;
+/// What the lab host's kernel says when it cannot go on, and what it says when its stack is overrun (a panic follows,
+/// sooner or later).
+const HOST_FELL: [&str; 2] = ["Kernel panic - not syncing", "stack guard page was hit"];
+
 /// What came of a job.
 #[derive(Debug)]
 pub struct Outcome {
-    /// The script's exit status; 124 if time ran out, 125 if the lab itself failed.
+    /// The script's exit status, or one of [`TIMED_OUT`] and [`LAB_FAILED`].
     pub status: i32,
     /// What it printed.
     pub output: String,
@@ -100,4 +108,34 @@ pub struct Outcome {
     pub kernel: String,
     /// From the order to the end.
     pub elapsed: Duration,
+}
+
+impl Outcome {
+    /// Whether the lab host's kernel or the machine below it came down, rather than the job.
+    pub fn host_fell(&self) -> bool {
+        self.status == LAB_FAILED || HOST_FELL.iter().any(|words| self.kernel.contains(words))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn outcome(status: i32, kernel: &str) -> Outcome {
+        Outcome { status, output: String::new(), kernel: kernel.to_owned(), elapsed: Duration::ZERO }
+    }
+
+    #[test]
+    fn a_machine_that_is_gone_is_no_verdict_about_the_job() {
+        assert!(outcome(LAB_FAILED, "").host_fell());
+        assert!(outcome(1, "[ 1.0] Kernel panic - not syncing: Fatal exception").host_fell());
+        assert!(outcome(TIMED_OUT, "BUG: TASK stack guard page was hit at 0").host_fell());
+    }
+
+    #[test]
+    fn a_job_that_fails_by_itself_is() {
+        for status in [0, 1, TIMED_OUT] {
+            assert!(!outcome(status, "BUG: soft lockup").host_fell());
+        }
+    }
 }

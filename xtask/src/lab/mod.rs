@@ -20,19 +20,18 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 use anyhow::{Context, Result, bail};
 
 use crate::images::{GUEST_DISK, Images};
-use crate::job::{Job, Outcome};
+use crate::job::{Job, LAB_FAILED, Outcome, TIMED_OUT};
 use crate::{cache, sh};
 use freeze::Frozen;
 use ports::Event;
 use qemu::{Machine, Setup};
 
-/// Exit statuses of a run that did not come to its own end.
-const TIMED_OUT: i32 = 124;
-const LAB_FAILED: i32 = 125;
 /// A file of this name says that a run's directory is to stay.
 const KEPT: &str = "kept";
 /// Lines of the lab host's console that are shown when a run failed.
 const KERNEL_LINES: usize = 15;
+/// And when its kernel fell, from where that began: enough for the registers and the whole trace.
+const FALL_LINES: usize = 120;
 
 /// Runs a job to its end.
 pub fn run(job: &Job) -> Result<Outcome> {
@@ -118,7 +117,11 @@ fn follow(machine: &mut Machine, job: &Job, start: Instant) -> Outcome {
 fn explain(outcome: &Outcome, directory: &Path) {
     let kernel = outcome.kernel.trim();
     if !kernel.is_empty() {
-        eprintln!("--- the lab host's console ---\n{}", sh::tail(kernel, KERNEL_LINES));
+        let shown = match kernel.find("BUG:").filter(|_| outcome.host_fell()) {
+            Some(start) => kernel[start..].lines().take(FALL_LINES).collect::<Vec<_>>().join("\n"),
+            None => sh::tail(kernel, KERNEL_LINES),
+        };
+        eprintln!("--- the lab host's console ---\n{shown}");
     }
     let qemu = fs::read_to_string(directory.join("qemu.log")).unwrap_or_default();
     let qemu: Vec<&str> = qemu.lines().filter(|line| !line.contains("TCG doesn't support")).collect();
