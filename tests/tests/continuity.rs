@@ -11,7 +11,7 @@ use anyhow::{Context, ensure};
 use bulkhead_tests::{
     SoftPlatform, Vm,
     disk::Disk,
-    load::{Load, Tally},
+    load::{Load, Shape, Tally},
     steps::{Dice, Guest, LIMIT, exercise},
 };
 use ipc::{
@@ -50,7 +50,8 @@ fn loaded(queues: usize, seed: u64) -> anyhow::Result<(Disk, Vm, Guest, Load)> {
     let vm = Vm::builder().vps(4).storage("disk0", &[disk.argument("")]).start()?;
     let mut guest = Guest::connect(&vm)?;
     let offer = guest.offer(0)?;
-    let load = Load::start(&mut guest.client, &offer, queues, Load::blocks(SIZE), seed)?;
+    let load =
+        Load::start(&mut guest.client, &offer, Shape { queues, ..Shape::FULL }, Load::blocks(SIZE), seed)?;
     ensure!(load.pulse.wait_beats(100, LIMIT), "the load does not get going");
     Ok((disk, vm, guest, load))
 }

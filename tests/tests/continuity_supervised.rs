@@ -14,7 +14,7 @@ use bulkhead_tests::{
         victim::{Kind, Victim},
     },
     disk::Disk,
-    load::Load,
+    load::{Load, Shape},
     steps::LIMIT,
     supervised::{DEVICE, RETURNS_WITHIN, Setup, Supervised, served},
 };
@@ -22,7 +22,7 @@ use bulkhead_tests::{
 const SIZE: u64 = 8 << 20;
 
 fn campaign(kills: u64, spare: bool, kinds: &[Kind]) -> anyhow::Result<()> {
-    let outcome = Campaign { kills, seed: 77, spare, kinds: kinds.to_vec(), queues: 4 }.run()?;
+    let outcome = Campaign { kills, seed: 77, spare, kinds: kinds.to_vec(), shape: Shape::FULL }.run()?;
     ensure!(outcome.is_clean(), "{:?} {:#?}\n{}", outcome.failure, outcome.tally, outcome.log);
     ensure!(outcome.kills == kills);
     Ok(())
@@ -51,7 +51,7 @@ fn a_hung_process_is_found_and_replaced() -> anyhow::Result<()> {
 
 #[test]
 fn planned_swaps() -> anyhow::Result<()> {
-    let outcome = Swaps { swaps: 20, seed: 3, other: None, queues: 4, in_memory: false }.run()?;
+    let outcome = Swaps { swaps: 20, seed: 3, other: None, shape: Shape::FULL, in_memory: false }.run()?;
     ensure!(outcome.is_clean(), "{:?} {:#?}\n{}", outcome.failure, outcome.tally, outcome.log);
     Ok(())
 }
@@ -61,7 +61,7 @@ fn a_swap_to_what_is_no_device_process_leaves_the_old_one() -> anyhow::Result<()
     let disk = Disk::new(SIZE)?;
     let vm = Supervised::start(&disk, &Setup::default())?;
     let (mut client, offer) = vm.guest()?;
-    let load = Load::start(&mut client, &offer, 1, Load::blocks(SIZE), 4)?;
+    let load = Load::start(&mut client, &offer, Shape { queues: 1, ..Shape::FULL }, Load::blocks(SIZE), 4)?;
     let mut backend = vm.backend()?;
     let before = served(&mut *backend, false)?;
     for program in ["/bin/false", "/bin/sleep", "/nowhere"] {
@@ -92,7 +92,7 @@ fn when_the_core_dies_nothing_is_left() -> anyhow::Result<()> {
     let disk = Disk::new(SIZE)?;
     let vm = Supervised::start(&disk, &Setup { spare: true, ..Setup::default() })?;
     let (mut client, offer) = vm.guest()?;
-    let load = Load::start(&mut client, &offer, 4, Load::blocks(SIZE), 5)?;
+    let load = Load::start(&mut client, &offer, Shape::FULL, Load::blocks(SIZE), 5)?;
     ensure!(load.pulse.wait_beats(100, RETURNS_WITHIN), "the load does not get going");
     served(&mut *vm.backend()?, true)?;
     let all = descendants(vm.pid());

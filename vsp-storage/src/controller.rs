@@ -3,6 +3,12 @@
 //! The guest introduces itself on the primary channel; commands come by that one and by the sub-channels, and all go
 //! into one ring to the disks. What a successor has to know is in [`crate::state`]; the commands in flight are the
 //! runtime's to remember.
+//!
+//! * `commands`: from a packet to an answer, or to work
+//! * `work`: what the disks are doing, and what comes after
+
+mod commands;
+mod work;
 
 use std::os::fd::RawFd;
 use std::sync::Arc;
@@ -10,25 +16,19 @@ use std::sync::Arc;
 use thiserror::Error;
 use vsp::vmbus::guid::class;
 use vsp::vmbus::packet::PacketType;
-use vsp::{
-    ChannelId, Channels, Device, GuestBuffer, GuestRam, Offer, OpenRequest, Packet, Refused, Request, Vm,
-};
+use vsp::{ChannelId, Channels, Device, GuestRam, Offer, OpenRequest, Packet, Refused, Request, Vm};
 
+use self::work::Reset;
 use crate::cli::DiskSpec;
 use crate::disk::{self, DiskError};
-use crate::job::{Job, Next};
-use crate::lun::{Lun, succeeded};
-use crate::prepare::{Prepared, prepare, respond};
-use crate::scsi::plan::{MAX_TRANSFER, plan, plan_without_unit};
-use crate::scsi::{Repeat, Sense};
+use crate::job::Job;
+use crate::lun::Lun;
+use crate::scsi::Sense;
+use crate::scsi::plan::MAX_TRANSFER;
 use crate::state::{Phase, State};
-use crate::transfer;
-use crate::uring::{Operation, Uring, UringError};
-use crate::wire::{self, Address, Message, Outcome, Properties, Srb, status};
+use crate::uring::{Uring, UringError};
+use crate::wire::{self, Message, Outcome, Properties, status};
 
-/// How often in one turn operations are handed over whose predecessors completed at once. One command can have
-/// hundreds in a row (WRITE SAME, UNMAP), and meanwhile no answer becomes visible and the core is not heard.
-const ROUNDS: usize = 4;
 /// Channels besides the primary one: Linux wants one a VP but for the first, and a VM has at most 64.
 const MAX_SUBCHANNELS: u16 = 63;
 /// Most requests of a channel: twice what Linux has in flight in a ring of its usual size. The ring to the disks takes
@@ -44,16 +44,6 @@ pub enum OpenError {
     /// There is no way to the disks.
     #[error(transparent)]
     Uring(#[from] UringError),
-}
-
-/// A reset, answered when the commands that were in flight when it came have ended.
-#[derive(Debug)]
-struct Reset {
-    request: Request,
-    /// Commands that began in an epoch before this one are waited for.
-    epoch: u64,
-    /// How many of those there still are.
-    waiting: usize,
 }
 
 /// The controller.
@@ -124,131 +114,6 @@ impl Controller {
         Controller { crash_on: opcode, ..self }
     }
 
-    fn execute(&mut self, srb: Srb, packet: Packet<'_>, request: Request, channels: &mut Channels) {
-        let buffer = match self.buffer(&srb, packet) {
-            Ok(buffer) => buffer,
-            Err(sense) => return self.end(&srb, Err(sense), request, channels),
-        };
-        let Some(cdb) = srb.cdb() else {
-            return self.end(&srb, Err(Sense::INVALID_FIELD), request, channels);
-        };
-        if self.crash_on.is_some_and(|opcode| cdb[0] == opcode) {
-            std::process::abort();
-        }
-        let address = srb.address();
-        let Some(index) = self.find(address) else {
-            // Other targets do not exist at all; on ours, other units might.
-            let luns = if is_our_target(address) { &self.numbers[..] } else { &[] };
-            let outcome = match plan_without_unit(luns, cdb) {
-                Some(data) => respond(&srb, &data, buffer.as_ref()),
-                None => Ok(Outcome::NoUnit),
-            };
-            return self.end(&srb, outcome, request, channels);
-        };
-        let planned = match plan(&self.luns[index].unit, &self.numbers, cdb) {
-            Ok(planned) => planned,
-            Err(sense) => return self.end(&srb, Err(sense), request, channels),
-        };
-        let repeat = planned.repeat();
-        // Files are in the order of `luns`.
-        match prepare(&self.luns[index].unit, index as u32, planned, &srb, buffer) {
-            Ok(Prepared::Done(outcome)) => self.end(&srb, Ok(outcome), request, channels),
-            Ok(Prepared::Start(work, operation)) => {
-                let job = Job { request, srb, unit: index, epoch: self.epoch, repeat, work };
-                self.start(operation, job);
-            }
-            Err(sense) => self.end(&srb, Err(sense), request, channels),
-        }
-    }
-
-    fn find(&self, address: Address) -> Option<usize> {
-        if !is_our_target(address) {
-            return None;
-        }
-        self.luns.binary_search_by_key(&address.lun, |lun| lun.lun).ok()
-    }
-
-    /// The buffer that the packet names, no longer than the command says.
-    fn buffer(&mut self, srb: &Srb, packet: Packet<'_>) -> Result<Option<GuestBuffer>, Sense> {
-        if packet.header.packet_type == PacketType::IN_BAND {
-            return Ok(None);
-        }
-        let ram = self.ram.as_ref().ok_or(Sense::INTERNAL_FAILURE)?;
-        transfer::buffer(ram, packet.header, packet.bytes, srb.transfer_length()).map_err(|error| {
-            self.bad_lists += 1;
-            if self.bad_lists.is_power_of_two() {
-                tracing::warn!(so_far = self.bad_lists, "a request's page list cannot be used: {error}");
-            }
-            Sense::INVALID_FIELD
-        })
-    }
-
-    fn start(&mut self, operation: Operation, job: Job) {
-        if let Err(error) = self.uring.start(operation, job) {
-            broken(&error);
-        }
-    }
-
-    /// Hands over what is queued and finishes what has ended, until neither is left or it takes too long.
-    fn pump(&mut self, channels: &mut Channels) {
-        for _ in 0..ROUNDS {
-            self.submit_queued();
-            let mut ended = false;
-            while let Some((mut job, operation, result)) = self.uring.take_ended() {
-                ended = true;
-                let kind = operation.kind;
-                let lun = &mut self.luns[job.unit];
-                let lost_writes = self.state.lost_writes.has(lun.lun);
-                match job.work.step(operation, result) {
-                    Next::Again(operation) => self.start(operation, job),
-                    Next::Done(moved) => match succeeded(kind, moved, lost_writes) {
-                        Ok(moved) => self.finish(job, Outcome::Good(moved), channels),
-                        Err(sense) => self.finish(job, Outcome::Check(&sense.to_fixed()), channels),
-                    },
-                    Next::Failed(sense, error) => {
-                        if lun.failed(kind, &error, lost_writes) && !lost_writes {
-                            self.state.lost_writes.insert(lun.lun);
-                            self.state_changed();
-                        }
-                        self.finish(job, Outcome::Check(&sense.to_fixed()), channels);
-                    }
-                }
-            }
-            if !ended {
-                return;
-            }
-        }
-        // What of this completes at once is announced by the ring, so the next turn goes on with it.
-        self.submit_queued();
-    }
-
-    fn submit_queued(&mut self) {
-        if let Err(error) = self.uring.submit() {
-            broken(&error);
-        }
-    }
-
-    fn finish(&mut self, job: Job, outcome: Outcome<'_>, channels: &mut Channels) {
-        let answer = wire::answer_command(&job.srb, outcome);
-        match job.repeat {
-            Repeat::Same => self.answer(job.request, &answer, channels),
-            // A recorded outcome comes without a state; the channel's next answer brings what is stale.
-            Repeat::Differs => {
-                job.request.record_outcome(channels, &answer);
-                job.request.complete(channels, &answer);
-            }
-        }
-        for reset in &mut self.resets {
-            if job.epoch < reset.epoch {
-                reset.waiting -= 1;
-            }
-        }
-        let ended: Vec<Reset> = self.resets.extract_if(.., |reset| reset.waiting == 0).collect();
-        for reset in ended {
-            self.answer(reset.request, &wire::answer(status::SUCCESS), channels);
-        }
-    }
-
     /// Answers a request. If the ledger of its channel has another state than ours, it changes in the same step.
     fn answer(&mut self, request: Request, answer: &[u8], channels: &mut Channels) {
         match self.stale.iter().position(|stale| *stale == request.channel()) {
@@ -258,20 +123,6 @@ impl Controller {
                 request.complete_with_state(channels, answer, &self.state.encode());
             }
         }
-    }
-
-    fn end(
-        &mut self,
-        srb: &Srb,
-        outcome: Result<Outcome<'_>, Sense>,
-        request: Request,
-        channels: &mut Channels,
-    ) {
-        let answer = match outcome {
-            Ok(outcome) => wire::answer_command(srb, outcome),
-            Err(sense) => wire::answer_command(srb, Outcome::Check(&sense.to_fixed())),
-        };
-        self.answer(request, &answer, channels);
     }
 
     /// What is in the ledgers is not true any more.
@@ -451,14 +302,4 @@ fn payload(packet: Packet<'_>) -> &[u8] {
         PacketType::IN_BAND | PacketType::GPA_DIRECT => packet.header.payload(packet.bytes),
         _ => &[],
     }
-}
-
-fn is_our_target(address: Address) -> bool {
-    (address.path, address.target) == (0, 0)
-}
-
-/// Without the ring there is nothing that this process could still do; a successor can.
-fn broken(error: &std::io::Error) -> ! {
-    tracing::error!("the io_uring does not work any more: {error}");
-    std::process::exit(1)
 }

@@ -12,6 +12,7 @@ use bulkhead_tests::campaign::{
     swaps::Swaps,
     victim::Kind,
 };
+use bulkhead_tests::load::Shape;
 use clap::{Parser, Subcommand};
 
 /// Lines of the processes' log that are shown after a failure.
@@ -39,9 +40,8 @@ enum Command {
         /// Ways to kill
         #[arg(long, value_delimiter = ',', default_value = "kill,stop,segv,sys")]
         kinds: Vec<Kind>,
-        /// Channels of the controller
-        #[arg(long, default_value_t = 4)]
-        queues: usize,
+        #[command(flatten)]
+        load: Weight,
     },
     /// Swaps vsp-storage for another build and back under a checked load.
     Swap {
@@ -54,27 +54,45 @@ enum Command {
         /// The other build [default: the same one]
         #[arg(long)]
         other: Option<PathBuf>,
-        /// Channels of the controller
-        #[arg(long, default_value_t = 4)]
-        queues: usize,
+        #[command(flatten)]
+        load: Weight,
     },
     /// Measures; prints lines `figure NAME VALUE`, times in milliseconds.
     Figures {
         /// Kills and swaps of each kind, in hundreds; and rounds of reads
         #[arg(long, default_value_t = 5)]
         rounds: u32,
-        /// Channels of the controller
-        #[arg(long, default_value_t = 4)]
-        queues: usize,
+        #[command(flatten)]
+        load: Weight,
     },
+}
+
+/// How heavy the load is.
+#[derive(clap::Args)]
+struct Weight {
+    /// Channels of the controller
+    #[arg(long, default_value_t = Shape::FULL.queues)]
+    queues: usize,
+    /// Requests under way in each
+    #[arg(long, default_value_t = Shape::FULL.depth)]
+    depth: usize,
+    /// Longest request, in blocks of 512 bytes
+    #[arg(long, default_value_t = Shape::LONGEST, value_parser = clap::value_parser!(u32).range(8..=i64::from(Shape::LONGEST)))]
+    longest: u32,
+}
+
+impl Weight {
+    fn shape(&self) -> Shape {
+        Shape { queues: self.queues, depth: self.depth, longest: self.longest }
+    }
 }
 
 fn main() -> anyhow::Result<ExitCode> {
     match Args::parse().command {
-        Command::Storage { kills, seed, spare, kinds, queues } => {
+        Command::Storage { kills, seed, spare, kinds, load } => {
             let seed = seed.unwrap_or_else(now);
             eprintln!("seed {seed}");
-            let outcome = Campaign { kills, seed, spare, kinds, queues }.run()?;
+            let outcome = Campaign { kills, seed, spare, kinds, shape: load.shape() }.run()?;
             for (kind, latencies) in outcome.latencies.iter().filter(|(kind, _)| **kind != Kind::Kill) {
                 println!("{kind}: kills={} {latencies}", latencies.count());
             }
@@ -82,21 +100,22 @@ fn main() -> anyhow::Result<ExitCode> {
             println!("{}", outcome.line());
             Ok(verdict(&outcome, seed))
         }
-        Command::Swap { swaps, seed, other, queues } => {
+        Command::Swap { swaps, seed, other, load } => {
             let seed = seed.unwrap_or_else(now);
-            let outcome = Swaps { swaps, seed, other, queues, in_memory: false }.run()?;
+            let outcome = Swaps { swaps, seed, other, shape: load.shape(), in_memory: false }.run()?;
             println!("{}", outcome.line().replacen("kills=", "swaps=", 1));
             Ok(verdict(&outcome, seed))
         }
-        Command::Figures { rounds, queues } => {
+        Command::Figures { rounds, load } => {
             for round in cost::measure(rounds * 4)? {
                 println!("figure read_with_ledger {}", round.with / 1e6);
                 println!("figure read_without_ledger {}", round.without / 1e6);
             }
             let times = u64::from(rounds) * 100;
-            print("cold", &figures::kills(times, false, queues)?);
-            print("spare", &figures::kills(times, true, queues)?);
-            print("swap", &figures::swaps(times, queues)?);
+            let shape = load.shape();
+            print("cold", &figures::kills(times, false, shape)?);
+            print("spare", &figures::kills(times, true, shape)?);
+            print("swap", &figures::swaps(times, shape)?);
             Ok(ExitCode::SUCCESS)
         }
     }

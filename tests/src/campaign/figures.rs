@@ -9,7 +9,7 @@ use super::latency::Latencies;
 use super::swaps::Swaps;
 use super::victim::{Kind, Victim};
 use crate::disk::Disk;
-use crate::load::Load;
+use crate::load::{Load, Shape};
 use crate::supervised::{RETURNS_WITHIN, Setup, Supervised, served};
 
 /// Size of the disk.
@@ -20,11 +20,11 @@ const PROGRESS: u64 = 200;
 const REST: Duration = Duration::from_millis(20);
 
 /// From a kill to the first completion after it.
-pub fn kills(rounds: u64, spare: bool, queues: usize) -> anyhow::Result<Latencies> {
+pub fn kills(rounds: u64, spare: bool, shape: Shape) -> anyhow::Result<Latencies> {
     let disk = Disk::in_memory(DISK)?;
     let vm = Supervised::start(&disk, &Setup { spare, ..Setup::default() })?;
     let (mut client, offer) = vm.guest()?;
-    let load = Load::start(&mut client, &offer, queues, Load::blocks(DISK), 1)?;
+    let load = Load::start(&mut client, &offer, shape, Load::blocks(DISK), 1)?;
     let mut backend = vm.backend()?;
     let mut latencies = Latencies::default();
     for n in 1..=rounds {
@@ -47,8 +47,8 @@ pub fn kills(rounds: u64, spare: bool, queues: usize) -> anyhow::Result<Latencie
 }
 
 /// The longest pause between two completions around a planned swap.
-pub fn swaps(rounds: u64, queues: usize) -> anyhow::Result<Latencies> {
-    let outcome = Swaps { swaps: rounds, seed: 1, other: None, queues, in_memory: true }.run()?;
+pub fn swaps(rounds: u64, shape: Shape) -> anyhow::Result<Latencies> {
+    let outcome = Swaps { swaps: rounds, seed: 1, other: None, shape, in_memory: true }.run()?;
     anyhow::ensure!(outcome.is_clean(), "{:?} {:?}", outcome.failure, outcome.tally);
     Ok(outcome.latencies.into_values().next().unwrap_or_default())
 }

@@ -9,7 +9,7 @@ use bulkhead::device::Backend;
 use super::latency::Latencies;
 use super::victim::{Kind, Victim};
 use crate::disk::Disk;
-use crate::load::{Load, Pulse, Tally};
+use crate::load::{Load, Pulse, Shape, Tally};
 use crate::steps::Dice;
 use crate::supervised::{RETURNS_WITHIN, Setup, Supervised, row, served};
 
@@ -43,7 +43,7 @@ pub struct Campaign {
     /// Ways to kill.
     pub kinds: Vec<Kind>,
     /// Channels of the controller.
-    pub queues: usize,
+    pub shape: Shape,
 }
 
 /// What came of it.
@@ -88,7 +88,7 @@ impl Campaign {
         let setup = Setup { spare: self.spare, watchdog, ..Setup::default() };
         let vm = Supervised::start(&disk, &setup)?;
         let (mut client, offer) = vm.guest()?;
-        let load = Load::start(&mut client, &offer, self.queues, Load::blocks(DISK), self.seed)?;
+        let load = Load::start(&mut client, &offer, self.shape, Load::blocks(DISK), self.seed)?;
         let mut outcome = Outcome::default();
         let result = self.kill(&mut *vm.backend()?, &load.pulse, &mut outcome);
         let (tally, storages) = load.finish(&disk)?;

@@ -10,7 +10,7 @@ use super::kills::Outcome;
 use super::latency::Latencies;
 use super::victim::Kind;
 use crate::disk::Disk;
-use crate::load::{Load, Pulse};
+use crate::load::{Load, Pulse, Shape};
 use crate::supervised::{DEVICE, RETURNS_WITHIN, Setup, Supervised, served};
 use crate::vm;
 
@@ -29,7 +29,7 @@ pub struct Swaps {
     /// The other build of `vsp-storage`, with which it begins; `None`: the same one.
     pub other: Option<PathBuf>,
     /// Channels of the controller.
-    pub queues: usize,
+    pub shape: Shape,
     /// The disk is in memory, so that nothing is measured but ourselves.
     pub in_memory: bool,
 }
@@ -44,7 +44,7 @@ impl Swaps {
         let setup = Setup { vsp_storage: Some(builds[0].clone()), ..Setup::default() };
         let vm = Supervised::start(&disk, &setup)?;
         let (mut client, offer) = vm.guest()?;
-        let load = Load::start(&mut client, &offer, self.queues, Load::blocks(DISK), self.seed)?;
+        let load = Load::start(&mut client, &offer, self.shape, Load::blocks(DISK), self.seed)?;
         let mut outcome = Outcome::default();
         let result = self.swap(&mut *vm.backend()?, &load.pulse, &builds, &mut outcome);
         let (tally, _) = load.finish(&disk)?;

@@ -16,5 +16,5 @@ pub mod shadow;
 
 pub use pulse::Pulse;
 pub use queue::{Queue, Tally};
-pub use run::Load;
+pub use run::{Load, Shape};
 pub use shadow::Shadow;

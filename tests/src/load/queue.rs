@@ -15,12 +15,11 @@ use vsc::{
 
 use super::block::{self, BLOCK};
 use super::pulse::Pulse;
+use super::run::Shape;
 use super::shadow::{Claim, Shadow};
 use crate::guest::SoftPlatform;
 use crate::steps::Dice;
 
-/// Longest request, in blocks: 64 KiB.
-const MOST: u32 = 128;
 /// A request that has not completed after so long never will. No bound on speed: a hang has to end somewhere.
 const GIVES_UP_AFTER: Duration = Duration::from_secs(60);
 /// Longest uninterrupted wait.
@@ -92,6 +91,7 @@ pub struct Queue {
     shadow: Arc<Shadow>,
     pulse: Arc<Pulse>,
     dice: Dice,
+    longest: u32,
     buffers: Vec<Buffer>,
     jobs: Vec<Job>,
     bytes: Vec<u8>,
@@ -102,28 +102,31 @@ pub struct Queue {
 }
 
 impl Queue {
-    /// A load of `depth` requests at a time, no more than `storage` has room for.
+    /// A load; `storage` has room for its depth.
     pub fn new(
         storage: Storage<SoftPlatform>,
-        depth: usize,
+        shape: Shape,
         shadow: &Arc<Shadow>,
         pulse: &Arc<Pulse>,
         seed: u64,
     ) -> anyhow::Result<Self> {
+        let longest = shape.longest.min(Shape::LONGEST);
         // Buffers begin anywhere in a page, as a guest's do.
         let buffer = |n: usize| -> Result<Buffer, Error> {
-            let whole = storage.allocate(MOST * BLOCK as u32 + 4096)?;
-            Ok(whole.part(n as u32 * BLOCK as u32 % 4096, MOST * BLOCK as u32))
+            let longest = longest * BLOCK as u32;
+            let whole = storage.allocate(longest + 4096)?;
+            Ok(whole.part(n as u32 * BLOCK as u32 % 4096, longest))
         };
-        let buffers = (0..depth).map(buffer).collect::<Result<_, _>>()?;
+        let buffers = (0..shape.depth).map(buffer).collect::<Result<_, _>>()?;
         Ok(Self {
             storage,
             shadow: Arc::clone(shadow),
             pulse: Arc::clone(pulse),
             dice: Dice(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1),
+            longest,
             buffers,
             jobs: Vec::new(),
-            bytes: vec![0; MOST as usize * BLOCK],
+            bytes: vec![0; longest as usize * BLOCK],
             tally: Tally::default(),
             seen: 0,
             reported: 0,
@@ -170,8 +173,9 @@ impl Queue {
                 0..4 => 8,
                 4 => 1 + self.dice.roll(8),
                 5 | 6 => 8 * (1 + self.dice.roll(4)),
-                _ => 1 + self.dice.roll(MOST),
-            };
+                _ => 1 + self.dice.roll(self.longest),
+            }
+            .min(self.longest);
             let lba = u64::from(self.dice.roll((self.shadow.blocks() - u64::from(blocks) + 1) as u32));
             let kind = match self.dice.roll(100) {
                 0 => Kind::Flush,
@@ -334,4 +338,4 @@ impl Queue {
     }
 }
 
-static POISON: [u8; MOST as usize * BLOCK] = [0xa5; MOST as usize * BLOCK];
+static POISON: [u8; Shape::LONGEST as usize * BLOCK] = [0xa5; Shape::LONGEST as usize * BLOCK];

@@ -14,8 +14,24 @@ use super::shadow::Shadow;
 use crate::disk::Disk;
 use crate::guest::SoftPlatform;
 
-/// Requests under way in each queue.
-pub const DEPTH: usize = 32;
+/// How heavy a load is.
+#[derive(Clone, Copy, Debug)]
+pub struct Shape {
+    /// Channels of the controller, each with a thread that works on it.
+    pub queues: usize,
+    /// Requests under way in each.
+    pub depth: usize,
+    /// Longest request, in blocks; up to [`Shape::LONGEST`].
+    pub longest: u32,
+}
+
+impl Shape {
+    /// 64 KiB.
+    pub const LONGEST: u32 = 128;
+    /// The campaigns': four queues, each 32 deep.
+    pub const FULL: Self = Self { queues: 4, depth: 32, longest: Self::LONGEST };
+}
+
 /// Pages of the rings to the host, by queue: large ones as Linux makes them, and such that are run around all the
 /// time and full now and then.
 const TO_HOST_PAGES: [u32; 4] = [32, 3, 9, 5];
@@ -31,11 +47,11 @@ pub struct Load {
 }
 
 impl Load {
-    /// Opens a controller with `queues` channels, and starts a load on its first unit.
+    /// Opens a controller, and starts a load on its first unit.
     pub fn start(
         client: &mut Client<SoftPlatform>,
         offer: &vmbus::message::Offer,
-        queues: usize,
+        shape: Shape,
         blocks: u64,
         seed: u64,
     ) -> anyhow::Result<Self> {
@@ -45,13 +61,13 @@ impl Load {
                 to_guest_pages: TO_GUEST_PAGES[queue % 4],
                 ..OpenOptions::default()
             },
-            depth: DEPTH,
+            depth: shape.depth,
             ..StorageOptions::default()
         };
         let mut primary = Storage::open(client, offer, &options(0)).context("opening the controller")?;
         let mut storages = Vec::new();
-        if queues > 1 {
-            let more = u16::try_from(queues - 1)?;
+        if shape.queues > 1 {
+            let more = u16::try_from(shape.queues - 1)?;
             storages = primary
                 .open_sub_channels_as(client, more, |index| options(usize::from(index)))
                 .context("opening sub-channels")?;
@@ -59,7 +75,7 @@ impl Load {
         storages.insert(0, primary);
         let (pulse, shadow) = (Arc::new(Pulse::default()), Arc::new(Shadow::new(blocks)));
         let start = |(n, storage): (u64, Storage<SoftPlatform>)| {
-            let queue = Queue::new(storage, DEPTH, &shadow, &pulse, seed ^ (n + 1) << 40)?;
+            let queue = Queue::new(storage, shape, &shadow, &pulse, seed ^ (n + 1) << 40)?;
             let thread = std::thread::Builder::new().name(format!("queue {n}"));
             Ok(thread.spawn(move || queue.run())?)
         };
