@@ -183,6 +183,7 @@ pub fn close_door(config: &CoreConfig, parts: &Parts, own_pids: bool) -> Result<
         keep,
         policy: policies::CORE,
         namespaces: namespaces(config, own_pids),
+        heir: false,
     };
     let entered = compartment.enter()?;
     if !own_pids {

@@ -26,16 +26,19 @@ impl Usage {
     /// Reads what strace wrote, adding to what was read before.
     pub fn read(&mut self, log: &str) {
         let names = syscall_names();
-        let parents = parents(log);
+        let born = births(log);
         let mut policies: BTreeMap<u32, Vec<Policy>> = BTreeMap::new();
+        // What was in force when a task was made, by the place of the call among all such calls.
+        let mut inheritances: Vec<Vec<Policy>> = Vec::new();
         for (task, line) in lines(log) {
-            if !policies.contains_key(&task) {
+            let active = policies.entry(task).or_insert_with(|| {
                 // A new task starts with the filters of the one that made it.
-                let inherited = parents.get(&task).and_then(|parent| policies.get(parent));
-                policies.insert(task, inherited.cloned().unwrap_or_default());
-            }
+                born.get(&task).and_then(|place| inheritances.get(*place)).cloned().unwrap_or_default()
+            });
             let (Line::Whole(call) | Line::Begun(call)) = line else { continue };
-            let active = policies.entry(task).or_default();
+            if call.makes_task() {
+                inheritances.push(active.clone());
+            }
             self.count(active, &call, &names);
             if let Some(policy) = call.filter_len.and_then(by_length) {
                 self.used.entry(policy.name).or_default();
@@ -104,25 +107,26 @@ fn lines(log: &str) -> impl Iterator<Item = (u32, Line<'_>)> {
     })
 }
 
-/// Who made whom. A task may speak before its maker's call has returned, so this is looked up beforehand.
+/// By which call, counted in order, each task was made. A task may speak before that has returned, so this is looked up
+/// beforehand.
 ///
 /// What a maker in a PID namespace gets is its child's number in there, which strace does not always translate. Numbers
 /// are given out in order: the tasks that nobody is known to have made are then the children of those calls, in order.
-fn parents(log: &str) -> BTreeMap<u32, u32> {
+fn births(log: &str) -> BTreeMap<u32, usize> {
     let tasks: BTreeSet<u32> = lines(log).map(|(task, _)| task).collect();
-    let mut parents = BTreeMap::new();
-    // Makers in the order of their calls; the call's place is known before its result.
-    let mut unknown: Vec<Option<u32>> = Vec::new();
+    let mut born = BTreeMap::new();
+    // In the order of the calls, whether the child is still to be found; the call's place is known before its result.
+    let mut unknown: Vec<bool> = Vec::new();
     let mut making: BTreeMap<u32, usize> = BTreeMap::new();
     for (task, line) in lines(log) {
         let (place, result) = match line {
             Line::Begun(call) if call.makes_task() => {
                 making.insert(task, unknown.len());
-                unknown.push(None);
+                unknown.push(false);
                 continue;
             }
             Line::Whole(call) if call.makes_task() => {
-                unknown.push(None);
+                unknown.push(false);
                 (unknown.len() - 1, call.result)
             }
             Line::Resumed(result) => match making.remove(&task) {
@@ -132,17 +136,18 @@ fn parents(log: &str) -> BTreeMap<u32, u32> {
             _ => continue,
         };
         match result.and_then(|child| u32::try_from(child).ok()) {
-            Some(child) if tasks.contains(&child) => _ = parents.insert(child, task),
-            Some(_) => unknown[place] = Some(task),
+            Some(child) if tasks.contains(&child) => _ = born.insert(child, place),
+            Some(_) => unknown[place] = true,
             // It failed.
             None => {}
         }
     }
     // The very first task was made by strace.
-    let orphans = tasks.iter().skip(1).filter(|task| !parents.contains_key(task)).copied();
-    let matched: Vec<_> = orphans.zip(unknown.into_iter().flatten()).collect();
-    parents.extend(matched);
-    parents
+    let orphans = tasks.iter().skip(1).filter(|task| !born.contains_key(task)).copied();
+    let calls = unknown.iter().enumerate().filter_map(|(place, unknown)| unknown.then_some(place));
+    let matched: Vec<_> = orphans.zip(calls).collect();
+    born.extend(matched);
+    born
 }
 
 /// One line of strace's, without the task's number.
@@ -261,6 +266,17 @@ mod tests {
     #[test]
     fn children_are_recognised_without_translation() {
         inherit_and_stack("0x2");
+    }
+
+    #[test]
+    fn what_came_after_a_birth_is_not_inherited() {
+        let log = format!(
+            "7 clone(0x100, 0, 0, 0, 0, 0) = 0x9\n7 {}\n9 close_range(0, 0x5, 0) = 0\n",
+            filter(&VSP_STORAGE)
+        );
+        let mut usage = Usage::default();
+        usage.read(&log);
+        assert!(usage.denied().is_empty(), "{:?}", usage.denied());
     }
 
     fn inherit_and_stack(child: &str) {

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicI32, Ordering};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 use crate::descriptors::Kept;
+use crate::heir::Will;
 use crate::parent::Parent;
 use crate::sys::this;
 use crate::{Done, Entered, Error, Kind, Namespaces, Policy, crash, empty_root, identity, landlocked};
@@ -40,6 +41,8 @@ pub struct Compartment {
     pub policy: Policy,
     /// Namespaces of its own.
     pub namespaces: Namespaces,
+    /// Whether its descriptors have to go at once when it dies, however much memory it has mapped: see [`crate::heir`].
+    pub heir: bool,
 }
 
 impl Compartment {
@@ -56,7 +59,13 @@ impl Compartment {
         if EXIT_ON_PANIC.load(Ordering::Relaxed) == UNSET {
             exit_on_panic(PANIC_EXIT);
         }
-        let kept = Kept::prepare(&self.keep).map_err(Error::step("sort the descriptors to keep"))?;
+        let will = match self.heir {
+            true => Some(Will::prepare().map_err(Error::step("make a pipe"))?),
+            false => None,
+        };
+        let mut keep = self.keep;
+        keep.extend(will.iter().flat_map(Will::descriptors));
+        let kept = Kept::prepare(&keep).map_err(Error::step("sort the descriptors to keep"))?;
 
         // While we may: a world of our own, with nothing in it.
         let ids = self.ids;
@@ -90,6 +99,12 @@ impl Compartment {
 
         let landlock = landlocked::restrict();
         let kept = kept.close_others().map_err(Error::step("close all other descriptors"))?;
+        // Inside already, but for the filter: it has a narrower one.
+        let kept = match will {
+            // Its end of the pipe is closed here.
+            Some(will) => will.execute().map(|()| kept - 1).map_err(Error::step("start an heir"))?,
+            None => kept,
+        };
         let Ids { uid, gid } = identity::current();
         let entered = Entered {
             name: self.name,

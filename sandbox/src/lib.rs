@@ -15,6 +15,7 @@ pub mod crash;
 mod descriptors;
 mod empty_root;
 mod error;
+mod heir;
 mod identity;
 mod landlocked;
 mod namespaces;

@@ -49,10 +49,10 @@ fn a_process_holds_what_it_serves_with_and_nothing_else() -> anyhow::Result<()> 
     // The disk is an ordinary descriptor: were it registered with the io_uring, its lock would outlive the process. And here, in
     // memory, where no request does, the lock has one of its own.
     let image = disk.path().display().to_string();
-    let (events, to_core) = ("anon_inode:[eventpoll]", "socket");
+    let (events, to_core, heir) = ("anon_inode:[eventpoll]", "socket", "pipe");
     let (doorbell, disks) = ("anon_inode:[eventfd]", "anon_inode:[io_uring]");
-    echo.has_descriptors(&[events, to_core, doorbell, doorbell])?;
-    disk0.has_descriptors(&[events, to_core, doorbell, doorbell, disks, &image, &image])?;
+    echo.has_descriptors(&[events, to_core, heir, doorbell, doorbell])?;
+    disk0.has_descriptors(&[events, to_core, heir, doorbell, doorbell, disks, &image, &image])?;
 
     let (memory, theirs) = (echo.shared_memory()?, disk0.shared_memory()?);
     let names: Vec<_> = memory.keys().map(String::as_str).collect();

@@ -25,7 +25,7 @@ pub(crate) fn enter(
         (Some(uid), Some(gid)) => Some(Ids { uid, gid }),
         _ => None,
     };
-    let compartment = Compartment { name, ids, keep, policy, namespaces: Namespaces::all() };
+    let compartment = Compartment { name, ids, keep, policy, namespaces: Namespaces::all(), heir: true };
     let entered = compartment.enter().map_err(|error| error.to_string())?;
     tracing::debug!("in the compartment: {entered}");
     Ok(Some(entered))

@@ -1,10 +1,12 @@
 //! All unsafe code of this crate: thin, safe wrappers over system calls that no crate wraps for us.
 //!
-//! Nothing here decides anything. [`exec`] starts children; [`this`] changes the calling process; [`fatal`] handles the signals that end it.
+//! Nothing here decides anything. [`exec`] starts children; [`this`] changes the calling process; [`fatal`] handles the signals that end it;
+//! [`heir`] is what is left for a moment then.
 #![allow(unsafe_code)]
 
 pub(crate) mod exec;
 pub(crate) mod fatal;
+pub(crate) mod heir;
 pub(crate) mod this;
 
 use std::io;

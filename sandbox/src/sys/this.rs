@@ -6,7 +6,7 @@ use std::os::fd::RawFd;
 use super::check;
 
 /// Bytes of one `struct sock_filter`.
-const INSTRUCTION: usize = 8;
+pub(crate) const INSTRUCTION: usize = 8;
 
 /// `prctl` with up to two numeric arguments; the rest are 0.
 fn prctl(option: libc::c_int, a: u64, b: u64) -> io::Result<i64> {

@@ -21,6 +21,7 @@ fn compartment(policy: Policy) -> Compartment {
         keep: vec![0, 1, 2],
         policy,
         namespaces: Namespaces::all(),
+        heir: false,
     }
 }
 
@@ -28,9 +29,10 @@ pub fn main(args: &[String]) {
     let args: Vec<&str> = args.iter().map(String::as_str).collect();
     match args[..] {
         // Says what was achieved, then waits for the other end of standard input, a socket, to close.
-        ["hold", policy] => {
+        ["hold", policy] | ["hold", policy, "heir"] => {
             let mut here = compartment(Policy::named(policy).unwrap());
             here.keep.push(KEPT);
+            here.heir = args.len() == 3;
             let entered = here.enter().unwrap();
             say(&format!("{entered}\n"));
             let (mut byte, stdin) = ([0], std::io::stdin());

@@ -42,6 +42,8 @@ const TESTS: &[Test] = &[
         outside::a_signal_from_outside_ends_the_first_process_of_a_namespace_too,
     ),
     ("a_compartment_dies_with_its_parent", outside::a_compartment_dies_with_its_parent),
+    ("an_heir_holds_nothing_but_the_memory", outside::an_heir_holds_nothing_but_the_memory),
+    ("a_stopped_heir_holds_nothing_up", outside::a_stopped_heir_holds_nothing_up),
     ("more_than_one_thread_is_an_error", outside::more_than_one_thread_is_an_error),
     ("foreign_ids_are_an_error_without_root", outside::foreign_ids_are_an_error_without_root),
     ("what_is_required_and_missing_is_an_error", outside::what_is_required_and_missing_is_an_error),

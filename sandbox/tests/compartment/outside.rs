@@ -310,6 +310,74 @@ pub fn a_compartment_dies_with_its_parent() {
 }
 
 /// Orphans wait for init to collect them, which not every container has.
+/// A compartment with an heir, both ends of a socket that it holds, and the heir's pid.
+fn with_heir() -> (spawn::Child, UnixStream, u32) {
+    let (answer, stdout) = std::io::pipe().unwrap();
+    let (stdin, hold) = UnixStream::pair().unwrap();
+    let child = spawn::Command::new(me())
+        .args(["inside", "hold", "vsp-storage", "heir"])
+        .fd(stdin.as_fd(), 0)
+        .fd(stdout.as_fd(), 1)
+        .fd(stdin.as_fd(), KEPT)
+        .spawn()
+        .unwrap();
+    drop((stdin, stdout));
+    let mut report = String::new();
+    BufReader::new(answer).read_line(&mut report).unwrap();
+    assert!(report.contains("; 5 fds"), "{report}");
+    let pid = child.pid();
+    let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap();
+    (child, hold, children.trim().parse().unwrap_or_else(|_| panic!("one child: {children:?}")))
+}
+
+fn status_of(pid: u32) -> String {
+    fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default()
+}
+
+pub fn an_heir_holds_nothing_but_the_memory() {
+    let (mut child, hold, heir) = with_heir();
+    // It closes its door while the other one goes on.
+    while !status_of(heir).contains("Seccomp:\t2") {
+        thread::sleep(Duration::from_millis(1));
+    }
+    let status = status_of(heir);
+    for line in ["NoNewPrivs:\t1", "CapEff:\t0000000000000000", "Threads:\t1"] {
+        assert!(status.contains(line), "{line}: {status}");
+    }
+    if is_root() {
+        assert_eq!(fs::read_dir(format!("/proc/{heir}/fd")).unwrap().count(), 1);
+    }
+    drop(hold);
+    assert!(child.wait().unwrap().success());
+    gone(heir);
+}
+
+pub fn a_stopped_heir_holds_nothing_up() {
+    let (mut child, mut hold, heir) = with_heir();
+    let stopped = |signal| nix::sys::signal::kill(nix::unistd::Pid::from_raw(heir.cast_signed()), signal);
+    stopped(nix::sys::signal::Signal::SIGSTOP).unwrap();
+    nix::sys::signal::kill(
+        nix::unistd::Pid::from_raw(child.pid().cast_signed()),
+        nix::sys::signal::Signal::SIGKILL,
+    )
+    .unwrap();
+    hold.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    assert_eq!(hold.read(&mut [0]).unwrap(), 0, "the socket closes");
+    child.wait().unwrap();
+    // Stopped or not, it does not outlive the other one's world.
+    let _ = stopped(nix::sys::signal::Signal::SIGCONT);
+    gone(heir);
+}
+
+/// Waits until a process is no more.
+fn gone(pid: u32) {
+    let begun = Instant::now();
+    while Path::new(&format!("/proc/{pid}")).exists() && !is_zombie(Path::new(&format!("/proc/{pid}"))) {
+        assert!(begun.elapsed() < Duration::from_secs(20), "process {pid} stays");
+        thread::sleep(Duration::from_millis(1));
+    }
+}
+
 fn is_zombie(process: &Path) -> bool {
     fs::read_to_string(process.join("stat")).is_ok_and(|stat| stat.contains(") Z "))
 }

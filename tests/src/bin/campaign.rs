@@ -96,7 +96,7 @@ fn main() -> anyhow::Result<ExitCode> {
             for (kind, latencies) in outcome.latencies.iter().filter(|(kind, _)| **kind != Kind::Kill) {
                 println!("{kind}: kills={} {latencies}", latencies.count());
             }
-            println!("of that until the process was dead: {}", outcome.deaths);
+            println!("of that until the process stood still: {}", outcome.deaths);
             println!("{}", outcome.line());
             Ok(verdict(&outcome, seed))
         }

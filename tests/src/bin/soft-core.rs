@@ -77,7 +77,9 @@ fn close_door(
     let ids = config.uid.map(|uid| Ids { uid, gid: config.gid.unwrap_or(uid) });
     let peers = config.devices.iter().filter_map(|device| device.uid);
     let namespaces = Namespaces::all().recognising(peers.chain([0]));
-    let entered = Compartment { name: "soft-core", ids, keep, policy: policies::CORE, namespaces }.enter()?;
+    let entered =
+        Compartment { name: "soft-core", ids, keep, policy: policies::CORE, namespaces, heir: false }
+            .enter()?;
     tracing::debug!(?entered, "compartment closed");
     Ok(())
 }

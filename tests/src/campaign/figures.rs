@@ -36,10 +36,11 @@ pub fn kills(rounds: u64, spare: bool, shape: Shape) -> anyhow::Result<Latencies
         let Some(pid) = served(&mut *backend, spare)?.pid else { continue };
         let victim = Victim::new(pid)?;
         let begun = victim.end(Kind::Kill)?;
-        victim.wait(RETURNS_WITHIN)?;
+        victim.wait_silent(RETURNS_WITHIN)?;
         let at = load.pulse.wait(load.pulse.died(), RETURNS_WITHIN);
         let at = at.ok_or_else(|| anyhow::anyhow!("no completion after kill {n}"))?;
         latencies.add(at.saturating_duration_since(begun));
+        victim.wait(RETURNS_WITHIN)?;
     }
     let (tally, _) = load.finish(&disk)?;
     anyhow::ensure!(tally.is_clean(), "{tally:?}");

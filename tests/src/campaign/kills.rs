@@ -55,7 +55,7 @@ pub struct Outcome {
     pub tally: Tally,
     /// From the kill to the first completion after it, by kind.
     pub latencies: BTreeMap<Kind, Latencies>,
-    /// The part of it until the process is dead, of SIGKILLs: the kernel's, which waits for what the process had under way.
+    /// The part of it until none of its code runs any more, of SIGKILLs: the kernel's.
     pub deaths: Latencies,
     /// Why it ended early.
     pub failure: Option<String>,
@@ -124,7 +124,7 @@ impl Campaign {
             let victim = Victim::new(pid)?;
             // It may have ended by itself, which is for the load to judge.
             let Ok(begun) = victim.end(kind) else { continue };
-            victim.wait(RETURNS_WITHIN)?;
+            victim.wait_silent(RETURNS_WITHIN)?;
             if kind == Kind::Kill {
                 outcome.deaths.add(begun.elapsed());
             }
@@ -134,6 +134,8 @@ impl Campaign {
                 bail!("no completion after kill {} ({kind})", outcome.kills);
             };
             outcome.latencies.entry(kind).or_default().add(at.saturating_duration_since(begun));
+            // Its successor may be at work while the kernel still takes it down, and its supervisor not know better.
+            victim.wait(RETURNS_WITHIN)?;
             if !pulse.wait_beats(PROGRESS, RETURNS_WITHIN) {
                 bail!("the load stands still after kill {} ({kind})", outcome.kills);
             }
