@@ -3,6 +3,7 @@
 
 use std::io;
 use std::os::fd::RawFd;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::check;
 use super::this::INSTRUCTION;
@@ -10,8 +11,11 @@ use super::this::INSTRUCTION;
 /// Bytes of the heir's stack. It calls nothing but system calls; a signal frame would fit several times.
 const STACK: usize = 16 * 1024;
 
+/// Set by the heir, in the memory that it shares: its door is closed.
+static SEALED: AtomicBool = AtomicBool::new(false);
+
 /// Starts a process that shares the memory of this one (which has one thread) and ends when the other end of the pipe
-/// `until` is closed.
+/// `until` is closed. Returns when it holds nothing besides any more: what it still held would outlive us.
 pub(crate) fn start(until: RawFd) -> io::Result<()> {
     // SAFETY: an anonymous mapping that nobody else knows of. It is never unmapped: the heir stands on it.
     let stack = unsafe {
@@ -47,7 +51,15 @@ pub(crate) fn start(until: RawFd) -> io::Result<()> {
     );
     // SAFETY: `before` was filled in above.
     unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, before.as_ptr(), std::ptr::null_mut()) };
-    started.map(drop)
+    let pid = started? as libc::pid_t;
+    while !SEALED.load(Ordering::Acquire) {
+        // SAFETY: no status is asked for, and nothing else is written to.
+        if unsafe { libc::waitpid(pid, std::ptr::null_mut(), libc::WNOHANG | libc::__WALL) } != 0 {
+            return Err(io::Error::other("it ended at once"));
+        }
+        std::thread::yield_now();
+    }
+    Ok(())
 }
 
 /// The heir's life. Nothing here allocates, unwinds or keeps anything outside of its stack.
@@ -69,6 +81,7 @@ extern "C" fn heir(until: *mut libc::c_void) -> libc::c_int {
         if libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, 0u64, &raw const program) != 0 {
             return 1;
         }
+        SEALED.store(true, Ordering::Release);
         libc::syscall(libc::SYS_read, until, &raw mut byte, 1usize);
         libc::syscall(libc::SYS_exit_group, 0);
     }
