@@ -7,6 +7,7 @@ use clap::builder::styling::AnsiColor;
 use clap::{Args, Parser, Subcommand};
 
 use crate::device::command as device;
+use crate::disk::command as disk;
 
 const ABOUT: &str = "Runs virtual machines whose devices are sandboxed processes";
 
@@ -21,8 +22,9 @@ Examples:
   bulkhead run vm.toml        Boot it; the guest's console is this terminal (Ctrl-] q ends it)
 
   bulkhead device ls          The device processes of the VMs that run
+  bulkhead disk add debian disk0 path=data.img     A disk more
 
-More: bulkhead run --help, bulkhead check --help, bulkhead device --help, bulkhead units --help";
+More: bulkhead run --help, bulkhead check --help, bulkhead device --help, bulkhead disk --help, bulkhead units --help";
 
 const RUN_ABOUT: &str = "Boots a VM and stays with it until it ends";
 
@@ -96,7 +98,13 @@ A spec:
   [[storage.disk]]
   path = \"root.img\"             # a raw image or a block device
   readonly = false
-  lun = 0                       # if left out: its position";
+  lun = 0                       # if left out: its position
+  cache = \"writeback\"           # or \"writethrough\": safe when written; or \"none\": past the host's page cache
+  block_size = 512              # or 4096; if left out: the device's, 512 for an image
+  serial = \"A-1\"                # if left out: made of the names above
+  iops = 500                    # at most so many commands a second; if left out: no limit
+  bandwidth = \"100MiB\"          # at most so much data a second
+  burst = 2                     # seconds for which what is not used of the limits is saved up";
 
 const UNITS_ABOUT: &str = "Writes the systemd units of a VM";
 
@@ -161,6 +169,9 @@ pub enum Command {
     #[command(about = device::ABOUT, long_about = device::LONG_ABOUT, after_help = device::AFTER_HELP)]
     /// Lists, restarts and replaces the device processes of running VMs.
     Device(device::Device),
+    #[command(about = disk::ABOUT, long_about = disk::LONG_ABOUT, after_help = disk::AFTER_HELP)]
+    /// Adds, removes and resizes disks of running VMs.
+    Disk(disk::Disk),
     #[command(about = UNITS_ABOUT, long_about = UNITS_LONG_ABOUT, after_help = UNITS_AFTER_HELP)]
     /// Writes the systemd units of a VM.
     Units(Units),

@@ -26,6 +26,7 @@ pub fn execute(cli: &Cli) -> anyhow::Result<ExitCode> {
         Command::Run(options) => run(cli, options),
         Command::Check(options) => Ok(check(options)),
         Command::Device(options) => device::command::execute(options),
+        Command::Disk(options) => crate::disk::command::execute(options),
         Command::Units(options) => crate::units::command::execute(options),
         Command::Man { directory } => {
             man::write_pages(directory)
@@ -131,7 +132,7 @@ fn summary(spec: &Spec) -> String {
         for disk in &storage.disks {
             let access = if disk.readonly { ", read-only" } else { "" };
             let (path, size) = (disk.path.display(), Bytes(disk.bytes));
-            out.push_str(&format!("      LUN {}  {path}, {size}{access}\n", disk.lun));
+            out.push_str(&format!("      LUN {}  {path}, {size}{access}{}\n", disk.lun, disk.options));
         }
     }
     out

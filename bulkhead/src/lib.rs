@@ -7,6 +7,7 @@
 //! * [`runtime_dir`]: `/run/bulkhead/NAME`, and that a VM runs once
 //! * [`supervise`]: starts the processes, watches and replaces them, ends with them; [`console`] is the terminal meanwhile
 //! * [`device`]: what an operator sees of them and does about them
+//! * [`disk`]: disks that come, go and grow while a VM runs
 //! * [`units`]: the same with systemd as the supervisor
 //! * [`cli`]: the command line; [`man`] makes the man pages from it, [`commands`] does what it says
 //!
@@ -17,6 +18,7 @@ pub mod cli;
 pub mod commands;
 pub mod console;
 pub mod device;
+pub mod disk;
 pub mod host;
 pub mod man;
 pub mod plan;

@@ -1,12 +1,14 @@
 //! From a spec to processes: what is started, as which user, with which arguments. Pure: it starts nothing.
 
 use std::ffi::OsString;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::PathBuf;
+use std::slice;
 
 use ipc::config::{Console, CoreConfig, DeviceSlot, OnCrash};
 
 use crate::programs::Programs;
-use crate::spec::{self, Spec, Storage};
+use crate::spec::{self, Disk, Spec, Storage};
 
 /// Numbers of the user and group ids that Bulkhead's processes run as when root starts them: from this one ("BH" in
 /// ASCII, so that it is recognised in `ps`), a block of [`IDS_PER_VM`] for each VM of the host. They are far above people, services
@@ -95,12 +97,7 @@ impl Plan {
 fn storage_device(storage: &Storage, programs: &Programs, id: Option<u32>) -> Device {
     let mut args: Vec<OsString> = vec!["--device".into(), storage.name.clone().into()];
     for disk in &storage.disks {
-        let mut text = OsString::from(format!("lun={},path=", disk.lun));
-        text.push(&disk.path);
-        if disk.readonly {
-            text.push(",ro");
-        }
-        args.extend(["--disk".into(), text]);
+        args.extend(["--disk".into(), disk_word(disk)]);
     }
     if let Some(id) = id {
         args.extend(["--uid".into(), id.to_string().into(), "--gid".into(), id.to_string().into()]);
@@ -112,6 +109,20 @@ fn storage_device(storage: &Storage, programs: &Programs, id: Option<u32>) -> De
         id,
         spare: storage.spare,
     }
+}
+
+/// A disk as `vsp-storage` takes it.
+fn disk_word(disk: &Disk) -> OsString {
+    let mut word = format!("lun={},path=", disk.lun).into_bytes();
+    for byte in disk.path.as_os_str().as_bytes() {
+        // A single comma would end the value.
+        word.extend(if *byte == b',' { &b",,"[..] } else { slice::from_ref(byte) });
+    }
+    if disk.readonly {
+        word.extend(b",ro");
+    }
+    word.extend(disk.options.words().into_bytes());
+    OsString::from_vec(word)
 }
 
 /// The instance GUID of a device: the same for the same names for ever, or the guest would find its devices
@@ -148,10 +159,16 @@ fn fnv1a(bytes: &[u8], salt: u8) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::spec::{Boot, Disk, KernelKind, Machine};
+    use crate::spec::{Boot, Cache, KernelKind, Machine, Options};
 
     fn spec() -> Spec {
-        let disk = |path: &str, readonly, lun| Disk { path: path.into(), bytes: 512, readonly, lun };
+        let disk = |path: &str, readonly, lun| Disk {
+            path: path.into(),
+            bytes: 512,
+            readonly,
+            lun,
+            options: Options::default(),
+        };
         Spec {
             name: "debian".to_owned(),
             machine: Machine { vcpus: 2, memory: 1 << 30, hugepages: false, prefault: false },
@@ -207,6 +224,28 @@ mod tests {
         let unprivileged = Plan::new(&spec(), &programs(), None);
         assert_eq!(unprivileged.devices[0].args, expected[..6]);
         assert_eq!(unprivileged.core.uid, None);
+    }
+
+    #[test]
+    fn a_storage_process_is_told_how_its_disks_are_used() {
+        let mut spec = spec();
+        spec.storage[0].disks[0] = Disk {
+            path: "/a,b.img".into(),
+            options: Options {
+                cache: Cache::None,
+                block_size: Some(4096),
+                serial: Some("X,1".into()),
+                iops: Some(500),
+                bandwidth: Some(100 << 20),
+                burst: Some(2),
+            },
+            ..spec.storage[0].disks[0].clone()
+        };
+        let plan = Plan::new(&spec, &programs(), None);
+        assert_eq!(
+            plan.devices[0].args[3],
+            "lun=0,path=/a,,b.img,cache=none,block_size=4096,serial=X,,1,iops=500,bandwidth=104857600,burst=2"
+        );
     }
 
     #[test]

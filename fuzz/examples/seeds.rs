@@ -228,8 +228,66 @@ fn packets_to_storage() -> Vec<Vec<u8>> {
     simple.into_iter().chain(commands).map(|packet| [&[8u8][..], &packet].concat()).collect()
 }
 
+/// Lives of a guest with a disk, as [`bulkhead_fuzz::device`] reads them.
+fn device_scripts() -> Vec<Vec<u8>> {
+    let command = |lun: u8, memory: u8, cdb: &[u8], len: u32, pages: &[u8]| {
+        [&[0, lun, memory][..], &strings(&[cdb.to_vec()]), &len.to_le_bytes(), &strings(&[pages.to_vec()])]
+            .concat()
+    };
+    let turn = vec![8u8];
+    // Whatever Linux sends, one command after the other; data goes to and from four pages.
+    let usual: Vec<u8> = commands()
+        .iter()
+        .flat_map(|cdb| [command(0, 0, cdb, 4096, &[9, 10, 11, 12]), turn.clone()].concat())
+        .collect();
+    let write = [0x2a, 0, 0, 0, 0, 9, 0, 0, 8, 0];
+    let read = [0x28, 0, 0, 0, 0, 9, 0, 0, 8, 0];
+    let data = [&[5u8, 9, 0, 0][..], &strings(&[vec![0x5a; 100]])].concat();
+    let written =
+        [&data[..], &command(0, 1, &write, 4096, &[9]), &turn, &command(0, 0, &read, 4096, &[20])].concat();
+    let list = vsp_storage::scsi::unmap::list(&[(8, 8), (100, 4)]);
+    let unmap = [
+        &[5u8, 3, 0, 0][..],
+        &strings(&[list.clone()]),
+        &command(0, 1, &[0x42, 0, 0, 0, 0, 0, 0, 0, list.len() as u8, 0], list.len() as u32, &[3]),
+    ]
+    .concat();
+    let mut compare = [0; 16];
+    (compare[0], compare[9], compare[13]) = (0x89, 9, 1);
+    let mut verify = [0; 10];
+    (verify[0], verify[1], verify[8]) = (0x2f, 0x02, 8);
+    // Parameter lists of PERSISTENT RESERVE OUT are zeroes with a key in them.
+    let reserve = [
+        &[5u8, 7, 8, 0][..],
+        &strings(&[vec![0, 0, 0, 0, 0, 0, 0, 7]]),
+        &command(0, 1, &[0x5f, 0, 0, 0, 0, 0, 0, 0, 24, 0], 24, &[7]),
+        &turn,
+        &[5, 7, 0, 0],
+        &strings(&[vec![0, 0, 0, 0, 0, 0, 0, 7, 0, 0, 0, 0, 0, 0, 0, 0]]),
+        &command(0, 1, &[0x5f, 1, 1, 0, 0, 0, 0, 0, 24, 0], 24, &[7]),
+        &turn,
+        &command(0, 0, &[0x5e, 1, 0, 0, 0, 0, 0, 0, 64, 0], 64, &[7]),
+    ]
+    .concat();
+    let subchannels = [&[10u8, 13, 2, 0][..], &turn, &[13, 1, 13, 2]].concat();
+    let swap = vec![15u8];
+    vec![
+        usual,
+        [&written[..], &swap, &command(0, 0, &read, 4096, &[21, 22])].concat(),
+        [&unmap[..], &turn, &command(5, 1, &compare, 1024, &[9]), &command(0, 1, &verify, 4096, &[9])]
+            .concat(),
+        [&reserve[..], &swap, &command(0, 0, &[0x5e, 0, 0, 0, 0, 0, 0, 0, 64, 0], 64, &[7])].concat(),
+        [&subchannels[..], &command(0, 1, &write, 4096, &[0x10]), &[12 + 16], &swap, &turn].concat(),
+        // Sixteen writes in ranges of one page, some not in RAM; a reset among them.
+        [&command(0, 0x11, &write, 4096, &[9, 0xf8]).repeat(16)[..], &[10, 6, 0, 0], &turn].concat(),
+        // A ring that is broken, opened anew.
+        [&[11u8, 3, 0xf1, 0xff, 0][..], &turn, &[12, 13, 0, 14], &written].concat(),
+    ]
+}
+
 fn main() -> Result<(), Box<dyn Error>> {
     write("bus", &bus_scripts())?;
+    write("device", &device_scripts())?;
     write("channel_message", &channel_messages())?;
     let two = [gpadl_messages(40), gpadl_messages(3)].concat();
     write("gpadl", &[strings(&gpadl_messages(3)), strings(&gpadl_messages(100)), strings(&two)])?;

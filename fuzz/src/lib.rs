@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 mod bus;
+mod device;
 mod ipc_peer;
 mod ledger;
 mod script;
@@ -13,6 +14,7 @@ mod storage;
 mod wire;
 
 pub use bus::bus;
+pub use device::device;
 pub use ipc_peer::ipc_message;
 pub use ledger::ledger;
 pub use script::Script;

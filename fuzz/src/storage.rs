@@ -2,7 +2,7 @@
 
 use vsp_storage::scsi::plan::plan_without_unit;
 use vsp_storage::scsi::unmap;
-use vsp_storage::scsi::{Plan, Unit, plan};
+use vsp_storage::scsi::{Condition, Plan, Unit, plan};
 use vsp_storage::wire::{Message, Outcome, PACKET_LEN, answer_command};
 
 use crate::Script;
@@ -17,6 +17,7 @@ fn unit(traits: u8) -> Unit {
         physical_exponent: if traits & 2 == 0 { 3 } else { 0 },
         read_only: traits & 4 != 0,
         can_unmap: traits & 8 != 0,
+        write_cache: traits & 16 == 0,
         serial: "fuzz".into(),
         naa: 0x1234_5678,
     }
@@ -52,11 +53,16 @@ fn command(traits: u8, cdb: &[u8]) {
         assert!(len > 0 && offset.checked_add(len).is_some_and(|end| end <= capacity));
         assert!(offset.is_multiple_of(unit.block_size.into()) && len.is_multiple_of(unit.block_size.into()));
     };
-    match plan(&unit, &LUNS, cdb) {
-        Ok(Plan::Read { offset, len }) => {
+    match plan(&unit, &Condition::default(), &LUNS, cdb) {
+        Ok(Plan::Read { offset, len } | Plan::Verify { offset, len, .. }) => {
             inside(offset, len);
         }
-        Ok(Plan::Write { offset, len, .. }) => {
+        Ok(Plan::CompareAndWrite { len: 0, .. }) => assert!(!unit.read_only),
+        Ok(
+            Plan::Write { offset, len, .. }
+            | Plan::WriteVerify { offset, len, .. }
+            | Plan::CompareAndWrite { offset, len, .. },
+        ) => {
             inside(offset, len);
             assert!(!unit.read_only);
         }
@@ -68,6 +74,7 @@ fn command(traits: u8, cdb: &[u8]) {
             assert!((1..=unmap::MAX_LIST).contains(&list) && unit.can_unmap && !unit.read_only);
         }
         Ok(Plan::Respond(data)) => assert!(data.len() <= 4096),
+        Ok(Plan::ModeSelect { list, .. } | Plan::Reserve { list, .. }) => assert!((1..=512).contains(&list)),
         Ok(Plan::Good | Plan::Flush) | Err(_) => {}
     }
     if let Some(data) = plan_without_unit(&LUNS, cdb) {

@@ -13,8 +13,16 @@ use serde::{Deserialize, Serialize};
 
 /// The versions of this protocol that this build speaks.
 ///
-/// Version 1, without ledgers and standbys, was in no release.
-pub const VERSIONS: Versions = Versions { min: 2, max: 2 };
+/// Version 1, without ledgers and standbys, was in no release. Version 3 has [`ToVsp::Control`].
+pub const VERSIONS: Versions = Versions { min: 2, max: 3 };
+
+/// The first version in which a process understands [`ToVsp::Control`].
+pub const CONTROL_VERSION: u32 = 3;
+/// Longest payload of a [`ToVsp::Control`] and longest answer to it, in bytes: in JSON once more (where a quote takes two) it still fits into
+/// a message.
+pub const MAX_CONTROL: usize = 16 << 10;
+/// Most descriptors with a [`ToVsp::Control`].
+pub const MAX_CONTROL_FDS: usize = 4;
 
 /// Longest device-defined part of an offer or of an open request, in bytes (`MAX_USER_DEFINED_BYTES` of the
 /// VMBus protocol).
@@ -96,6 +104,13 @@ pub enum ToCore {
         /// How many.
         count: u16,
     },
+    /// The answer to [`ToVsp::Control`]. No descriptors.
+    ControlDone {
+        /// Of the request.
+        id: u64,
+        /// What the device says to it: at most [`MAX_CONTROL`] bytes that the core passes on unread; or why it was not done, a sentence.
+        result: Result<String, String>,
+    },
     /// The answer to [`ToVsp::ChannelOpen`]. No descriptors.
     OpenResult {
         /// Channel of the request.
@@ -146,6 +161,15 @@ pub enum ToVsp {
     Quiesce {},
     /// A successor serves: exit with code 0.
     Retire {},
+    /// An operator wants something of the device, which only the device understands; answered by [`ToCore::ControlDone`], in any order,
+    /// at once or when it is done. Sent to the process that serves, from version [`CONTROL_VERSION`] on. Descriptors: as many as the
+    /// operator has sent, at most [`MAX_CONTROL_FDS`].
+    Control {
+        /// Names the request on this socket.
+        id: u64,
+        /// At most [`MAX_CONTROL`] bytes.
+        payload: String,
+    },
     /// The core does not want this VSP; the socket is closed after it.
     Refused {
         /// One sentence.

@@ -6,8 +6,8 @@
 
 use serde::{Deserialize, Serialize};
 
-/// From an operator to the core. Each is answered by one [`Reply`], in order: while a hand-over is under way, what this operator asks
-/// besides waits. An operator that does not read its replies is disconnected.
+/// From an operator to the core. Each is answered by one [`Reply`], in order: while a hand-over or a control is under way, what this
+/// operator asks besides waits. An operator that does not read its replies is disconnected.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Request {
     /// What is known of every device; answered by [`Reply::Devices`].
@@ -20,6 +20,15 @@ pub enum Request {
         /// How long to wait for a process to stand by, in milliseconds; a minute at most.
         #[serde(default)]
         wait_ms: u64,
+    },
+    /// Passes something on to the process that serves a device, unread; answered by [`Reply::Control`], or by [`Reply::Failed`] if no
+    /// process has answered it: then it may have been done or not. Descriptors: at most [`crate::message::MAX_CONTROL_FDS`], for
+    /// that process.
+    Control {
+        /// Name of the device slot.
+        device: String,
+        /// At most [`crate::message::MAX_CONTROL`] bytes.
+        payload: String,
     },
 }
 
@@ -34,6 +43,13 @@ pub enum Reply {
         device: String,
         /// From the moment at which the old process was told to stop until the new one served, in microseconds.
         pause_us: u64,
+    },
+    /// What the process that serves a device says to a [`Request::Control`].
+    Control {
+        /// Name of the device slot.
+        device: String,
+        /// As in [`crate::message::ToCore::ControlDone`]. The process may be in a guest's hands: this is not fit for a terminal as it is.
+        result: Result<String, String>,
     },
     /// It could not be done; everything is as it was, unless the reason says that both processes are lost.
     Failed {

@@ -5,7 +5,7 @@ use std::{
     os::fd::{AsFd, OwnedFd},
     sync::{
         Arc, Condvar, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU32, Ordering, fence},
+        atomic::{AtomicU32, AtomicU64, Ordering, fence},
     },
     time::Duration,
 };
@@ -41,10 +41,42 @@ struct Shared {
     /// Interrupts each VP has had.
     interrupts: Mutex<Vec<u64>>,
     interrupted: Condvar,
+    /// If there are any, interrupts are not for the thread that plays the processor but for whoever waits for one.
+    direct: Option<Direct>,
     answers: Mutex<Vec<u16>>,
     answered: Condvar,
     started: Mutex<bool>,
     start: Condvar,
+}
+
+/// How a waiting thread gets to know of an interrupt.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Interrupts {
+    /// From the thread that plays the processor; any number of threads may wait for each VP.
+    #[default]
+    Shared,
+    /// By itself, without a change of threads: as a VP that sleeps and is woken. One thread a VP.
+    Direct,
+}
+
+/// Wires that the waiting threads listen to themselves.
+#[derive(Debug, Default)]
+struct Direct {
+    wires: Mutex<Vec<Arc<Doorbell>>>,
+    /// Interrupts so far, of all VPs.
+    count: AtomicU64,
+}
+
+impl Direct {
+    fn wait(&self, vp: u32, timeout: Duration) {
+        let Some(wire) = lock(&self.wires).get(vp as usize).cloned() else { return };
+        // Rounded up, or a wait of less than a millisecond would be none.
+        let timeout = PollTimeout::try_from(timeout + Duration::from_millis(1)).unwrap_or(PollTimeout::MAX);
+        let _ = poll(&mut [PollFd::new(wire.as_fd(), PollFlags::POLLIN)], timeout);
+        if wire.drain().unwrap_or(false) {
+            self.count.fetch_add(1, Ordering::SeqCst);
+        }
+    }
 }
 
 /// A guest of the software partition.
@@ -67,17 +99,17 @@ const STARTS_WITHIN: Duration = Duration::from_secs(20);
 
 impl SoftPlatform {
     /// Waits until a partition connects, and takes the line to it as [`Self::start`] does.
-    pub fn listen(listener: &Listener) -> anyhow::Result<Self> {
+    pub fn listen(listener: &Listener, interrupts: Interrupts) -> anyhow::Result<Self> {
         let timeout = PollTimeout::try_from(STARTS_WITHIN)?;
         let ready = poll(&mut [PollFd::new(listener.as_fd(), PollFlags::POLLIN)], timeout)?;
         anyhow::ensure!(ready == 1, "no partition comes");
         let line = listener.accept()?;
         line.set_nonblocking(false)?;
-        Self::start(line)
+        Self::start(line, interrupts)
     }
 
     /// Takes the line to a partition and waits until all devices have attached. SynIC pages are set up on all VPs.
-    pub fn start(line: Peer) -> anyhow::Result<Self> {
+    pub fn start(line: Peer, interrupts: Interrupts) -> anyhow::Result<Self> {
         let (ram, vps) = match line.recv().context("the partition says nothing")? {
             (ToGuest::Ram { regions, vps }, fds) => {
                 let memfd = fds.into_iter().next().context("no RAM came")?;
@@ -99,6 +131,7 @@ impl SoftPlatform {
             doorbells: Mutex::default(),
             interrupts: Mutex::new(vec![0; vps as usize]),
             interrupted: Condvar::new(),
+            direct: (interrupts == Interrupts::Direct).then(Direct::default),
             answers: Mutex::default(),
             answered: Condvar::new(),
             started: Mutex::default(),
@@ -241,10 +274,16 @@ impl Platform for SoftPlatform {
     }
 
     fn interrupts(&self, vp: u32) -> u64 {
+        if let Some(direct) = &self.shared.direct {
+            return direct.count.load(Ordering::SeqCst);
+        }
         lock(&self.shared.interrupts)[vp as usize]
     }
 
     fn wait_interrupt(&self, vp: u32, seen: u64, timeout: Duration) {
+        if let Some(direct) = &self.shared.direct {
+            return direct.wait(vp, timeout);
+        }
         let counts = lock(&self.shared.interrupts);
         drop(self.shared.interrupted.wait_timeout_while(counts, timeout, |c| c[vp as usize] == seen));
     }
@@ -352,7 +391,10 @@ impl Shared {
     fn hear(&self, message: ToGuest, mut fds: Vec<OwnedFd>, wires: &mut Vec<Doorbell>) {
         let bell = |fds: &mut Vec<OwnedFd>| fds.pop().and_then(|fd| Doorbell::from_fd(fd).ok());
         match message {
-            ToGuest::Wire { .. } => wires.extend(bell(&mut fds)),
+            ToGuest::Wire { .. } => match &self.direct {
+                None => wires.extend(bell(&mut fds)),
+                Some(direct) => lock(&direct.wires).extend(bell(&mut fds).map(Arc::new)),
+            },
             ToGuest::Start => {
                 *lock(&self.started) = true;
                 self.start.notify_all();

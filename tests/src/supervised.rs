@@ -16,7 +16,11 @@ use nix::unistd::Pid;
 use vmbus::message::Offer;
 use vsc::{Client, Options};
 
-use crate::{disk::Disk, guest::SoftPlatform, vm};
+use crate::{
+    disk::Disk,
+    guest::{Interrupts, SoftPlatform},
+    vm,
+};
 
 /// The VM's name.
 const NAME: &str = "soft";
@@ -75,7 +79,7 @@ impl Supervised {
         let bulkhead = command.arg(&spec).stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn()?;
         // From here on whatever happens ends the process too.
         let starting = Starting(Some(bulkhead), directory);
-        let platform = SoftPlatform::listen(&guest).with_context(|| starting.log())?;
+        let platform = SoftPlatform::listen(&guest, Interrupts::Shared).with_context(|| starting.log())?;
         let (bulkhead, directory) = starting.started();
         Ok(Self { platform: Arc::new(platform), bulkhead, directory })
     }

@@ -18,7 +18,11 @@ use ipc::{
 };
 use sandbox::spawn::{Child, Command};
 
-use crate::{guest::SoftPlatform, operator::Operator, trace};
+use crate::{
+    guest::{Interrupts, SoftPlatform},
+    operator::Operator,
+    trace,
+};
 
 /// A device of the VM.
 #[derive(Debug, Clone)]
@@ -38,11 +42,19 @@ pub struct VmBuilder {
     devices: Vec<DeviceSpec>,
     traced: bool,
     quiet: bool,
+    interrupts: Interrupts,
 }
 
 impl Default for VmBuilder {
     fn default() -> Self {
-        Self { vps: 2, memory: 64 << 20, devices: Vec::new(), traced: false, quiet: false }
+        Self {
+            vps: 2,
+            memory: 64 << 20,
+            devices: Vec::new(),
+            traced: false,
+            quiet: false,
+            interrupts: Interrupts::Shared,
+        }
     }
 }
 
@@ -102,6 +114,12 @@ impl VmBuilder {
         self
     }
 
+    /// How the guest gets its interrupts.
+    pub fn interrupts(mut self, interrupts: Interrupts) -> Self {
+        self.interrupts = interrupts;
+        self
+    }
+
     /// Starts everything and waits until all devices have attached.
     pub fn start(self) -> anyhow::Result<Vm> {
         let directory = scratch()?;
@@ -143,7 +161,7 @@ impl VmBuilder {
                 None => played.push((spec.name.clone(), introduce(Peer::connect(&socket)?, &spec.name)?)),
             }
         }
-        let platform = Arc::new(SoftPlatform::listen(&guest)?);
+        let platform = Arc::new(SoftPlatform::listen(&guest, self.interrupts)?);
         Ok(Vm { platform, core, devices, spares: Vec::new(), played, nursery })
     }
 }

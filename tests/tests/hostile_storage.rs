@@ -1,148 +1,27 @@
 //! A guest that breaks the rules of storage. Each request is answered once, whatever it is; the process lives on, serves
 //! honest requests over a channel that is opened again, and a second controller never notices.
 
+mod hostile;
+
 use std::time::Duration;
 
-use anyhow::{Context, bail, ensure};
-use bulkhead_tests::{
-    SoftPlatform, Vm,
-    disk::Disk,
-    steps::{Dice, Guest, LIMIT},
-};
+use anyhow::{Context, ensure};
+use bulkhead_tests::steps::Dice;
 use vmbus::{
     packet::{Outgoing, PacketType, gpa_direct_header},
     ring::PushError,
 };
 use vsc::{
-    Channel, Error, OpenOptions, Platform,
+    Error, Platform,
     storage::{
         Storage, StorageOptions,
-        scsi::{read_16, unmap_list, write_16},
+        scsi::unmap_list,
         wire::{self, Direction, ScsiRequest, StoragePacket},
     },
 };
-use zerocopy::{FromBytes, IntoBytes};
+use zerocopy::IntoBytes;
 
-const BLOCK: u32 = 512;
-const SIZE: u64 = 8 << 20;
-const PAGE: u64 = 4096;
-
-struct Rig {
-    vm: Vm,
-    guest: Guest,
-    bystander: Storage<SoftPlatform>,
-    disks: [Disk; 2],
-    next_id: u64,
-}
-
-impl Rig {
-    fn new() -> anyhow::Result<Self> {
-        let disks = [Disk::new(SIZE)?, Disk::new(SIZE)?];
-        let vm = Vm::builder()
-            .quiet()
-            .storage("victim", &[disks[0].argument("")])
-            .storage("bystander", &[disks[1].argument("")])
-            .start()?;
-        let mut guest = Guest::connect(&vm)?;
-        let offer = guest.offer(1)?;
-        let bystander = Storage::open(&mut guest.client, &offer, &StorageOptions::default())?;
-        Ok(Self { vm, guest, bystander, disks, next_id: 1 })
-    }
-
-    /// The victim's channel, as it is after opening.
-    fn open(&mut self) -> anyhow::Result<Channel<SoftPlatform>> {
-        let offer = self.guest.offer(0)?;
-        Ok(self.guest.client.open(&offer, &OpenOptions::default())?)
-    }
-
-    /// The same, introduced.
-    fn ready(&mut self) -> anyhow::Result<Channel<SoftPlatform>> {
-        let storage = Storage::start(self.open()?, &StorageOptions::default())?;
-        Ok(storage.into_channel()?)
-    }
-
-    /// Sends a packet as it is and returns its answer, which has to be the next one.
-    fn ask(
-        &mut self,
-        channel: &mut Channel<SoftPlatform>,
-        kind: PacketType,
-        header: &[u8],
-        payload: &[u8],
-    ) -> anyhow::Result<StoragePacket> {
-        self.next_id += 1;
-        let id = self.next_id;
-        let mut packet = Outgoing { packet_type: kind, ..Outgoing::gpa_direct(id, header) };
-        if header.is_empty() {
-            packet = Outgoing { packet_type: kind, ..Outgoing::in_band(id, true) };
-        }
-        channel.send_waiting(&packet, &[header, payload], LIMIT)?;
-        let answer = channel.receive(LIMIT)?.context("no answer")?;
-        ensure!(answer.header.packet_type == PacketType::COMPLETION && answer.header.transaction_id == id);
-        let Ok((answer, _)) = StoragePacket::read_from_prefix(answer.payload()) else {
-            bail!("an answer of {} bytes", answer.payload().len())
-        };
-        ensure!(answer.operation == wire::OPERATION_COMPLETE_IO, "{answer:?}");
-        Ok(answer)
-    }
-
-    /// A command with these ranges of memory: offset, length, pages.
-    fn command(
-        &mut self,
-        channel: &mut Channel<SoftPlatform>,
-        request: ScsiRequest,
-        ranges: &[(u32, u32, &[u64])],
-    ) -> anyhow::Result<bool> {
-        let packet = StoragePacket::execute(request);
-        let header = gpa_direct_header(ranges);
-        let answer = self.ask(channel, PacketType::GPA_DIRECT, &header, packet.as_bytes())?;
-        Ok(succeeded(&answer))
-    }
-
-    /// Everybody is as well as before.
-    fn recover(&mut self, channel: Channel<SoftPlatform>) -> anyhow::Result<()> {
-        self.bystander_works()?;
-        self.guest.client.close(channel).context("the channel does not close")?;
-        let mut storage = Storage::start(self.open()?, &StorageOptions::default())?;
-        honest(&mut storage).context("the device does not recover")?;
-        self.guest.client.close(storage.into_channel()?)?;
-        ensure!(self.vm.device("victim").try_wait()?.is_none() && self.vm.core().try_wait()?.is_none());
-        for disk in &self.disks {
-            ensure!(disk.file.metadata()?.len() == SIZE, "a disk has changed its size");
-        }
-        self.bystander_works()
-    }
-
-    fn bystander_works(&mut self) -> anyhow::Result<()> {
-        honest(&mut self.bystander).context("the bystander suffers")
-    }
-}
-
-fn honest(storage: &mut Storage<SoftPlatform>) -> anyhow::Result<()> {
-    storage.test_unit_ready(0)?;
-    ensure!(storage.read_capacity(0)?.blocks == SIZE / u64::from(BLOCK));
-    for n in 0..8u8 {
-        storage.write(0, u64::from(n) * 8, &[n ^ 0x55; 4096], BLOCK)?;
-    }
-    for n in 0..8u8 {
-        ensure!(storage.read(0, u64::from(n) * 8, 8, BLOCK)? == [n ^ 0x55; 4096], "wrong data");
-    }
-    Ok(storage.flush(0)?)
-}
-
-fn succeeded(answer: &StoragePacket) -> bool {
-    let Ok((request, _)) = ScsiRequest::read_from_prefix(&answer.payload) else { return false };
-    answer.status == 0
-        && request.srb_status & wire::SRB_STATUS_MASK == wire::SRB_STATUS_SUCCESS
-        && request.scsi_status == 0
-}
-
-fn read(blocks: u32) -> ScsiRequest {
-    ScsiRequest::new(0, &read_16(0, blocks), Direction::Read, blocks * BLOCK)
-}
-
-fn write(blocks: u32) -> ScsiRequest {
-    ScsiRequest::new(0, &write_16(0, blocks), Direction::Write, blocks * BLOCK)
-}
+use hostile::{BLOCK, PAGE, Rig, honest, read, succeeded, write};
 
 #[test]
 fn memory_that_is_not_the_guests() -> anyhow::Result<()> {

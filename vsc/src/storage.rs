@@ -18,7 +18,7 @@ use vmbus::message::Offer;
 use vmbus::packet::{Outgoing, PacketType, gpa_direct_header};
 use zerocopy::{FromBytes, IntoBytes};
 
-use crate::channel::Channel;
+use crate::channel::{Channel, Packet};
 use crate::client::{Client, OpenOptions};
 use crate::error::Error;
 use crate::platform::Platform;
@@ -318,6 +318,18 @@ impl<P: Platform> Storage<P> {
         }
     }
 
+    /// The next completion if there is one now, whether or not the host has signalled it: for a driver that polls.
+    pub fn poll_completion(&mut self) -> Result<Option<Completion>, Error> {
+        loop {
+            if let Some(done) = self.done.pop_front() {
+                return Ok(Some(done));
+            }
+            let Some(packet) = self.channel.poll()? else { return Ok(None) };
+            let (id, answer) = Self::answer(&packet)?;
+            self.complete(id, &answer)?;
+        }
+    }
+
     /// Waits for the end of one request; others that end meanwhile are kept for [`Self::completion`].
     pub fn wait(&mut self, id: RequestId) -> Result<Completion, Error> {
         let deadline = Instant::now() + self.timeout;
@@ -335,13 +347,17 @@ impl<P: Platform> Storage<P> {
     fn receive(&mut self, deadline: Instant) -> Result<Option<(u64, StoragePacket)>, Error> {
         let left = deadline.saturating_duration_since(Instant::now());
         let Some(packet) = self.channel.receive(left)? else { return Ok(None) };
+        Self::answer(&packet).map(Some)
+    }
+
+    fn answer(packet: &Packet<'_>) -> Result<(u64, StoragePacket), Error> {
         if !matches!(packet.header.packet_type, PacketType::COMPLETION | PacketType::IN_BAND) {
             return Err(Error::Protocol(format!("unexpected packet {:?}", packet.header)));
         }
         let (answer, _) = StoragePacket::read_from_prefix(packet.payload()).map_err(|_| {
             Error::Protocol(format!("{} bytes are no storage packet", packet.payload().len()))
         })?;
-        Ok(Some((packet.header.transaction_id, answer)))
+        Ok((packet.header.transaction_id, answer))
     }
 
     fn complete(&mut self, id: u64, answer: &StoragePacket) -> Result<(), Error> {

@@ -5,23 +5,31 @@
 //! runtime's to remember.
 //!
 //! * `commands`: from a packet to an answer, or to work
+//! * `remember`: what outlives the process
+//! * `hotplug`: disks that come, go and grow meanwhile
 //! * `work`: what the disks are doing, and what comes after
 
 mod commands;
+mod hotplug;
+mod remember;
 mod work;
 
 use std::os::fd::RawFd;
 use std::sync::Arc;
+use std::time::Instant;
 
 use thiserror::Error;
 use vsp::vmbus::guid::class;
 use vsp::vmbus::packet::PacketType;
-use vsp::{ChannelId, Channels, Device, GuestRam, Offer, OpenRequest, Packet, Refused, Request, Vm};
+use vsp::{ChannelId, Channels, Control, Device, GuestRam, Offer, OpenRequest, Packet, Refused, Request, Vm};
 
-use self::work::Reset;
+use self::hotplug::Removal;
+use self::remember::News;
+pub(crate) use self::work::Pending;
+use self::work::{Flight, Reset};
 use crate::cli::DiskSpec;
 use crate::disk::{self, DiskError};
-use crate::job::Job;
+use crate::identity::Identity;
 use crate::lun::Lun;
 use crate::scsi::Sense;
 use crate::scsi::plan::MAX_TRANSFER;
@@ -53,7 +61,11 @@ pub struct Controller {
     luns: Vec<Lun>,
     /// The numbers of all units, sorted, as REPORT LUNS tells them.
     numbers: Vec<u8>,
-    uring: Uring<Job>,
+    uring: Uring<Flight>,
+    /// Commands under way, those that wait included.
+    under_way: usize,
+    /// The time, where it was looked at in this batch.
+    clock: Option<Instant>,
     ram: Option<Arc<GuestRam>>,
     /// Sub-channels that this guest can have.
     max_subchannels: u16,
@@ -61,9 +73,19 @@ pub struct Controller {
     state: State,
     /// Open channels whose ledger has another state than this: the next answer changes that.
     stale: Vec<ChannelId>,
+    /// What one ledger has and the others have not.
+    news: Option<News>,
     open: Vec<ChannelId>,
     epoch: u64,
     resets: Vec<Reset>,
+    /// Who waits for units to be gone.
+    removals: Vec<Removal>,
+    /// The guest is to look what units there are, and has not been told.
+    owes_notice: bool,
+    /// The guest has sent a command.
+    has_looked: bool,
+    /// Tells the VM apart from others.
+    memory: u64,
     /// Page lists that could not be used, for the log.
     bad_lists: u64,
     /// A command that this process dies of; for tests.
@@ -91,19 +113,30 @@ impl Controller {
             files.push(file);
         }
         let numbers = luns.iter().map(|lun| lun.lun).collect();
+        let mut uring = Uring::new(files)?;
+        for (place, lun) in luns.iter().enumerate() {
+            uring.align(place, lun.alignment());
+        }
         Ok(Controller {
             device: device.to_owned(),
             luns,
             numbers,
-            uring: Uring::new(files)?,
+            uring,
+            under_way: 0,
+            clock: None,
             ram: None,
             max_subchannels: 0,
             primary: None,
             state: State::default(),
             stale: Vec::new(),
+            news: None,
             open: Vec::new(),
             epoch: 0,
             resets: Vec::new(),
+            removals: Vec::new(),
+            owes_notice: false,
+            has_looked: false,
+            memory: 0,
             bad_lists: 0,
             crash_on: None,
         })
@@ -112,22 +145,6 @@ impl Controller {
     /// Has the process die of a command, as a bug would have it; for tests.
     pub fn crashing_on(self, opcode: Option<u8>) -> Controller {
         Controller { crash_on: opcode, ..self }
-    }
-
-    /// Answers a request. If the ledger of its channel has another state than ours, it changes in the same step.
-    fn answer(&mut self, request: Request, answer: &[u8], channels: &mut Channels) {
-        match self.stale.iter().position(|stale| *stale == request.channel()) {
-            None => request.complete(channels, answer),
-            Some(index) => {
-                self.stale.swap_remove(index);
-                request.complete_with_state(channels, answer, &self.state.encode());
-            }
-        }
-    }
-
-    /// What is in the ledgers is not true any more.
-    fn state_changed(&mut self) {
-        self.stale.clone_from(&self.open);
     }
 
     /// What a packet other than a command is answered with.
@@ -191,18 +208,21 @@ impl Device for Controller {
         let ram = vm.ram.ok_or("a SCSI controller needs guest RAM: its device slot has to say so")?;
         self.ram = Some(Arc::new(ram));
         self.max_subchannels = vm.vps.saturating_sub(1).min(MAX_SUBCHANNELS.into()) as u16;
+        self.memory = vm.memory;
         self.luns.iter_mut().for_each(|lun| lun.identify(vm.memory, &self.device));
         Ok(())
     }
 
     fn resource(&self) -> String {
-        let waiting = self.luns.iter().find(|lun| !lun.is_ours());
-        waiting.map_or_else(|| "its disks".into(), |lun| lun.path.display().to_string())
+        let waiting = self.luns.iter().find(|lun| !lun.gone && !lun.is_ours());
+        waiting.map_or_else(|| "its disks".into(), Lun::waits_for)
     }
 
     fn fence(&mut self, _predecessor: bool) -> Result<bool, String> {
-        for (lun, file) in self.luns.iter_mut().zip(self.uring.files()) {
-            if !lun.take(file)? {
+        for (number, lun) in self.luns.iter_mut().enumerate() {
+            if let Some(file) = self.uring.file(number)
+                && !lun.take(file)?
+            {
                 return Ok(false);
             }
         }
@@ -210,55 +230,76 @@ impl Device for Controller {
     }
 
     fn release(&mut self) {
-        self.luns.iter_mut().zip(self.uring.files()).for_each(|(lun, file)| lun.release(file));
+        for (number, lun) in self.luns.iter_mut().enumerate() {
+            if let Some(file) = self.uring.file(number) {
+                lun.release(file);
+            }
+        }
         (self.primary, self.state) = (None, State::default());
         self.open.clear();
         self.stale.clear();
+        self.news = None;
     }
 
     fn is_idle(&self) -> bool {
-        self.uring.in_flight() == 0
+        self.under_way == 0
+    }
+
+    fn wake_at(&self) -> Option<Instant> {
+        self.luns.iter().filter_map(|lun| lun.queue.wake_at()).min()
     }
 
     fn open(&mut self, channel: ChannelId, request: &OpenRequest) -> Result<(), Refused> {
         match request.subchannel {
             0 => {
                 self.primary = Some(channel);
-                // The guest begins anew, and with what is on the disk now.
+                self.has_looked = false;
+                // The guest begins anew, and with what is on the disk now. That is a loss of power to its units.
                 self.state = State::default();
+                self.news = None;
+                for lun in self.luns.iter_mut().filter(|lun| !lun.gone) {
+                    lun.begin_anew();
+                    self.state.identities.set(lun.lun, lun.identity);
+                }
             }
             number if number <= self.max_subchannels => {}
             _ => return Err(Refused::default()),
         }
         self.open.push(channel);
-        if self.state != State::default() {
-            self.stale.push(channel);
-        }
+        self.stale.push(channel);
         Ok(())
     }
 
     fn restore(&mut self, channel: ChannelId, state: &[u8]) -> Result<(), String> {
         let theirs = State::decode(state)?;
-        let lost_writes = self.state.lost_writes.union(theirs.lost_writes);
-        let phase = if self.primary == Some(channel) { theirs.phase } else { self.state.phase };
-        self.state = State { phase, lost_writes };
+        if self.primary == Some(channel) {
+            self.state.phase = theirs.phase;
+        }
+        self.state.renew(theirs);
+        for lun in self.luns.iter_mut().filter(|lun| !lun.gone) {
+            // What the guest knows is true, until it begins anew.
+            let known = self.state.identities.of(lun.lun);
+            lun.recognise(known);
+            if known == Identity::UNKNOWN {
+                self.state.identities.set(lun.lun, lun.identity);
+            }
+        }
+        // A driver that had got so far before us has looked at its units long ago.
+        self.has_looked |= self.state.phase == Phase::Ready;
         // Whatever each ledger has: with its next answer it has this.
         self.state_changed();
         Ok(())
     }
 
     fn packet(&mut self, packet: Packet<'_>, request: Request, channels: &mut Channels) {
+        self.spread_news(channels);
         let Some(message) = Message::parse(payload(packet)) else {
             return self.answer(request, &wire::answer(status::INVALID_PARAMETER), channels);
         };
         let ready = self.state.phase == Phase::Ready;
         match message {
             Message::Execute(srb) if ready => self.execute(srb, packet, request, channels),
-            Message::Reset if ready && self.uring.in_flight() > 0 => {
-                self.epoch += 1;
-                self.resets.push(Reset { request, epoch: self.epoch, waiting: self.uring.in_flight() });
-            }
-            Message::Reset if ready => self.answer(request, &wire::answer(status::SUCCESS), channels),
+            Message::Reset(address) if ready => self.reset(address, request, channels),
             _ if self.primary != Some(request.channel()) => {
                 self.answer(request, &wire::answer(status::INVALID_DEVICE_STATE), channels);
             }
@@ -280,11 +321,25 @@ impl Device for Controller {
     }
 
     fn submit(&mut self, channels: &mut Channels) {
+        self.spread_news(channels);
         self.pump(channels);
+        self.submit_news();
     }
 
     fn ready(&mut self, _source: usize, channels: &mut Channels) {
         self.pump(channels);
+    }
+
+    fn poll(&mut self, channels: &mut Channels) -> bool {
+        let ended = self.uring.has_ended();
+        if ended {
+            self.pump(channels);
+        }
+        ended
+    }
+
+    fn control(&mut self, control: Control, channels: &mut Channels) {
+        self.obey(control, channels);
     }
 
     fn closing(&mut self, channel: ChannelId) {

@@ -2,23 +2,22 @@
 //!
 //! An open disk is nobody's yet: [`crate::fence`] takes it when the process is told to serve.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{File, OpenOptions};
 use std::io::{self, Seek, SeekFrom};
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::PathBuf;
 
-use nix::sys::stat::{major, minor};
-use nix::sys::statfs::{BTRFS_SUPER_MAGIC, EXT4_SUPER_MAGIC, FsType, TMPFS_MAGIC, XFS_SUPER_MAGIC, fstatfs};
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::sys::resource::{Resource, getrlimit};
 use thiserror::Error;
 
-use crate::cli::{DiskSpec, MAX_LUN, MAX_SERIAL};
-use crate::scsi::Unit;
+pub use crate::direct::Direct;
+pub use crate::identity::Identity;
+pub use crate::shape::Shape;
 
-/// Logical block of a disk image in a file.
-const FILE_BLOCK: u32 = 512;
-/// Physical block that a file is presented with: the page and the file system's block, so that guests align
-/// to it.
-const FILE_PHYSICAL: u32 = 4096;
+use crate::cli::{Cache, DiskSpec, Limits, MAX_LUN, MAX_SERIAL};
+use crate::identity;
+use crate::scsi::Unit;
 
 /// A disk that cannot be served; what to do is in the text.
 #[derive(Debug, Error)]
@@ -45,11 +44,55 @@ pub enum DiskError {
         /// Its logical block size.
         size: u32,
     },
+    /// Blocks that are smaller than what can be written.
+    #[error("{path} can be written in pieces of {least} bytes only: use block_size={least}, not {size}")]
+    SmallBlocks {
+        /// The device.
+        path: PathBuf,
+        /// What was asked for.
+        size: u32,
+        /// What can be had.
+        least: u32,
+    },
+    /// The page cache cannot be left out.
+    #[error("{0} is where the page cache cannot be left out: use cache=writeback or cache=writethrough")]
+    NotDirect(PathBuf),
+    /// Without the page cache, blocks are too small.
+    #[error(
+        "{path} can be used past the page cache in pieces of {least} bytes only: use block_size={least} or another cache="
+    )]
+    DirectBlocks {
+        /// The file.
+        path: PathBuf,
+        /// What can be had.
+        least: u32,
+    },
+    /// A write near its end would be the process's end.
+    #[error("{path} is larger than files may be that this process writes ({limit} bytes): raise `ulimit -f`")]
+    FileLimit {
+        /// The file.
+        path: PathBuf,
+        /// The limit in bytes.
+        limit: u64,
+    },
+    /// What came from somebody else is not what it should be.
+    #[error("{path} was handed over {what}")]
+    Given {
+        /// The file.
+        path: PathBuf,
+        /// In which wrong way.
+        what: &'static str,
+    },
     /// Two disks want the same LUN.
     #[error("two disks have the LUN {0}")]
     SameLun(u8),
+    /// Two disks are called the same.
+    #[error(
+        "the disks with the LUNs {0} and {1} have the same serial number: a guest would take them for one disk"
+    )]
+    SameSerial(u8, u8),
     /// No LUN is left.
-    #[error("there are more disks than LUNs (255)")]
+    #[error("there are more disks than the {} of a controller", identity::MOST)]
     TooMany,
 }
 
@@ -66,107 +109,158 @@ pub struct Disk {
     pub keeper: Option<File>,
     /// Where it came from, for the log.
     pub path: PathBuf,
+    /// How much the guest may ask of it.
+    pub limits: Limits,
+    /// What it asks of reads and writes, if they go past the page cache.
+    pub direct: Option<Direct>,
+    /// Which file it is.
+    pub identity: Identity,
+}
+
+/// What only somebody can tell who may open files.
+#[derive(Debug)]
+pub struct Given {
+    /// To read and write, opened with [`flags`].
+    pub file: File,
+    /// The same file once more if it is [local](Shape::local) and goes through the page cache: it carries the locks.
+    pub keeper: Option<File>,
+    /// What it is made of.
+    pub shape: Shape,
 }
 
 /// Opens all disks of a controller called `device`.
 pub fn open_all(device: &str, specs: &[DiskSpec]) -> Result<Vec<Disk>, DiskError> {
     let mut disks: Vec<Disk> = Vec::with_capacity(specs.len());
     for (position, spec) in specs.iter().enumerate() {
-        let position = u8::try_from(position).ok().filter(|lun| *lun <= MAX_LUN).ok_or(DiskError::TooMany)?;
+        let position = u8::try_from(position).ok().filter(|lun| *lun <= MAX_LUN);
+        let position = position.filter(|_| disks.len() < identity::MOST).ok_or(DiskError::TooMany)?;
         let lun = spec.lun.unwrap_or(position);
         if disks.iter().any(|disk| disk.lun == lun) {
             return Err(DiskError::SameLun(lun));
         }
-        disks.push(open(device, lun, spec)?);
+        let disk = open(device, lun, spec)?;
+        if let Some(other) = disks.iter().find(|other| other.unit.serial == disk.unit.serial) {
+            return Err(DiskError::SameSerial(other.lun, lun));
+        }
+        disks.push(disk);
     }
     disks.sort_by_key(|disk| disk.lun);
     Ok(disks)
 }
 
-fn open(device: &str, lun: u8, spec: &DiskSpec) -> Result<Disk, DiskError> {
+/// Flags of `open` besides those for reading and writing.
+pub fn flags(cache: Cache) -> i32 {
+    match cache {
+        Cache::WriteBack => 0,
+        Cache::WriteThrough => libc::O_DSYNC,
+        Cache::None => libc::O_DIRECT,
+    }
+}
+
+/// Opens one disk, as all that follows needs it.
+pub fn open(device: &str, lun: u8, spec: &DiskSpec) -> Result<Disk, DiskError> {
+    let disk = adopt(device, lun, spec, gather(spec)?)?;
+    // A write beyond this limit would not fail but kill (SIGXFSZ), and so the next process, and so on.
     let path = spec.path.clone();
     let failed = |source| DiskError::Open { path: path.clone(), source };
-    let open = || OpenOptions::new().read(true).write(!spec.read_only).open(&path);
-    let file = open().map_err(failed)?;
-    let metadata = file.metadata().map_err(failed)?;
-    let shape = if metadata.is_file() {
-        Shape { block_size: FILE_BLOCK, physical: FILE_PHYSICAL, can_unmap: true }
-    } else if metadata.file_type().is_block_device() {
-        Shape::of_device(metadata.rdev()).map_err(failed)?
-    } else {
-        return Err(DiskError::WrongKind(path));
+    let metadata = disk.file.metadata().map_err(failed)?;
+    let (limit, _) = getrlimit(Resource::RLIMIT_FSIZE).map_err(|error| failed(error.into()))?;
+    if metadata.is_file() && !spec.read_only && metadata.len() > limit {
+        return Err(DiskError::FileLimit { path, limit });
+    }
+    Ok(disk)
+}
+
+/// Opens one disk for whoever is to [adopt] it.
+pub fn gather(spec: &DiskSpec) -> Result<Given, DiskError> {
+    let path = spec.path.clone();
+    let failed = |source| DiskError::Open { path: path.clone(), source };
+    let open =
+        |flags| OpenOptions::new().read(true).write(!spec.read_only).custom_flags(flags).open(&spec.path);
+    let file = match open(flags(spec.cache)) {
+        Err(error) if spec.cache == Cache::None && error.raw_os_error() == Some(libc::EINVAL) => {
+            return Err(DiskError::NotDirect(path));
+        }
+        file => file.map_err(failed)?,
     };
+    let metadata = file.metadata().map_err(failed)?;
+    let shape = Shape::of(&file, &metadata).map_err(failed)?.ok_or(DiskError::WrongKind(path.clone()))?;
+    let keeper = if shape.local && spec.cache != Cache::None { Some(open(0).map_err(failed)?) } else { None };
+    Ok(Given { file, keeper, shape })
+}
+
+/// Makes a disk of what somebody has opened. Asks nothing but what may be asked in the compartment.
+pub fn adopt(device: &str, lun: u8, spec: &DiskSpec, given: Given) -> Result<Disk, DiskError> {
+    let Given { file, keeper, shape } = given;
+    let path = spec.path.clone();
+    let failed = |source| DiskError::Open { path: path.clone(), source };
+    check_flags(&file, spec)
+        .map_err(failed)?
+        .map_err(|what| DiskError::Given { path: path.clone(), what })?;
+    let metadata = file.metadata().map_err(failed)?;
+    if let Some(keeper) = &keeper {
+        let other = keeper.metadata().map_err(failed)?;
+        if (other.dev(), other.ino()) != (metadata.dev(), metadata.ino()) {
+            return Err(DiskError::Given { path, what: "with a second description of another file" });
+        }
+    }
     if !matches!(shape.block_size, 512 | 4096) {
         return Err(DiskError::BlockSize { path, size: shape.block_size });
     }
-    let keeper = if ends_with_process(&file, &metadata) { Some(open().map_err(failed)?) } else { None };
+    let block_size = spec.block_size.unwrap_or(shape.block_size);
+    if block_size < shape.block_size {
+        return Err(DiskError::SmallBlocks { path, size: block_size, least: shape.block_size });
+    }
+    let direct = match spec.cache {
+        Cache::None => {
+            let direct = Direct::of(&file).map_err(failed)?.ok_or(DiskError::NotDirect(path.clone()))?;
+            if direct.offset > block_size {
+                return Err(DiskError::DirectBlocks { path, least: direct.offset });
+            }
+            Some(direct)
+        }
+        Cache::WriteBack | Cache::WriteThrough => None,
+    };
     let bytes = size(&file).map_err(failed)?;
-    let blocks = bytes / u64::from(shape.block_size);
+    let (blocks, rest) = (bytes / u64::from(block_size), bytes % u64::from(block_size));
     if blocks == 0 {
         return Err(DiskError::Empty(path));
     }
-    if !bytes.is_multiple_of(u64::from(shape.block_size)) {
-        tracing::warn!(
-            lun,
-            "{}: the last {} bytes are no whole block",
-            path.display(),
-            bytes % u64::from(shape.block_size)
-        );
+    if rest != 0 {
+        tracing::warn!(lun, "{}: the last {rest} bytes are no whole block", path.display());
     }
     let serial = spec.serial.clone().unwrap_or_else(|| default_serial(device, lun));
     let unit = Unit {
         blocks,
-        block_size: shape.block_size,
-        physical_exponent: (shape.physical / shape.block_size).max(1).ilog2() as u8,
+        block_size,
+        physical_exponent: (shape.physical / block_size).max(1).ilog2() as u8,
         read_only: spec.read_only,
         can_unmap: shape.can_unmap && !spec.read_only,
+        write_cache: spec.cache != Cache::WriteThrough,
         naa: hash(serial.as_bytes()),
         serial,
     };
-    Ok(Disk { lun, unit, file, keeper, path })
+    let identity = Identity::of(&metadata, &shape);
+    Ok(Disk { lun, unit, file, keeper, path, limits: spec.limits, direct, identity })
+}
+
+/// Whether a description was opened as its disk asks for; what is wrong with it.
+fn check_flags(file: &File, spec: &DiskSpec) -> io::Result<Result<(), &'static str>> {
+    let have = OFlag::from_bits_retain(fcntl(file, FcntlArg::F_GETFL)?);
+    let access = if spec.read_only { OFlag::O_RDONLY } else { OFlag::O_RDWR };
+    let wanted = OFlag::from_bits_retain(flags(spec.cache));
+    Ok(if have & OFlag::O_ACCMODE != access {
+        Err("with other rights than its options say")
+    } else if have & wanted != wanted || have.contains(OFlag::O_DIRECT) != (spec.cache == Cache::None) {
+        Err("with another cache than its options say")
+    } else {
+        Ok(())
+    })
 }
 
 /// Bytes of a file or a block device. Asked again once the disk is ours: whoever had it may have changed its size.
 pub fn size(mut file: impl Seek) -> io::Result<u64> {
     file.seek(SeekFrom::End(0))
-}
-
-/// Whether no read or write of a process can outlive it. That is so where all of them go through the page cache of this
-/// host: they are done by threads of the process (io_uring's workers are such), which the kernel lets finish before it
-/// closes the last of its files. It is not so where requests go to somebody else (FUSE, a network) or past the cache.
-fn ends_with_process(file: &File, metadata: &fs::Metadata) -> bool {
-    const CACHED: [FsType; 4] = [EXT4_SUPER_MAGIC, XFS_SUPER_MAGIC, BTRFS_SUPER_MAGIC, TMPFS_MAGIC];
-    metadata.file_type().is_block_device()
-        || fstatfs(file).is_ok_and(|system| CACHED.contains(&system.filesystem_type()))
-}
-
-/// What a disk is made of.
-struct Shape {
-    block_size: u32,
-    physical: u32,
-    can_unmap: bool,
-}
-
-impl Shape {
-    /// Asks sysfs about a block device; of a partition, its disk.
-    fn of_device(rdev: u64) -> io::Result<Shape> {
-        let device = PathBuf::from(format!("/sys/dev/block/{}:{}", major(rdev), minor(rdev)));
-        let own = device.join("queue");
-        let queue = if own.is_dir() { own } else { device.join("../queue") };
-        let read = |name: &str| -> io::Result<u64> {
-            let text = fs::read_to_string(queue.join(name))?;
-            text.trim()
-                .parse()
-                .map_err(|_| io::Error::new(io::ErrorKind::InvalidData, format!("{name}: {text}")))
-        };
-        let size = |value: u64| u32::try_from(value).unwrap_or(u32::MAX);
-        Ok(Shape {
-            block_size: size(read("logical_block_size")?),
-            physical: size(read("physical_block_size")?),
-            // Punching a hole needs zeroes without a fallback to writing them.
-            can_unmap: read("discard_max_bytes")? > 0 && read("write_zeroes_max_bytes")? > 0,
-        })
-    }
 }
 
 /// Stable as long as the device keeps its name and the disk its LUN, so that guests find it again by id.
@@ -188,6 +282,7 @@ pub fn hash(bytes: &[u8]) -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
     use std::path::Path;
 
     use super::*;
@@ -199,7 +294,7 @@ mod tests {
     }
 
     fn spec(path: &Path) -> DiskSpec {
-        DiskSpec { path: path.to_owned(), lun: None, read_only: false, serial: None }
+        DiskSpec { path: path.to_owned(), ..DiskSpec::default() }
     }
 
     #[test]
@@ -209,8 +304,55 @@ mod tests {
         let unit = &disks[0].unit;
         assert_eq!((disks[0].lun, unit.blocks, unit.block_size, unit.physical_exponent), (7, 2048, 512, 3));
         assert_eq!(unit.serial, "disk0-7");
-        assert!(unit.can_unmap);
+        assert!(unit.can_unmap && unit.write_cache);
         fs::remove_file(path).unwrap();
+    }
+
+    #[test]
+    fn blocks_may_be_large() {
+        let path = file("4kn", 1 << 20 | 512);
+        let disk = open("d", 0, &DiskSpec { block_size: Some(4096), ..spec(&path) }).unwrap();
+        let unit = &disk.unit;
+        assert_eq!((unit.blocks, unit.block_size, unit.physical_exponent), (256, 4096, 0));
+        fs::remove_file(path).unwrap();
+    }
+
+    #[test]
+    fn each_cache_has_its_flags_and_its_place_for_the_locks() {
+        let path = file("caches", 1 << 20);
+        for (cache, write_cache, keeper) in
+            [(Cache::WriteBack, true, true), (Cache::WriteThrough, false, true), (Cache::None, true, false)]
+        {
+            let disk = open("d", 0, &DiskSpec { cache, ..spec(&path) }).unwrap();
+            assert_eq!(check_flags(&disk.file, &DiskSpec { cache, ..spec(&path) }).unwrap(), Ok(()));
+            assert_eq!((disk.unit.write_cache, disk.keeper.is_some()), (write_cache, keeper), "{cache:?}");
+            assert_eq!(disk.direct.is_some(), cache == Cache::None);
+            assert!(disk.direct.is_none_or(|direct| direct.offset <= 512), "{:?}", disk.direct);
+        }
+        fs::remove_file(path).unwrap();
+    }
+
+    #[test]
+    fn what_was_opened_otherwise_is_not_taken() {
+        let (path, other) = (file("given", 1 << 20), file("other", 1 << 20));
+        let wanted = DiskSpec { cache: Cache::WriteThrough, ..spec(&path) };
+        let given = |spec: &DiskSpec, from: &Path| {
+            let Disk { file, keeper, .. } = open("d", 0, spec).unwrap();
+            let shape = Shape::of(&file, &file.metadata().unwrap()).unwrap().unwrap();
+            let keeper = keeper.map(|_| File::options().read(true).write(true).open(from).unwrap());
+            adopt("d", 0, &wanted, Given { file, keeper, shape })
+        };
+        assert_eq!(given(&wanted, &path).unwrap().unit.blocks, 2048);
+        for spec in [
+            spec(&path),
+            DiskSpec { cache: Cache::None, ..spec(&path) },
+            DiskSpec { read_only: true, ..wanted.clone() },
+        ] {
+            assert!(matches!(given(&spec, &path), Err(DiskError::Given { .. })), "{spec:?}");
+        }
+        assert!(matches!(given(&wanted, &other), Err(DiskError::Given { .. })));
+        fs::remove_file(path).unwrap();
+        fs::remove_file(other).unwrap();
     }
 
     #[test]
@@ -221,8 +363,19 @@ mod tests {
         drop(disks);
         let twice = open_all("d", &[DiskSpec { lun: Some(1), ..spec(&a) }, spec(&b)]);
         assert!(matches!(twice, Err(DiskError::SameLun(1))));
+        let many = open_all("d", &vec![spec(&a); 65]);
+        assert!(matches!(many, Err(DiskError::TooMany)));
         fs::remove_file(a).unwrap();
         fs::remove_file(b).unwrap();
+    }
+
+    /// Multipath software puts disks together that are called the same.
+    #[test]
+    fn no_two_disks_are_called_the_same() {
+        let path = file("same", 4096);
+        let same = DiskSpec { serial: Some("d-1".into()), ..spec(&path) };
+        assert!(matches!(open_all("d", &[same, spec(&path)]), Err(DiskError::SameSerial(0, 1))));
+        fs::remove_file(path).unwrap();
     }
 
     #[test]

@@ -8,7 +8,7 @@ use vsp::{GuestBuffer, Request};
 
 use crate::scsi::unmap::Blocks;
 use crate::scsi::{Repeat, Sense};
-use crate::uring::{Kind, Memory, Operation, Pattern};
+use crate::uring::{Kind, Memory, Operation, Pattern, Scratch};
 use crate::wire::Srb;
 
 /// How often an operation that the kernel had no room or time for is tried again.
@@ -17,6 +17,11 @@ const MAX_RETRIES: u8 = 16;
 const PATTERN: usize = 16 * 1024;
 /// Bytes of a WRITE SAME that are written at a time.
 const STRIDE: u64 = 256 * 1024;
+
+/// Bytes of the disk that are read and compared at a time. A unit has one such piece.
+const PIECE: u64 = 64 * 1024;
+/// Bytes of the guest's that are compared at a time, on the stack.
+const COMPARED: usize = 512;
 
 /// A command in flight.
 #[derive(Debug)]
@@ -31,6 +36,8 @@ pub(crate) struct Job {
     pub epoch: u64,
     /// Whether its outcome has to be recorded.
     pub repeat: Repeat,
+    /// Whether nothing else of its unit may run beside it.
+    pub exclusive: bool,
     /// What it does.
     pub work: Work,
 }
@@ -50,8 +57,64 @@ enum Task {
     Flush,
     /// UNMAP: the ranges still to do.
     Unmap { rest: IntoIter<Blocks>, block_size: u64, list: u32 },
+    /// VERIFY.
+    Verify(Box<Check>),
+    /// WRITE AND VERIFY: so many bytes have been written; what is to be checked then.
+    WriteVerify { moved: u32, check: Box<Check> },
+    /// COMPARE AND WRITE: what has to be on the disk, and what comes there then.
+    Compare { check: Box<Check>, write: Option<GuestBuffer>, stable: bool },
     /// WRITE SAME.
     Same { start: u64, end: u64, block: Box<[u8]>, moved: u32 },
+}
+
+/// Blocks to be read, and perhaps to be compared with data of the guest's.
+#[derive(Debug)]
+struct Check {
+    start: u64,
+    at: u64,
+    end: u64,
+    /// What has to be there from `at` on; `None`: whatever can be read.
+    data: Option<GuestBuffer>,
+    /// Bytes of data that the whole command moves.
+    moved: u32,
+}
+
+impl Check {
+    fn new(offset: u64, len: u64, data: Option<GuestBuffer>, moved: u32) -> Box<Check> {
+        Box::new(Check { start: offset, at: offset, end: offset + len, data, moved })
+    }
+
+    fn left(&self) -> u64 {
+        self.end - self.at
+    }
+
+    fn first(&self, file: u32) -> Operation {
+        self.read(file, Scratch::new(self.left().min(PIECE) as usize))
+    }
+
+    fn read(&self, file: u32, mut scratch: Scratch) -> Operation {
+        scratch.resize(self.left().min(PIECE) as usize);
+        Operation { kind: Kind::Read { offset: self.at }, file, memory: Memory::Scratch(scratch) }
+    }
+
+    /// This is what the disk has at `at`. `Err`: where it differs from what it should have, from the beginning.
+    fn compare(&mut self, found: &[u8]) -> Result<(), u32> {
+        let Some(data) = &mut self.data else {
+            self.at += found.len() as u64;
+            return Ok(());
+        };
+        for found in found.chunks(COMPARED) {
+            let mut wanted = [0; COMPARED];
+            let wanted = &mut wanted[..found.len()];
+            data.read(wanted);
+            data.advance(found.len());
+            if let Some(differs) = wanted.iter().zip(found).position(|(wanted, found)| wanted != found) {
+                return Err((self.at - self.start) as u32 + differs as u32);
+            }
+            self.at += found.len() as u64;
+        }
+        Ok(())
+    }
 }
 
 /// What comes after an operation.
@@ -59,9 +122,13 @@ enum Task {
 pub(crate) enum Next {
     /// Another one.
     Again(Operation),
+    /// Another one, with which the command begins to have its effect: what it depended on must not be asked again.
+    Begin(Operation),
     /// Success; so many bytes of the guest's data were moved.
     Done(u32),
-    /// Failure, and the host's error if there was one.
+    /// Failure, and nobody's fault but the guest's.
+    Refused(Sense),
+    /// Failure, and the host's error.
     Failed(Sense, io::Error),
 }
 
@@ -81,6 +148,47 @@ impl Work {
         let operation =
             Operation { kind: Kind::Write { offset, stable }, file, memory: Memory::Guest(buffer) };
         (Work::new(Task::Transfer { moved: 0 }), operation)
+    }
+
+    /// Reads what is on the disk and compares it with `data`, if there is any.
+    pub fn verify(file: u32, offset: u64, len: u64, data: Option<GuestBuffer>) -> (Work, Operation) {
+        let moved = data.as_ref().map_or(0, |data| data.len() as u32);
+        let check = Check::new(offset, len, data, moved);
+        let operation = check.first(file);
+        (Work::new(Task::Verify(check)), operation)
+    }
+
+    /// Writes `buffer` to the disk, on stable storage, reads what is there then, and compares it if that is wanted.
+    pub fn write_verify(file: u32, offset: u64, compare: bool, buffer: GuestBuffer) -> (Work, Operation) {
+        let len = buffer.len();
+        let data = compare.then(|| buffer.clone());
+        let check = Check::new(offset, len as u64, data, len as u32);
+        let kind = Kind::Write { offset, stable: true };
+        let operation = Operation { kind, file, memory: Memory::Guest(buffer) };
+        (Work::new(Task::WriteVerify { moved: 0, check }), operation)
+    }
+
+    /// Compares the first half of `buffer` with the disk, and writes the second half there if it is the same. `begun`: it was
+    /// the same, and a predecessor has begun to write.
+    pub fn compare_and_write(
+        file: u32,
+        offset: u64,
+        stable: bool,
+        mut buffer: GuestBuffer,
+        begun: bool,
+    ) -> (Work, Operation) {
+        let (moved, len) = (buffer.len() as u32, buffer.len() / 2);
+        let mut write = buffer.clone();
+        write.advance(len);
+        buffer.truncate(len);
+        let check = Check::new(offset, len as u64, Some(buffer), moved);
+        let (operation, write) = if begun {
+            let kind = Kind::Write { offset, stable };
+            (Operation { kind, file, memory: Memory::Guest(write) }, None)
+        } else {
+            (check.first(file), Some(write))
+        };
+        (Work::new(Task::Compare { check, write, stable }), operation)
     }
 
     /// Flushes the disk.
@@ -136,26 +244,51 @@ impl Work {
     fn went_on(&mut self, operation: Operation, count: u32) -> Next {
         let Operation { kind, file, memory } = operation;
         match (&mut self.task, kind, memory) {
-            (Task::Transfer { moved }, Kind::Read { .. } | Kind::Write { .. }, Memory::Guest(mut buffer)) => {
-                if count == 0 {
-                    // The file has become shorter than the disk we promised, or takes no more.
-                    let error = io::Error::from(io::ErrorKind::UnexpectedEof);
-                    let writing = matches!(kind, Kind::Write { .. });
-                    return Next::Failed(Sense::from_io(&error, writing), error);
-                }
+            // The file has become shorter than the disk we promised, or takes no more.
+            (_, Kind::Read { .. }, _) | (_, Kind::Write { .. }, Memory::Guest(_)) if count == 0 => {
+                let error = io::Error::from(io::ErrorKind::UnexpectedEof);
+                Next::Failed(Sense::from_io(&error, matches!(kind, Kind::Write { .. })), error)
+            }
+            (Task::Transfer { moved }, Kind::Read { .. } | Kind::Write { .. }, Memory::Guest(buffer)) => {
                 *moved += count;
-                buffer.advance(count as usize);
-                if buffer.is_empty() {
-                    return Next::Done(*moved);
+                match rest(kind, file, buffer, count) {
+                    Some(operation) => Next::Again(operation),
+                    None => Next::Done(*moved),
                 }
-                let kind = match kind {
-                    Kind::Write { offset, stable } => {
-                        Kind::Write { offset: offset + u64::from(count), stable }
-                    }
-                    Kind::Read { offset } => Kind::Read { offset: offset + u64::from(count) },
-                    other => other,
-                };
-                Next::Again(Operation { kind, file, memory: Memory::Guest(buffer) })
+            }
+            (Task::WriteVerify { moved, check }, Kind::Write { .. }, Memory::Guest(buffer)) => {
+                *moved += count;
+                Next::Again(rest(kind, file, buffer, count).unwrap_or_else(|| check.first(file)))
+            }
+            (Task::Compare { check, .. }, Kind::Write { .. }, Memory::Guest(buffer)) => {
+                match rest(kind, file, buffer, count) {
+                    Some(operation) => Next::Again(operation),
+                    None => Next::Done(check.moved),
+                }
+            }
+            (
+                Task::Verify(check) | Task::WriteVerify { check, .. } | Task::Compare { check, .. },
+                Kind::Read { .. },
+                Memory::Scratch(scratch),
+            ) => {
+                let found = scratch.bytes().get(..count as usize).unwrap_or(scratch.bytes());
+                if let Err(at) = check.compare(found) {
+                    return Next::Refused(Sense::miscompare(at));
+                }
+                if check.left() > 0 {
+                    return Next::Again(check.read(file, scratch));
+                }
+                let (offset, moved) = (check.start, check.moved);
+                match &mut self.task {
+                    Task::Compare { write, stable, .. } => match write.take() {
+                        Some(buffer) => {
+                            let kind = Kind::Write { offset, stable: *stable };
+                            Next::Begin(Operation { kind, file, memory: Memory::Guest(buffer) })
+                        }
+                        None => Next::Done(moved),
+                    },
+                    _ => Next::Done(moved),
+                }
             }
             (Task::Unmap { rest, block_size, list }, ..) => match rest.next() {
                 Some(range) => Next::Again(punch(file, range, *block_size)),
@@ -193,6 +326,20 @@ impl Work {
     }
 }
 
+/// What is left to be moved after `count` bytes.
+fn rest(kind: Kind, file: u32, mut buffer: GuestBuffer, count: u32) -> Option<Operation> {
+    buffer.advance(count as usize);
+    if buffer.is_empty() {
+        return None;
+    }
+    let kind = match kind {
+        Kind::Write { offset, stable } => Kind::Write { offset: offset + u64::from(count), stable },
+        Kind::Read { offset } => Kind::Read { offset: offset + u64::from(count) },
+        other => other,
+    };
+    Some(Operation { kind, file, memory: Memory::Guest(buffer) })
+}
+
 fn punch(file: u32, range: Blocks, block_size: u64) -> Operation {
     let kind = Kind::Punch { offset: range.lba * block_size, len: u64::from(range.count) * block_size };
     Operation { kind, file, memory: Memory::None }
@@ -210,81 +357,4 @@ fn stride(file: u32, start: u64, at: u64, end: u64, mut pattern: Pattern) -> Ope
 }
 
 #[cfg(test)]
-mod tests {
-    use std::sync::Arc;
-
-    use vsp::GuestRam;
-    use vsp::ipc::message::RamRegion;
-    use vsp::ipc::shm::SharedMemory;
-
-    use super::*;
-
-    fn buffer(len: u64) -> GuestBuffer {
-        let memory = SharedMemory::create("ram", 1 << 16).unwrap();
-        let ram = GuestRam::new(&memory, &[RamRegion { gpa: 0, len: 1 << 16, offset: 0 }]).unwrap();
-        GuestBuffer::new(&Arc::new(ram), [(0, len)]).unwrap()
-    }
-
-    fn os(code: i32) -> io::Result<u32> {
-        Err(io::Error::from_raw_os_error(code))
-    }
-
-    #[test]
-    fn short_transfers_go_on_where_they_stopped() {
-        let (mut work, operation) = Work::read(3, 1000, buffer(4096));
-        let Next::Again(operation) = work.step(operation, Ok(100)) else { panic!() };
-        assert_eq!((operation.kind, operation.file), (Kind::Read { offset: 1100 }, 3));
-        let Next::Again(operation) = work.step(operation, os(libc::EINTR)) else { panic!() };
-        assert_eq!(operation.kind, Kind::Read { offset: 1100 });
-        assert!(matches!(work.step(operation, Ok(3996)), Next::Done(4096)));
-    }
-
-    #[test]
-    fn the_end_of_the_file_is_an_error_not_a_loop() {
-        let (mut work, operation) = Work::read(0, 0, buffer(512));
-        assert!(matches!(work.step(operation, Ok(0)), Next::Failed(Sense::READ_ERROR, _)));
-        let (mut work, operation) = Work::write(0, 0, false, buffer(512));
-        assert!(matches!(work.step(operation, os(libc::ENOSPC)), Next::Failed(Sense::NO_SPACE, _)));
-    }
-
-    #[test]
-    fn patience_ends() {
-        let (mut work, mut operation) = Work::flush(0);
-        for _ in 0..MAX_RETRIES {
-            let Next::Again(same) = work.step(operation, os(libc::EAGAIN)) else { panic!() };
-            operation = same;
-        }
-        assert!(matches!(work.step(operation, os(libc::EAGAIN)), Next::Failed(Sense::TRY_AGAIN, _)));
-    }
-
-    #[test]
-    fn ranges_are_punched_one_by_one() {
-        let ranges = vec![Blocks { lba: 1, count: 2 }, Blocks { lba: 8, count: 8 }];
-        let (mut work, operation) = Work::unmap(0, ranges.clone(), 512, 40).unwrap();
-        assert_eq!(operation.kind, Kind::Punch { offset: 512, len: 1024 });
-        let Next::Again(operation) = work.step(operation, Ok(0)) else { panic!() };
-        assert_eq!(operation.kind, Kind::Punch { offset: 4096, len: 4096 });
-        assert!(matches!(work.step(operation, Ok(0)), Next::Done(40)));
-        let (mut work, operation) = Work::unmap(0, ranges, 512, 40).unwrap();
-        assert!(matches!(work.step(operation, os(libc::EOPNOTSUPP)), Next::Done(40)));
-        assert!(Work::unmap(0, Vec::new(), 512, 8).is_none());
-    }
-
-    #[test]
-    fn zeroes_are_written_where_the_file_system_knows_no_better() {
-        let (mut work, operation) = Work::same(0, 512, 600 * 1024, true, Box::from([0; 512]), 512);
-        assert!(matches!(operation.kind, Kind::Punch { .. }));
-        let Next::Again(operation) = work.step(operation, os(libc::EOPNOTSUPP)) else { panic!() };
-        assert!(matches!(operation.kind, Kind::Zero { offset: 512, len: 614_400 }));
-        let Next::Again(mut operation) = work.step(operation, os(libc::EOPNOTSUPP)) else { panic!() };
-        let mut at = 512;
-        for count in [STRIDE, 100, STRIDE] {
-            assert_eq!(operation.kind, Kind::Write { offset: at, stable: false });
-            let Next::Again(next) = work.step(operation, Ok(count as u32)) else { panic!() };
-            operation = next;
-            at += count;
-        }
-        let rest = 512 + 600 * 1024 - at;
-        assert!(matches!(work.step(operation, Ok(rest as u32)), Next::Done(512)));
-    }
-}
+mod tests;

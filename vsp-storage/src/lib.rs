@@ -2,13 +2,15 @@
 //! devices.
 //!
 //! The process holds its channels, the RAM that requests name, the disks it was started with, and an io_uring that can
-//! do nothing but read, write, flush and punch holes. It must never open anything once it serves,
-//! move data through memory of its own, or believe a length that a guest has given.
+//! do nothing but read, write, flush and punch holes. It must never open anything once it serves, show a guest memory of its
+//! own but for what it has put there, or believe a length that a guest has given.
 //!
 //! * [`wire`]: the storvsc protocol's packets.
 //! * [`scsi`]: commands, sense data and the answers that need no disk; pure.
 //! * [`disk`]: what is opened before the compartment closes.
-//! * [`fence`]: whose a disk is, and that nothing of a dead predecessor's is in flight.
+//! * [`identity`]: that a disk is still the file that it was.
+//! * [`fence`]: whose a disk is, and that nothing of a dead predecessor's is in flight; [`qemu_lock`]: QEMU's own marks.
+//! * `queue`, `limit`: what waits for a unit, and why; `stats`: what a unit has done, and how long it took.
 //! * [`uring`]: the way to the disks; the one unsafe module.
 //! * [`transfer`]: from a packet's page list to a buffer.
 //! * [`controller`]: the device that ties them together.
@@ -16,14 +18,23 @@
 #![deny(unsafe_code)]
 
 pub mod cli;
+pub mod control;
 pub mod controller;
+mod direct;
 pub mod disk;
 pub mod fence;
+pub mod identity;
 mod job;
+mod limit;
 mod lun;
+pub mod opener;
 mod prepare;
+pub mod qemu_lock;
+mod queue;
 pub mod scsi;
+mod shape;
 mod state;
+mod stats;
 pub mod transfer;
 #[allow(unsafe_code)]
 pub mod uring;

@@ -4,10 +4,20 @@ use std::fs::File;
 use std::os::fd::{AsRawFd, RawFd};
 use std::path::PathBuf;
 
-use crate::disk::{self, Disk};
+use crate::controller::Pending;
+use crate::disk::{self, Direct, Disk};
 use crate::fence::Fence;
+use crate::identity::Identity;
+use crate::limit::Limit;
+use crate::queue::Queue;
 use crate::scsi::{Sense, Unit, sense};
+use crate::stats::Stats;
 use crate::uring::Kind;
+
+/// Most commands that are in the kernel's hands at a time. A file system that cannot be asked without waiting is asked by
+/// threads of the kernel, of which this process has few, and a disk by a queue of its own: what is beyond waits here and
+/// leaves both to the other units. More than this makes no disk faster.
+const DEPTH: usize = 64;
 
 /// A logical unit.
 #[derive(Debug)]
@@ -15,6 +25,18 @@ pub(crate) struct Lun {
     pub lun: u8,
     pub unit: Unit,
     pub path: PathBuf,
+    /// It has been taken away: the guest does not have it any more, and its place is free once nothing of it is under way.
+    pub gone: bool,
+    /// What waits for it.
+    pub queue: Queue<Pending>,
+    /// What it has done.
+    pub stats: Stats,
+    /// What it asks of reads and writes, if they go past the page cache.
+    pub direct: Option<Direct>,
+    /// Which file it is.
+    pub identity: Identity,
+    /// The guest knows another file by this LUN: nothing of it may be read or written.
+    estranged: bool,
     fence: Fence,
     /// What carries the locks, if it is not the file itself.
     keeper: Option<File>,
@@ -25,9 +47,50 @@ pub(crate) struct Lun {
 impl Lun {
     /// A disk whose file has gone elsewhere.
     pub fn new(disk: Disk) -> (Lun, File) {
-        let Disk { lun, unit, file, keeper, path } = disk;
-        let fence = Fence::new(unit.read_only);
-        (Lun { lun, unit, path, fence, keeper, failures: 0 }, file)
+        let Disk { lun, unit, file, keeper, path, limits, direct, identity } = disk;
+        let (fence, estranged) = (Fence::new(unit.read_only), false);
+        let queue = Queue::new(DEPTH, Limit::new(limits));
+        (
+            Lun {
+                lun,
+                unit,
+                path,
+                gone: false,
+                queue,
+                stats: Stats::default(),
+                direct,
+                identity,
+                estranged,
+                fence,
+                keeper,
+                failures: 0,
+            },
+            file,
+        )
+    }
+
+    /// The guest knows the disk already, by this name. If it is another file by now, it is served no more.
+    pub fn recognise(&mut self, known: Identity) {
+        let differs = self.identity.differs(known);
+        if differs && !self.estranged {
+            tracing::error!(
+                lun = self.lun,
+                "{} is another file than the one that the guest works on, so all commands to this disk fail: put \
+                 the first one back and restart the device, or reset the guest to go on with this one",
+                self.path.display()
+            );
+        }
+        self.estranged = differs;
+    }
+
+    /// Whether the guest works on another file.
+    pub fn is_estranged(&self) -> bool {
+        self.estranged
+    }
+
+    /// The guest's driver begins anew, with what is there now.
+    pub fn begin_anew(&mut self) {
+        self.estranged = false;
     }
 
     /// For whom it is served.
@@ -40,9 +103,20 @@ impl Lun {
         self.keeper.as_ref().map(AsRawFd::as_raw_fd)
     }
 
+    /// What memory has to be aligned to that it is read into or written from, in bytes.
+    pub fn alignment(&self) -> u32 {
+        self.direct.map_or(1, |direct| direct.memory)
+    }
+
     /// Whether it is ours.
     pub fn is_ours(&self) -> bool {
         self.fence.is_held()
+    }
+
+    /// What it is that is waited for, and for whom.
+    pub fn waits_for(&self) -> String {
+        let path = self.path.display();
+        self.fence.obstacle().map_or_else(|| path.to_string(), |obstacle| format!("{path} ({obstacle})"))
     }
 
     /// Makes it ours if that can be done at once. Its size is what it is then.
@@ -55,6 +129,13 @@ impl Lun {
         if !self.fence.take(keeper).map_err(|error| format!("cannot lock {path}: {error}"))? {
             return Ok(false);
         }
+        self.measure(file)?;
+        Ok(true)
+    }
+
+    /// Its size is what its file has now.
+    pub fn measure(&mut self, file: &File) -> Result<(), String> {
+        let path = self.path.display();
         let bytes = disk::size(file).map_err(|error| format!("cannot tell the size of {path}: {error}"))?;
         let blocks = bytes / u64::from(self.unit.block_size);
         if blocks == 0 {
@@ -64,7 +145,17 @@ impl Lun {
             tracing::warn!(lun = self.lun, was = self.unit.blocks, blocks, "{path} has changed its size");
             self.unit.blocks = blocks;
         }
-        Ok(true)
+        Ok(())
+    }
+
+    /// Its size as the guest sees it.
+    pub fn bytes(&self) -> u64 {
+        self.unit.blocks.saturating_mul(self.unit.block_size.into())
+    }
+
+    /// Lets go of what it has besides its file, which is given up and closed.
+    pub fn close(&mut self) {
+        self.keeper = None;
     }
 
     /// Gives it up.
@@ -105,6 +196,7 @@ mod tests {
     use std::io;
 
     use super::*;
+    use crate::cli::Limits;
     use crate::scsi::plan::tests::unit;
 
     const FLUSH: Kind = Kind::Flush;
@@ -116,6 +208,12 @@ mod tests {
             lun: 0,
             unit: unit(),
             path: PathBuf::new(),
+            gone: false,
+            queue: Queue::new(DEPTH, Limit::new(Limits::default())),
+            stats: Stats::default(),
+            direct: None,
+            identity: Identity::UNKNOWN,
+            estranged: false,
             fence: Fence::new(false),
             keeper: None,
             failures: 0,

@@ -8,11 +8,18 @@ use clap::Parser;
 use vsp::Program;
 use vsp_storage::cli::Args;
 use vsp_storage::controller::{Controller, OpenError};
+use vsp_storage::opener;
 
 const PROGRAM: Program = Program { name: "vsp-storage", policy: vsp::policies::VSP_STORAGE };
 
 fn main() -> ExitCode {
     let args = Args::parse();
+    if let Some(socket) = args.open_for {
+        return match opener::run(&args.common.device, &args.disk, socket) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(_) => ExitCode::FAILURE,
+        };
+    }
     vsp::serve(PROGRAM, &args.common, || {
         Ok::<_, OpenError>(
             Controller::open(&args.common.device, &args.disk)?.crashing_on(args.crash_on_opcode),

@@ -13,6 +13,10 @@
 //! Memory that the kernel works on is owned by the ring until the kernel is done with it, so no safe caller
 //! can free it too early.
 
+mod bounce;
+mod scratch;
+
+use std::collections::VecDeque;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
@@ -23,6 +27,9 @@ use io_uring::types::{Fd, FsyncFlags};
 use io_uring::{IoUring, opcode};
 use thiserror::Error;
 use vsp::{GuestBuffer, Span};
+
+use self::bounce::Bouncer;
+pub use self::scratch::Scratch;
 
 /// Entries of the submission queue: two batches of the runtime.
 const SUBMISSIONS: u32 = 128;
@@ -100,6 +107,8 @@ pub enum Memory {
     Guest(GuestBuffer),
     /// A pattern of ours, over and over.
     Pattern(Pattern),
+    /// Memory of ours.
+    Scratch(Scratch),
 }
 
 /// Bytes that are written again and again.
@@ -121,6 +130,17 @@ impl Pattern {
     pub fn select(&mut self, position: u64, len: usize) {
         self.phase = (position % self.bytes.len() as u64) as usize;
         self.len = len;
+    }
+
+    /// Fills `into` with the first bytes of those meant.
+    fn copy_to(&self, into: &mut [u8]) {
+        let (mut from, mut done) = (self.phase, 0);
+        while let Some(rest) = into.get_mut(done..).filter(|rest| !rest.is_empty()) {
+            let part = &self.bytes[from..];
+            let len = part.len().min(rest.len());
+            rest[..len].copy_from_slice(&part[..len]);
+            (from, done) = (0, done + len);
+        }
     }
 
     fn iovecs(&self) -> Vec<libc::iovec> {
@@ -146,10 +166,30 @@ pub struct Operation {
     pub memory: Memory,
 }
 
+impl Operation {
+    /// Bytes that it moves; 0 if it moves none.
+    pub fn bytes(&self) -> u64 {
+        self.memory.len() as u64
+    }
+}
+
+impl Memory {
+    fn len(&self) -> usize {
+        match self {
+            Memory::None => 0,
+            Memory::Guest(buffer) => buffer.len(),
+            Memory::Pattern(pattern) => pattern.len,
+            Memory::Scratch(scratch) => scratch.len(),
+        }
+    }
+}
+
 /// An operation that the kernel has.
 struct InFlight<T> {
     context: T,
     operation: Operation,
+    /// What the kernel works on instead of the operation's memory.
+    bounce: Option<Scratch>,
     /// What the submission points at, if it is not the buffer's own list of spans.
     _iovecs: Vec<libc::iovec>,
 }
@@ -157,7 +197,11 @@ struct InFlight<T> {
 /// The ring. `T` is what the caller wants back with the result.
 pub struct Uring<T> {
     ring: IoUring,
-    files: Vec<File>,
+    /// Each in its place; the place of one that was given back may be taken by another.
+    files: Vec<Option<File>>,
+    bouncer: Bouncer,
+    /// Operations that wait for memory of the bouncer's, oldest first.
+    starved: VecDeque<(Operation, T)>,
     /// Indexed by the user data of a submission.
     operations: Vec<Option<InFlight<T>>>,
     free: Vec<u32>,
@@ -174,23 +218,44 @@ impl<T> Uring<T> {
     /// Makes a ring for these files.
     pub fn new(files: Vec<File>) -> Result<Uring<T>, UringError> {
         let setup = |what| move |source| UringError::Setup { what, source };
-        let mut builder = IoUring::builder();
-        builder.setup_r_disabled().setup_cqsize(COMPLETIONS);
-        let ring = builder.build(SUBMISSIONS).map_err(UringError::Unavailable)?;
+        let ring = build().map_err(UringError::Unavailable)?;
         let submitter = ring.submitter();
         submitter.register_restrictions(&mut restrictions()).map_err(setup("restrict"))?;
         submitter.register_enable_rings().map_err(setup("enable"))?;
-        Ok(Uring { ring, files, operations: Vec::new(), free: Vec::new() })
+        let files = files.into_iter().map(Some).collect();
+        let (bouncer, starved) = (Bouncer::default(), VecDeque::new());
+        Ok(Uring { ring, files, bouncer, starved, operations: Vec::new(), free: Vec::new() })
     }
 
-    /// The files, in the order of [`Uring::new`].
-    pub fn files(&self) -> &[File] {
-        &self.files
+    /// A file by its number: in the order of [`Uring::new`], or as [`Uring::add_file`] says.
+    pub fn file(&self, number: usize) -> Option<&File> {
+        self.files.get(number)?.as_ref()
+    }
+
+    /// One more file; its number.
+    pub fn add_file(&mut self, file: File) -> usize {
+        let free = self.files.iter().position(Option::is_none).unwrap_or(self.files.len());
+        if free == self.files.len() {
+            self.files.push(None);
+        }
+        self.files[free] = Some(file);
+        free
+    }
+
+    /// Gives a file back, and its number up. Nothing of it may be in flight or queued: what comes after is refused.
+    pub fn remove_file(&mut self, number: usize) -> Option<File> {
+        self.files.get_mut(number)?.take()
+    }
+
+    /// Says that a file is read and written past the page cache: memory has to be aligned to so many bytes, a power of two,
+    /// both where it begins and where it ends. 1: any will do.
+    pub fn align(&mut self, number: usize, alignment: u32) {
+        self.bouncer.align(number, alignment);
     }
 
     /// All descriptors that are needed from now on.
     pub fn descriptors(&self) -> Vec<RawFd> {
-        self.files.iter().map(AsRawFd::as_raw_fd).chain([self.source()]).collect()
+        self.files.iter().flatten().map(AsRawFd::as_raw_fd).chain([self.source()]).collect()
     }
 
     /// The ring's descriptor: readable while there is something to take.
@@ -202,28 +267,59 @@ impl<T> Uring<T> {
 
     /// Operations that have been started and not been given back.
     pub fn in_flight(&self) -> usize {
-        self.operations.len() - self.free.len()
+        self.operations.len() - self.free.len() + self.starved.len()
+    }
+
+    /// What the callers want back with those.
+    pub fn contexts(&self) -> impl Iterator<Item = &T> {
+        let waiting = self.starved.iter().map(|(_, context)| context);
+        self.operations.iter().flatten().map(|operation| &operation.context).chain(waiting)
     }
 
     /// Queues an operation. The kernel sees it at the next [`Uring::submit`].
-    pub fn start(&mut self, operation: Operation, context: T) -> io::Result<()> {
+    ///
+    /// True: its memory is not as the file wants it, so the data takes a detour through memory of ours, and fewer bytes may
+    /// be moved than were asked for.
+    pub fn start(&mut self, operation: Operation, context: T) -> io::Result<bool> {
+        if !self.bouncer.is_needed(&operation) {
+            return self.push(operation, None, context).map(|()| false);
+        }
+        match self.bouncer.take(&operation).filter(|_| self.starved.is_empty()) {
+            Some(bounce) => self.push(operation, Some(bounce), context)?,
+            None => self.starved.push_back((operation, context)),
+        }
+        Ok(true)
+    }
+
+    /// Starts what waits for memory, as far as there is some.
+    fn feed(&mut self) -> io::Result<()> {
+        while let Some((operation, _)) = self.starved.front()
+            && let Some(bounce) = self.bouncer.take(operation)
+            && let Some((operation, context)) = self.starved.pop_front()
+        {
+            self.push(operation, Some(bounce), context)?;
+        }
+        Ok(())
+    }
+
+    fn push(&mut self, mut operation: Operation, mut bounce: Option<Scratch>, context: T) -> io::Result<()> {
         let slot = self.free.pop().unwrap_or_else(|| {
             self.operations.push(None);
             (self.operations.len() - 1) as u32
         });
         let iovecs = match &operation.memory {
-            Memory::Pattern(pattern) => pattern.iovecs(),
+            Memory::Pattern(pattern) if bounce.is_none() => pattern.iovecs(),
             _ => Vec::new(),
         };
         // A file that there is not is the kernel's to refuse.
-        let file = self.files.get(operation.file as usize).map_or(-1, AsRawFd::as_raw_fd);
-        let entry = entry(Fd(file), &operation, &iovecs).user_data(slot.into());
-        self.operations[slot as usize] = Some(InFlight { context, operation, _iovecs: iovecs });
+        let file = self.file(operation.file as usize).map_or(-1, AsRawFd::as_raw_fd);
+        let entry = entry(Fd(file), &mut operation, bounce.as_mut(), &iovecs).user_data(slot.into());
+        self.operations[slot as usize] = Some(InFlight { context, operation, bounce, _iovecs: iovecs });
         if self.ring.submission().is_full() {
-            self.submit()?;
+            self.hand_over()?;
         }
-        // SAFETY: the memory that the entry points at (spans of a guest buffer, which keeps RAM mapped, or a
-        // pattern) and the lists of it are owned by `self.operations`, on the heap, and stay there until the
+        // SAFETY: the memory that the entry points at (spans of a guest buffer, which keeps RAM mapped, a
+        // pattern, or scratch memory) and the lists of it are owned by `self.operations`, on the heap, and stay there until the
         // completion has been seen or, in `drop`, until the kernel has none left.
         unsafe { self.ring.submission().push(&entry) }
             .map_err(|_| io::Error::other("the submission queue is full after a submission"))
@@ -231,17 +327,25 @@ impl<T> Uring<T> {
 
     /// Hands everything queued to the kernel. An error is final: the ring does not work.
     pub fn submit(&mut self) -> io::Result<()> {
+        if !self.starved.is_empty() {
+            self.feed()?;
+        }
+        self.hand_over()
+    }
+
+    fn hand_over(&mut self) -> io::Result<()> {
         let mut patience = PATIENCE;
         loop {
-            let (queued, overflow) = {
+            let (queued, asked) = {
                 let submission = self.ring.submission();
-                (submission.len(), submission.cq_overflow())
+                (submission.len(), submission.cq_overflow() || submission.taskrun())
             };
-            if queued == 0 && !overflow {
+            if queued == 0 && !asked {
                 return Ok(());
             }
             match self.ring.submit() {
-                Ok(_) if overflow => return Ok(()),
+                // What the kernel has to hand over is handed over with any call, and it may have more of it.
+                Ok(_) if asked && queued == 0 => return Ok(()),
                 Ok(_) => {}
                 // Completions have to be taken first; they are, and the caller submits again.
                 Err(error) if error.raw_os_error() == Some(libc::EBUSY) => return Ok(()),
@@ -255,6 +359,13 @@ impl<T> Uring<T> {
             }
             patience = patience.saturating_sub(1);
         }
+    }
+
+    /// Whether something has ended: a few loads, no system call. It is the next [`Uring::submit`] that collects what the
+    /// kernel has not put into the ring yet.
+    #[inline]
+    pub fn has_ended(&mut self) -> bool {
+        !self.ring.completion().is_empty() || self.ring.submission().taskrun()
     }
 
     /// The next operation that has ended: the caller's context, the operation, and the number of bytes moved.
@@ -273,6 +384,9 @@ impl<T> Uring<T> {
                 code if code < 0 => Err(io::Error::from_raw_os_error(-code)),
                 count => Ok(count as u32),
             };
+            if let Some(bounce) = ended.bounce {
+                self.bouncer.give_back(bounce, &ended.operation, result.as_ref().ok().copied());
+            }
             return Some((ended.context, ended.operation, result));
         }
     }
@@ -302,6 +416,23 @@ impl<T> std::fmt::Debug for Uring<T> {
     }
 }
 
+/// Makes the ring, not enabled yet.
+///
+/// A completion does not interrupt what this process is doing at the moment (Linux 5.19): the ring says that there is one
+/// to be collected, and if the process sleeps it is woken. An older kernel gives a ring that works the same with more
+/// interruptions. (`DEFER_TASKRUN` would do more of that kind, but does not wake whoever sleeps in epoll.)
+fn build() -> io::Result<IoUring> {
+    let builder = || {
+        let mut builder = IoUring::builder();
+        builder.setup_r_disabled().setup_cqsize(COMPLETIONS);
+        builder
+    };
+    match builder().setup_coop_taskrun().setup_taskrun_flag().build(SUBMISSIONS) {
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => builder().build(SUBMISSIONS),
+        other => other,
+    }
+}
+
 /// All that the ring may ever do. Flags (links, registered files, buffers of the ring's) are refused by not being named.
 fn restrictions() -> [Restriction; 6] {
     [
@@ -314,18 +445,24 @@ fn restrictions() -> [Restriction; 6] {
     ]
 }
 
-fn entry(file: Fd, operation: &Operation, iovecs: &[libc::iovec]) -> Entry {
+fn entry(file: Fd, operation: &mut Operation, bounce: Option<&mut Scratch>, iovecs: &[libc::iovec]) -> Entry {
     let (list, count): (*const libc::iovec, u32) = match &operation.memory {
         Memory::Guest(buffer) => (buffer.spans().as_ptr().cast(), buffer.spans().len() as u32),
         Memory::Pattern(_) => (iovecs.as_ptr(), iovecs.len() as u32),
-        Memory::None => (std::ptr::null(), 0),
+        Memory::Scratch(_) | Memory::None => (std::ptr::null(), 0),
     };
     // One piece is the common case, and cheaper without a list.
-    let single = match &operation.memory {
+    let whole = |scratch: &mut Scratch| {
+        let bytes = scratch.bytes_mut();
+        Some((bytes.as_mut_ptr(), bytes.len() as u32))
+    };
+    let single = match &mut operation.memory {
+        _ if bounce.is_some() => bounce.and_then(whole),
         Memory::Guest(buffer) => match buffer.spans() {
             [span] => Some((span.address().as_ptr(), span.len() as u32)),
             _ => None,
         },
+        Memory::Scratch(scratch) => whole(scratch),
         _ => None,
     };
     match operation.kind {

@@ -36,6 +36,8 @@ pub mod operation {
     pub const QUERY_PROTOCOL_VERSION: u32 = 9;
     /// Asks for limits.
     pub const QUERY_PROPERTIES: u32 = 10;
+    /// The host's, unasked: units have come or gone, or are of another size.
+    pub const ENUMERATE_BUS: u32 = 11;
     /// Asks for world-wide names (Fibre Channel only).
     pub const FCHBA_DATA: u32 = 12;
     /// Asks for more channels.
@@ -175,8 +177,8 @@ pub enum Message {
     End,
     /// A SCSI command.
     Execute(Srb),
-    /// End what is in flight: of the LUN, the bus or the adapter.
-    Reset,
+    /// End what is in flight: of the unit, or of all there are.
+    Reset(Option<Address>),
     /// None of these.
     Unknown(u32),
 }
@@ -197,7 +199,8 @@ impl Message {
             operation::CREATE_SUB_CHANNELS => Message::SubChannels(first_word),
             operation::END_INITIALIZATION => Message::End,
             operation::EXECUTE_SRB => Message::Execute(packet.srb),
-            operation::RESET_LUN | operation::RESET_BUS | operation::RESET_ADAPTER => Message::Reset,
+            operation::RESET_LUN => Message::Reset(Some(packet.srb.address())),
+            operation::RESET_BUS | operation::RESET_ADAPTER => Message::Reset(None),
             other => Message::Unknown(other),
         })
     }
@@ -223,6 +226,14 @@ pub fn answer(status: u32) -> [u8; PACKET_LEN] {
     packet
 }
 
+/// Tells the guest to look what units there are: storvsc asks each one that it knows whether it is ready, and then for others. It is not
+/// answered, and its transaction id is 0.
+pub fn enumerate_bus() -> [u8; PACKET_LEN] {
+    let mut packet = [0; PACKET_LEN];
+    packet[..4].copy_from_slice(&operation::ENUMERATE_BUS.to_le_bytes());
+    packet
+}
+
 /// The answer to [`Message::Properties`].
 pub fn answer_properties(properties: Properties) -> [u8; PACKET_LEN] {
     let mut packet = answer(status::SUCCESS);
@@ -240,12 +251,16 @@ pub enum Outcome<'a> {
     Good(u32),
     /// CHECK CONDITION with this sense data.
     Check(&'a [u8]),
+    /// RESERVATION CONFLICT.
+    Conflict,
     /// There is no such unit.
     NoUnit,
 }
 
 /// SCSI status CHECK CONDITION.
-const CHECK_CONDITION: u8 = 2;
+const CHECK_CONDITION: u8 = 0x02;
+/// SCSI status RESERVATION CONFLICT.
+const RESERVATION_CONFLICT: u8 = 0x18;
 
 /// The answer to [`Message::Execute`].
 pub fn answer_command(srb: &Srb, outcome: Outcome<'_>) -> [u8; PACKET_LEN] {
@@ -264,6 +279,11 @@ pub fn answer_command(srb: &Srb, outcome: Outcome<'_>) -> [u8; PACKET_LEN] {
             srb.bytes[..len].copy_from_slice(&sense[..len]);
             srb.sense_length = len as u8;
             srb.scsi_status = CHECK_CONDITION;
+            srb.srb_status = srb_status::ERROR | srb_status::AUTOSENSE_VALID;
+        }
+        // "Sense data is valid", none of it: otherwise Linux adds an error of the adapter's own to the status.
+        Outcome::Conflict => {
+            srb.scsi_status = RESERVATION_CONFLICT;
             srb.srb_status = srb_status::ERROR | srb_status::AUTOSENSE_VALID;
         }
         Outcome::NoUnit => srb.srb_status = srb_status::INVALID_LUN,
@@ -363,5 +383,7 @@ mod tests {
         assert_eq!(check[28..46], [0x70; 18]);
         assert_eq!(check[46..48], [0, 0]);
         assert_eq!(answer_command(&srb, Outcome::NoUnit)[14], 0x20);
+        let conflict = answer_command(&srb, Outcome::Conflict);
+        assert_eq!((conflict[14], conflict[15], conflict[21]), (0x84, 0x18, 0));
     }
 }

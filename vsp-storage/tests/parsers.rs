@@ -11,19 +11,30 @@ use vsp::ipc::shm::SharedMemory;
 use vsp::vmbus::packet::{Outgoing, gpa_direct_header};
 use vsp::vmbus::ring::testing::TestRing;
 use vsp::vmbus::ring::{RingReader, RingWriter};
-use vsp_storage::scsi::{Plan, Unit, plan, unmap};
+use vsp_storage::scsi::reserve::{Action, Request};
+use vsp_storage::scsi::{Condition, Plan, Unit, mode, plan, unmap};
 use vsp_storage::transfer;
 use vsp_storage::wire::Message;
 
 fn unit(blocks: u64, block_size: u32, can_unmap: bool) -> Unit {
     let serial = "s".into();
-    Unit { blocks, block_size, physical_exponent: 0, read_only: false, can_unmap, serial, naa: 1 }
+    Unit {
+        blocks,
+        block_size,
+        physical_exponent: 0,
+        read_only: false,
+        can_unmap,
+        write_cache: true,
+        serial,
+        naa: 1,
+    }
 }
 
 /// Opcodes that exist, so that fields are reached.
-const OPCODES: [u8; 27] = [
+const OPCODES: [u8; 39] = [
     0x00, 0x03, 0x08, 0x0A, 0x12, 0x1A, 0x1B, 0x25, 0x28, 0x2A, 0x2F, 0x35, 0x41, 0x42, 0x5A, 0x88, 0x8A,
-    0x8F, 0x91, 0x93, 0x9E, 0xA0, 0xA8, 0xAA, 0xAF, 0x55, 0xFF,
+    0x8F, 0x91, 0x93, 0x9E, 0xA0, 0xA8, 0xAA, 0xAF, 0x55, 0xFF, 0x15, 0x1D, 0x2E, 0x34, 0x5E, 0x5F, 0x89,
+    0x8E, 0x90, 0xA3, 0xAE, 0x9B,
 ];
 
 proptest! {
@@ -49,14 +60,29 @@ proptest! {
             let end = offset.checked_add(len).unwrap();
             len > 0 && end <= blocks * u64::from(block_size) && (offset | len).is_multiple_of(block_size.into())
         };
-        match plan(&unit, &[0, 9], &cdb) {
-            Ok(Plan::Read { offset, len } | Plan::Write { offset, len, .. } | Plan::WriteSame { offset, len, .. }) => {
-                prop_assert!(inside(offset, len));
-            }
+        match plan(&unit, &Condition::default(), &[0, 9], &cdb) {
+            Ok(
+                Plan::Read { offset, len }
+                | Plan::Write { offset, len, .. }
+                | Plan::WriteVerify { offset, len, .. }
+                | Plan::Verify { offset, len, .. }
+                | Plan::WriteSame { offset, len, .. },
+            ) => prop_assert!(inside(offset, len)),
+            Ok(Plan::CompareAndWrite { offset, len, .. }) => prop_assert!(len == 0 || inside(offset, len)),
+            Ok(Plan::ModeSelect { list, .. }) => prop_assert!(list > 0 && list <= mode::MAX_LIST),
+            Ok(Plan::Reserve { list, .. }) => prop_assert!((24..=512).contains(&list)),
             Ok(Plan::Unmap { list }) => prop_assert!(can_unmap && list <= unmap::MAX_LIST),
             Ok(Plan::Respond(data)) => prop_assert!(data.len() < 1024),
             Ok(Plan::Good | Plan::Flush) => {}
             Err(sense) => prop_assert!(sense.key == 5),
+        }
+    }
+
+    #[test]
+    fn parameter_lists(list in prop::collection::vec(prop_oneof![Just(0u8), Just(8), any::<u8>()], 0..300), long in any::<bool>()) {
+        let _ = mode::select(&unit(100, 512, true), Condition::default().modes, long, &list);
+        for action in (0..8).filter_map(|number| Action::parse(number, 1).ok()) {
+            let _ = Request::parse(action, &list);
         }
     }
 

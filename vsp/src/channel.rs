@@ -54,6 +54,8 @@ pub struct Ticket {
     pub sequence: u64,
     /// Its slot in the ledger, or [`NO_SLOT`].
     pub slot: u32,
+    /// A predecessor has noted that it has begun to have its effect.
+    pub begun: bool,
 }
 
 /// What [`Channel::take`] found.
@@ -206,6 +208,7 @@ impl<M: RingMemory, L: LedgerMemory> Channel<M, L> {
             wants_completion: header.completion_requested(),
             sequence,
             slot,
+            begun: false,
         };
         if attempts >= MAX_ATTEMPTS {
             return Taken::Reject(header, ticket, attempts);
@@ -326,6 +329,13 @@ impl<M: RingMemory, L: LedgerMemory> Channel<M, L> {
         self.book.as_mut().is_some_and(|book| book.outcome(ticket, payload))
     }
 
+    /// Notes that a request begins to have its effect now: if it runs again, its ticket says so. False: there is no ledger.
+    pub fn note_begun(&mut self, ticket: &Ticket) -> bool {
+        // A packet that is still in the ring would be run again as one that never ran.
+        self.publish_taken();
+        self.book.as_mut().map(|book| book.begin(ticket)).is_some()
+    }
+
     /// Ends a request of a channel that is broken or closed: the guest is not told, and the ledger neither.
     pub fn abandon(&mut self, ticket: Ticket) {
         if let Some(book) = &mut self.book {
@@ -431,6 +441,12 @@ impl<M: RingMemory, L: LedgerMemory> Channel<M, L> {
     #[must_use = "packets that arrived meanwhile are not signalled"]
     pub fn unmask(&mut self) -> bool {
         self.reader.unmask_interrupts()
+    }
+
+    /// Whether the guest has sent something, for whoever does not want to be signalled.
+    #[inline]
+    pub fn has_arrived(&self) -> bool {
+        self.reader.has_arrived()
     }
 
     /// Requests taken whose completion is not in the ring yet.

@@ -88,11 +88,13 @@ pub struct Channels {
     slots: Vec<Option<Slot>>,
     /// Sub-channels that the device has agreed on with the guest, if the core has still to be told.
     subchannels: Option<u16>,
+    /// Answers to operators that the core has still to be told.
+    controls: Vec<(u64, Result<String, String>)>,
 }
 
 impl Channels {
     pub(crate) fn new() -> Channels {
-        Channels { slots: Vec::new(), subchannels: None }
+        Channels { slots: Vec::new(), subchannels: None, controls: Vec::new() }
     }
 
     /// Ends a request. Nothing is visible to the guest before the end of the turn.
@@ -117,6 +119,11 @@ impl Channels {
         slot.channel.record_outcome(ticket, payload)
     }
 
+    pub(crate) fn note_begun(&mut self, id: ChannelId, ticket: &Ticket) -> bool {
+        let Some(slot) = self.slot(id).filter(|slot| slot.answers()) else { return false };
+        slot.channel.note_begun(ticket)
+    }
+
     /// The device has agreed with the guest on this many sub-channels: they are offered before the guest sees any answer of
     /// this turn's. Saying it again changes nothing.
     pub fn offer_subchannels(&mut self, count: u16) {
@@ -125,6 +132,20 @@ impl Channels {
 
     pub(crate) fn take_subchannels(&mut self) -> Option<u16> {
         self.subchannels.take()
+    }
+
+    pub(crate) fn answer_control(&mut self, id: u64, result: Result<String, String>) {
+        self.controls.push((id, result));
+    }
+
+    pub(crate) fn take_controls(&mut self) -> Vec<(u64, Result<String, String>)> {
+        std::mem::take(&mut self.controls)
+    }
+
+    /// Whether answers on this channel wait for room in the ring, which is the guest's to make. Without it, they are visible
+    /// when the runtime next calls the device after [`crate::Device::submit`].
+    pub fn is_blocked(&self, id: ChannelId) -> bool {
+        self.slots.get(id.slot()).and_then(Option::as_ref).is_some_and(|slot| slot.channel.is_blocked())
     }
 
     /// Sends an in-band packet of the device's own, visible at the end of the turn. False: no room, or the
@@ -256,6 +277,7 @@ impl Channels {
         }
         self.slots.clear();
         self.subchannels = None;
+        self.controls.clear();
     }
 
     fn forget(&mut self, place: usize, registry: &Registry) -> Option<u32> {
@@ -282,6 +304,37 @@ impl Channels {
             slot.channel.mask();
             slot.state = State::Ready;
         }
+    }
+
+    /// Looks into the rings that were empty.
+    pub(crate) fn look(&mut self) {
+        for slot in self.slots.iter_mut().flatten() {
+            match slot.state {
+                State::Watched if slot.channel.has_arrived() => slot.state = State::Ready,
+                // Its doorbell rings besides; that is one kick too many, and no harm.
+                State::Idle if slot.channel.has_arrived() => {
+                    slot.channel.mask();
+                    slot.state = State::Ready;
+                }
+                _ => {}
+            }
+        }
+    }
+
+    /// Nobody will look any more: has the doorbells ring for what arrives from now on.
+    pub(crate) fn rest(&mut self) {
+        for slot in self.slots.iter_mut().flatten().filter(|slot| slot.state == State::Watched) {
+            slot.state = State::Idle;
+            if slot.channel.unmask() {
+                slot.channel.mask();
+                slot.state = State::Ready;
+            }
+        }
+    }
+
+    /// Whether completions wait for room, which is the guest's to announce.
+    pub(crate) fn any_blocked(&self) -> bool {
+        self.slots.iter().flatten().any(|slot| slot.channel.is_blocked())
     }
 
     /// The channel in this slot, if packets are to be taken from it.
@@ -334,14 +387,8 @@ impl Channels {
             Pause::Turn => slot.state = State::Ready,
             Pause::Wait => slot.state = State::Stalled,
             Pause::Failed(error) => slot.fail(&error),
-            Pause::Empty => {
-                if slot.channel.unmask() {
-                    slot.channel.mask();
-                    slot.state = State::Ready;
-                } else {
-                    slot.state = State::Idle;
-                }
-            }
+            // Whether the guest has to ring is decided when the loop goes to sleep.
+            Pause::Empty => slot.state = State::Watched,
         }
         slot.resume();
     }

@@ -1,12 +1,14 @@
 //! What a device implements, and what it is given.
 
 use std::os::fd::RawFd;
+use std::time::Instant;
 
 use ipc::message::{Offer, STATUS_REFUSED};
 use ipc::shm::GuestRam;
 use vmbus::packet::PacketHeader;
 
 use crate::channels::{ChannelId, Channels};
+use crate::control::Control;
 use crate::request::Request;
 
 /// A device: answers the packets of the channels that a guest opens to it.
@@ -61,6 +63,18 @@ pub trait Device {
         let _ = (source, channels);
     }
 
+    /// Takes what has ended, without having been told by a source; true if anything had. Asked again and again while the
+    /// loop looks for work before it sleeps: it costs a few loads if there is nothing, and no system call.
+    fn poll(&mut self, channels: &mut Channels) -> bool {
+        let _ = channels;
+        false
+    }
+
+    /// When the device wants [`Device::submit`] to be called though nothing has happened. To the millisecond.
+    fn wake_at(&self) -> Option<Instant> {
+        None
+    }
+
     /// Whether the requests of this device are kept in a ledger, so that a successor can end them. A device that can do
     /// without saves a few memory accesses a packet; its guest loses what is in flight when its process dies.
     fn ledger(&self) -> bool {
@@ -105,6 +119,12 @@ pub trait Device {
     fn reject(&mut self, packet: Option<Packet<'_>>, request: Request, channels: &mut Channels) {
         let _ = packet;
         request.complete(channels, &[]);
+    }
+
+    /// An operator wants something; only while the device serves. What it means is the device's own affair. Answered now or later
+    /// ([`Control::answer`]), but before [`Device::release`]: nobody hears it any more after that.
+    fn control(&mut self, control: Control, channels: &mut Channels) {
+        control.answer(channels, Err("this device can do nothing of the kind".into()));
     }
 
     /// The guest closed the channel: no packet follows. Requests still in flight are completed as ever (the

@@ -8,6 +8,7 @@
 //!
 //! * [`Device`]: what a device implements.
 //! * [`Request`]: one packet to be answered, as a value that cannot be lost.
+//! * [`Control`]: something that an operator wants of the device.
 //! * [`Channels`]: the device's way back to the guest.
 //! * [`channel`]: the order in which a packet is consumed and a completion published, and what a successor makes of it.
 //! * [`notify`]: signs of life for whoever supervises the process.
@@ -22,8 +23,10 @@ pub mod channel;
 mod channels;
 mod cli;
 mod compartment;
+mod control;
 mod device;
 pub mod notify;
+mod polling;
 mod request;
 mod role;
 mod runtime;
@@ -36,6 +39,7 @@ pub mod testing;
 pub use attach::AttachError;
 pub use channels::{ChannelId, Channels};
 pub use cli::Common;
+pub use control::Control;
 pub use device::{Device, OpenRequest, Packet, Refused, Vm};
 pub use ipc::message::{Offer, OfferFlags};
 pub use ipc::shm::{GuestBuffer, GuestRam, RamError, Span};

@@ -66,6 +66,19 @@ impl Request {
         self.ticket.as_ref().is_some_and(|ticket| channels.record_outcome(self.channel, ticket, payload))
     }
 
+    /// For a request that is done in two steps, of which the second must not depend on its own effect (compare, then
+    /// write): the first is over, the second begins. If this process dies from now on the request is run again, and
+    /// [`Request::has_begun`] there. False: it could not be noted (no ledger).
+    pub fn note_begun(&self, channels: &mut Channels) -> bool {
+        self.ticket.as_ref().is_some_and(|ticket| channels.note_begun(self.channel, ticket))
+    }
+
+    /// Whether a predecessor has noted that this request has begun to have its effect: its first step must not be
+    /// repeated, its second has to be.
+    pub fn has_begun(&self) -> bool {
+        self.ticket.as_ref().is_some_and(|ticket| ticket.begun)
+    }
+
     /// How many requests this process has dropped uncompleted: 0, or there is a bug in the device.
     pub fn lost() -> u64 {
         LOST.load(Ordering::Relaxed)
@@ -91,7 +104,7 @@ mod tests {
     #[cfg(debug_assertions)]
     #[should_panic(expected = "was dropped uncompleted")]
     fn a_dropped_request_is_a_failed_test() {
-        let ticket = Ticket { transaction_id: 7, wants_completion: true, sequence: 0, slot: 0 };
+        let ticket = Ticket { transaction_id: 7, wants_completion: true, sequence: 0, slot: 0, begun: false };
         drop(Request::new(ChannelId::for_test(0), ticket));
     }
 }

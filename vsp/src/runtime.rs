@@ -4,9 +4,11 @@
 //! each channel, and publishes what was completed. However fast a guest sends, the core is heard every turn, whatever the
 //! process's role is; when the core is gone, so is the process.
 
+mod wait;
+
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ipc::message::{STATUS_LEDGER, STATUS_OK, STATUS_REFUSED, ToCore, ToVsp};
 use ipc::socket::{Peer, SocketError};
@@ -14,19 +16,22 @@ use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token};
 use thiserror::Error;
 
+use self::wait::Waited;
 use crate::attach::{AttachError, hello, join};
 use crate::channel::Recovery;
 use crate::channels::{ChannelId, Channels, NewChannel, OpenError};
+use crate::control::Control;
 use crate::device::{Device, OpenRequest, Packet, Refused};
 use crate::notify::Notifier;
+use crate::polling::Polling;
 use crate::request::Request;
 use crate::role::{Fencing, Patience, Role};
 use crate::slot::{BROKEN, Next, Pause};
 
-/// Most packets taken from one channel in one turn. Large enough to make one submission and one publication
-/// of a full queue (Linux keeps some 30 to 60 requests a channel in flight), small enough that a storm on one
-/// channel delays the others and the core by well under a millisecond.
-pub const BATCH: usize = 64;
+/// Most packets taken from one channel in one turn: one submission and one publication. Large enough that neither is felt,
+/// small enough that the guest works on the first answers of a full queue while the device works on the rest, and that a
+/// storm on one channel delays the others and the core by some tens of microseconds.
+pub const BATCH: usize = 16;
 
 /// The same of a predecessor's requests. The guest has been waiting for all of them: the first answers are worth more than
 /// one publication for many.
@@ -95,6 +100,7 @@ pub struct Runtime<D> {
     role: Role,
     channels: Channels,
     poll: Poll,
+    polling: Polling,
     events: Events,
     peer: Option<Peer>,
     scratch: Vec<u8>,
@@ -114,6 +120,8 @@ impl<D: Device> Runtime<D> {
             role: Role::Greeting,
             channels: Channels::new(),
             poll,
+            // Asked now: later nothing of the system can be seen.
+            polling: Polling::new(std::thread::available_parallelism().map_or(1, usize::from)),
             events: Events::with_capacity(64),
             peer: None,
             scratch: Vec::new(),
@@ -143,10 +151,8 @@ impl<D: Device> Runtime<D> {
 
     /// One turn. Waits at most `timeout` (`None`: for ever) if there is nothing to do.
     pub fn turn(&mut self, timeout: Option<Duration>) -> Result<Flow, RuntimeError> {
-        let timeout = self.pause(timeout);
-        match self.poll.poll(&mut self.events, timeout) {
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => return Ok(Flow::Continue),
-            other => other?,
+        if self.wait(timeout)? == Waited::Interrupted {
+            return Ok(Flow::Continue);
         }
         let mut core_speaks = false;
         for event in &self.events {
@@ -169,23 +175,16 @@ impl<D: Device> Runtime<D> {
             Role::Fencing(_) => self.fence()?,
             _ => {}
         }
+        if self.device.wake_at().is_some_and(|then| then <= Instant::now()) {
+            self.device.submit(&mut self.channels);
+        }
         self.publish()?;
+        self.report_controls()?;
         self.report_closed()?;
         if matches!(self.role, Role::Quiescing) {
             self.hand_over()?;
         }
         Ok(Flow::Continue)
-    }
-
-    /// How long this turn may wait; also gives a sign of life.
-    fn pause(&mut self, timeout: Option<Duration>) -> Option<Duration> {
-        let beat = self.setting.notifier.alive();
-        let busy = match &self.role {
-            Role::Serving if self.channels.any_ready() => Some(Duration::ZERO),
-            Role::Fencing(fencing) => Some(fencing.pause()),
-            _ => None,
-        };
-        [beat, busy, timeout].into_iter().flatten().min()
     }
 
     /// Tries to make the resource ours.
@@ -314,6 +313,15 @@ impl<D: Device> Runtime<D> {
                     // It failed to open, or is closed already: nothing of ours is in flight.
                     None => self.tell(&ToCore::Closed { channel })?,
                 },
+                ToVsp::Control { id, payload } => {
+                    let control = Control::new(id, payload, fds);
+                    if matches!(self.role, Role::Serving) {
+                        self.device.control(control, &mut self.channels);
+                    } else {
+                        let why = "this process does not serve the device just now";
+                        control.answer(&mut self.channels, Err(why.into()));
+                    }
+                }
                 ToVsp::Retarget { channel, target_vp, .. } => {
                     if let Err(error) = self.channels.retarget(channel, fds) {
                         tracing::error!(channel, target_vp, "interrupts cannot be moved: {error}");
@@ -414,6 +422,14 @@ impl<D: Device> Runtime<D> {
             self.device.closing(id);
         }
         Ok(watched?)
+    }
+
+    /// Tells the core what operators are answered. What was done for them is published.
+    fn report_controls(&mut self) -> Result<(), RuntimeError> {
+        for (id, result) in self.channels.take_controls() {
+            self.tell(&ToCore::ControlDone { id, result })?;
+        }
+        Ok(())
     }
 
     /// Tells the core which closed channels have drained.

@@ -21,6 +21,8 @@ pub(crate) static BROKEN: Ration = Ration::new();
 pub(crate) enum State {
     /// The ring was empty; the guest will ring the doorbell.
     Idle,
+    /// The ring was empty; the guest will not ring the doorbell, the loop looks. Interrupts are masked.
+    Watched,
     /// The ring is to be looked at in this turn. Interrupts are masked.
     Ready,
     /// Nothing is taken until completions have left. Interrupts are masked.
@@ -74,7 +76,7 @@ pub(crate) struct Slot {
 
 impl Slot {
     pub fn answers(&self) -> bool {
-        matches!(self.state, State::Idle | State::Ready | State::Stalled)
+        matches!(self.state, State::Idle | State::Watched | State::Ready | State::Stalled)
     }
 
     /// The guest broke the ring: says so, once.

@@ -207,6 +207,11 @@ impl FakeCore {
         self.send(&ToVsp::ChannelClose { channel });
     }
 
+    /// Forgets a channel whose opening was refused.
+    pub fn forget(&self, channel: u32) {
+        self.channels.borrow_mut().retain(|held| held.channel != channel);
+    }
+
     /// The socket itself.
     pub fn peer(&self) -> &Peer {
         &self.peer

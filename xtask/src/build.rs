@@ -31,6 +31,17 @@ pub fn binaries(profile: &str, build: bool) -> Result<Vec<PathBuf>> {
     Ok(found)
 }
 
+/// Builds all programs of these packages, for release.
+pub fn programs(packages: &[&str]) -> Result<()> {
+    sh::say(&format!("building {}", packages.join(", ")));
+    let mut cargo = cargo();
+    cargo.args(["build", "--release", "--quiet", "--bins"]);
+    cargo.args(packages.iter().flat_map(|package| ["--package", package]));
+    let status = cargo.status().context("starting cargo")?;
+    ensure!(status.success(), "the build failed");
+    Ok(())
+}
+
 /// Cargo, in the workspace's root.
 pub fn cargo() -> Command {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));

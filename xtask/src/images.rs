@@ -37,8 +37,8 @@ const JOBS: [(&str, &str); 8] = [
 
 const HOST_PACKAGES: &str = "systemd,systemd-sysv,dbus,udev,kmod,iproute2,procps,util-linux,psmisc,socat,strace,jq,\
     e2fsprogs,busybox-static,initramfs-tools,lz4,libcap2-bin,qemu-system-x86,qemu-utils,linux-image-cloud-amd64";
-const GUEST_PACKAGES: &str =
-    "systemd,systemd-sysv,udev,kmod,fio,e2fsprogs,util-linux,procps,kexec-tools,initramfs-tools,lz4";
+const GUEST_PACKAGES: &str = "systemd,systemd-sysv,udev,kmod,fio,e2fsprogs,xfsprogs,util-linux,procps,kexec-tools,initramfs-tools,lz4,\
+    sg3-utils,libiscsi-bin,lsscsi";
 
 /// Which guests a task wants.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -2,7 +2,7 @@
 //!
 //! For whoever can wait for the answer. (`bulkhead run` cannot, and has a connection of its own.)
 
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -15,6 +15,9 @@ use crate::supervise::machine::policy::SWAP_PATIENCE;
 
 /// How long the core may take to say what it knows: its main thread answers between two events.
 pub const PATIENCE: Duration = Duration::from_secs(2);
+
+/// How long a device may take to do what an operator wants. The core gives it 30 s, and answers then.
+pub const CONTROL_PATIENCE: Duration = Duration::from_secs(35);
 
 /// Why the core did not answer, or said no.
 #[derive(Debug, thiserror::Error)]
@@ -65,8 +68,34 @@ impl Operator {
         }
     }
 
+    /// Says something to the process that serves `device`. The outer error: nobody has answered.
+    pub fn control(
+        &mut self,
+        device: &str,
+        payload: &str,
+        fds: Vec<OwnedFd>,
+    ) -> Result<Result<String, String>, CoreError> {
+        let request = Request::Control { device: device.to_owned(), payload: payload.to_owned() };
+        match self.ask_with(&request, fds, CONTROL_PATIENCE)? {
+            Reply::Control { result, .. } => Ok(result),
+            Reply::Failed { reason, .. } => Err(CoreError::Failed(reason)),
+            _ => Err(CoreError::Strange),
+        }
+    }
+
     fn ask(&mut self, request: &Request, patience: Duration) -> Result<Reply, CoreError> {
-        self.peer.send(request, &[])?;
+        self.ask_with(request, Vec::new(), patience)
+    }
+
+    fn ask_with(
+        &mut self,
+        request: &Request,
+        fds: Vec<OwnedFd>,
+        patience: Duration,
+    ) -> Result<Reply, CoreError> {
+        let borrowed: Vec<BorrowedFd<'_>> = fds.iter().map(AsFd::as_fd).collect();
+        self.peer.send(request, &borrowed)?;
+        drop(fds);
         let end = Instant::now() + patience;
         loop {
             let left = end.saturating_duration_since(Instant::now());

@@ -6,13 +6,17 @@
 pub mod command;
 pub mod core;
 pub mod protocol;
-mod supervised;
+pub mod stats;
+pub(crate) mod supervised;
 mod table;
 
 use std::io::ErrorKind;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
+use crate::disk::Told;
+use crate::disk::words::Change;
 use crate::runtime_dir::SUPERVISOR_SOCKET;
 
 pub use self::protocol::{Row, State};
@@ -27,6 +31,21 @@ pub trait Backend {
     /// Hands `device` over to a new process, of `binary` or of the program that it has, without a break in service. What was done, as a
     /// sentence.
     fn swap(&mut self, device: &str, binary: Option<&Path>) -> Result<String, Error>;
+    /// The disks that processes of `device` are started with, each as `--disk` takes it.
+    fn disks(&mut self, device: &str) -> Result<Vec<String>, Error>;
+    /// Changes the disks of `device`: of all later processes, and, by telling it `payload`, of the one that serves. `fds` are closed as soon
+    /// as they are on their way: a lock that the process takes on one would outlive it with our copy.
+    fn change(
+        &mut self,
+        device: &str,
+        change: &Change,
+        payload: &str,
+        fds: Vec<OwnedFd>,
+    ) -> Result<Told, Error>;
+    /// Says something to the process that serves `device`.
+    fn tell(&mut self, device: &str, payload: &str) -> Result<Told, Error>;
+    /// The user whose processes open the disks.
+    fn opener(&self) -> u32;
 }
 
 /// Why it could not be done. The text says what to do about it.

@@ -6,6 +6,9 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use super::stats::Unit;
+use crate::disk::words::Change;
+
 /// From `bulkhead device`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Request {
@@ -24,6 +27,21 @@ pub enum Request {
         #[serde(default)]
         binary: Option<PathBuf>,
     },
+    /// The disks that processes of the device are started with; answered by [`Reply::Disks`].
+    Disks {
+        /// The device's name.
+        device: String,
+    },
+    /// Another disk, or one less: for every process of the device that is started from now on, and for the one that serves. Answered by
+    /// [`Reply::Told`] once that has answered, else by [`Reply::Again`]; asking for it again changes nothing and has that told again.
+    Change {
+        /// The device's name.
+        device: String,
+        /// What changes.
+        change: Change,
+        /// What the process that serves is told. The descriptors beside this message are for it.
+        payload: String,
+    },
 }
 
 /// From `bulkhead run`.
@@ -35,6 +53,18 @@ pub enum Reply {
     Done {
         /// The sentence.
         what: String,
+    },
+    /// The answer to [`Request::Disks`]: each as `--disk` takes it.
+    Disks(Vec<String>),
+    /// What the device's process has answered, as it is.
+    Told {
+        /// Its words.
+        answer: String,
+    },
+    /// Later processes will be right; nobody serves just now who could have been told.
+    Again {
+        /// Why, in a sentence.
+        reason: String,
     },
     /// It was not done, in a sentence.
     Failed {
@@ -80,6 +110,9 @@ pub struct Row {
     pub exposed_bytes: u64,
     /// Times that a process has taken over from another one, planned swaps included.
     pub takeovers: u64,
+    /// What its disks have done, with `--stats`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub disks: Option<Vec<Unit>>,
 }
 
 /// What a device does.

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::Row;
+use super::{Row, stats};
 use crate::spec::size::Bytes;
 
 const TITLES: [&str; 8] = ["NAME", "STATE", "PID", "SPARE", "RESTARTS", "UPTIME", "LAST DEATH", "EXPOSED"];
@@ -13,14 +13,29 @@ const NONE: &str = "-";
 /// The devices of some VMs, one a line under a line of titles. The VM's name comes first where `vms` has several, or none was
 /// asked for.
 pub fn table(vms: &[(String, Vec<Row>)], with_vm: bool) -> String {
-    let mut lines: Vec<Vec<String>> = vec![TITLES.map(str::to_owned).to_vec()];
-    lines[0].splice(0..0, with_vm.then(|| "VM".to_owned()));
-    for (vm, rows) in vms {
-        lines.extend(rows.iter().map(|row| {
-            let cells = cells(row);
-            with_vm.then(|| vm.clone()).into_iter().chain(cells).collect()
-        }));
-    }
+    let rows = vms.iter().flat_map(|(vm, rows)| rows.iter().map(move |row| (vm, cells(row).to_vec())));
+    aligned(&TITLES, rows, with_vm)
+}
+
+/// The disks of the devices of some VMs, in the same way.
+pub fn of_disks(vms: &[(String, Vec<Row>)], with_vm: bool) -> String {
+    let rows = vms.iter().flat_map(|(vm, rows)| {
+        let units = rows.iter().flat_map(|row| row.disks.iter().flatten().map(move |unit| (row, unit)));
+        units.map(move |(row, unit)| (vm, stats::cells(&row.name, unit).to_vec()))
+    });
+    aligned(&stats::TITLES, rows, with_vm)
+}
+
+fn aligned<'a>(
+    titles: &[&str],
+    rows: impl Iterator<Item = (&'a String, Vec<String>)>,
+    with_vm: bool,
+) -> String {
+    let with =
+        |vm: &str, cells: Vec<String>| with_vm.then(|| vm.to_owned()).into_iter().chain(cells).collect();
+    let titles = with("VM", titles.iter().map(|title| (*title).to_owned()).collect());
+    let lines: Vec<Vec<String>> =
+        [titles].into_iter().chain(rows.map(|(vm, cells)| with(vm, cells))).collect();
     let columns = lines[0].len();
     let width = |column: usize| lines.iter().map(|line| line[column].chars().count()).max().unwrap_or(0);
     let widths: Vec<usize> = (0..columns).map(width).collect();

@@ -4,6 +4,7 @@
 //! anything: a spec can be checked while its VM runs elsewhere.
 
 pub mod diagnostic;
+mod disk;
 mod files;
 mod kernel;
 mod reader;
@@ -14,6 +15,7 @@ use std::path::{Path, PathBuf};
 
 use toml::de::DeTable;
 
+pub use self::disk::{Cache, Options};
 pub use self::kernel::KernelKind;
 pub use self::reader::Located;
 
@@ -130,6 +132,8 @@ pub struct Disk {
     pub readonly: bool,
     /// Its logical unit number.
     pub lun: u8,
+    /// How it is used.
+    pub options: Options,
 }
 
 /// What the host has, as far as a spec depends on it.

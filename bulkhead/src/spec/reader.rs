@@ -67,6 +67,11 @@ impl<'a, 'i> Section<'a, 'i> {
         self.table.get(key)
     }
 
+    /// Whether `key` is there, right or wrong.
+    pub(super) fn has(&self, key: &str) -> bool {
+        self.get(key).is_some()
+    }
+
     /// A string.
     pub(super) fn string(&self, key: &str, report: &mut Report) -> Option<Located<String>> {
         let value = self.get(key)?;

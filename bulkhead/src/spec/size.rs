@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+/// One kibibyte, in bytes.
+pub const KIB: u64 = 1 << 10;
 /// One mebibyte, in bytes.
 pub const MIB: u64 = 1 << 20;
 

@@ -2,12 +2,15 @@
 
 use std::collections::HashMap;
 
-use super::files::{self, FoundDisk};
+use super::files::{self, FoundDisk, Usage};
 use super::reader::{Located, Section, Shape};
 use super::{Disk, HOMES, LUNS, Loader, MOST_DEVICES, Storage};
 
 const STORAGE: Shape = Shape { title: "[[storage]]", keys: &["name", "spare", "disk"] };
-pub(super) const DISK: Shape = Shape { title: "[[storage.disk]]", keys: &["path", "readonly", "lun"] };
+pub(super) const DISK: Shape = Shape {
+    title: "[[storage.disk]]",
+    keys: &["path", "readonly", "lun", "cache", "block_size", "serial", "iops", "bandwidth", "burst"],
+};
 
 impl Loader<'_> {
     /// Every controller; `None` if anything is wrong with one.
@@ -25,6 +28,7 @@ impl Loader<'_> {
         let mut storage = Some(Vec::new());
         let mut names: HashMap<String, usize> = HashMap::new();
         let mut in_use: HashMap<(u64, u64), FoundDisk> = HashMap::new();
+        let mut serials: HashMap<String, (String, bool)> = HashMap::new();
         for (number, (table, span)) in controllers.into_iter().enumerate() {
             let section = Section::new(table, &STORAGE, Some(span), &HOMES, self.report);
             let name = self.name(&section, "name", &format!("name = \"disk{number}\""));
@@ -33,6 +37,9 @@ impl Loader<'_> {
             }
             let spare = section.boolean("spare", false, self.report);
             let disks = self.disks(&section, &mut in_use);
+            if let (Some(name), Some(disks)) = (&name, &disks) {
+                self.serials(&section, &name.value, disks, &mut serials);
+            }
             match (name, disks, &mut storage) {
                 (Some(name), Some(disks), Some(all)) => {
                     all.push(Storage { name: name.value, disks, spare });
@@ -75,19 +82,47 @@ impl Loader<'_> {
             if path.is_none() {
                 section.missing("path", "path = \"root.img\"", self.report);
             }
+            let options = self.disk_options(&section);
+            let usage = Usage::new(readonly, options.as_ref());
             let found = path.and_then(|path| {
                 let path = path.map(|path| self.directory.join(path));
-                files::disk(&path, readonly, self.host, in_use, self.report).map(|bytes| (path.value, bytes))
+                files::disk(&path, usage, self.host, in_use, self.report).map(|bytes| (path.value, bytes))
             });
             let lun = self.lun(&section, position, span, &mut luns);
-            match (found, lun, &mut disks) {
-                (Some((path, bytes)), Some(lun), Some(all)) => {
-                    all.push(Disk { path, bytes, readonly, lun });
+            match (found, lun, options, &mut disks) {
+                (Some((path, bytes)), Some(lun), Some(options), Some(all)) => {
+                    all.push(Disk { path, bytes, readonly, lun, options });
                 }
                 _ => disks = None,
             }
         }
         disks
+    }
+
+    /// Two disks that are called the same are one to a guest that looks for paths to a disk (multipath), and it may write
+    /// to either.
+    fn serials(
+        &mut self,
+        section: &Section<'_, '_>,
+        device: &str,
+        disks: &[Disk],
+        serials: &mut HashMap<String, (String, bool)>,
+    ) {
+        for disk in disks {
+            // What `vsp-storage` makes up where none is given.
+            let made_up = || format!("{device}-{}", disk.lun);
+            let (serial, given) =
+                disk.options.serial.clone().map_or_else(|| (made_up(), false), |serial| (serial, true));
+            let this = format!("LUN {} of {device}", disk.lun);
+            // Two that are made up are the same only where the names of the devices are, which is another mistake.
+            if let Some((other, other_given)) = serials.insert(serial.clone(), (this.clone(), given))
+                && (given || other_given)
+            {
+                let message = format!("the serial number {serial} of {this} is that of {other} already");
+                let fix = "give each disk a `serial` of its own, or none";
+                self.report.error(section.span.clone(), message, fix);
+            }
+        }
     }
 
     fn lun(

@@ -1,5 +1,7 @@
 //! Every mistake that a person can make in a spec, and what they are told.
 
+mod disks;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -312,85 +314,6 @@ fn kernels_and_initrds_that_cannot_boot() {
         with("initrd.img", "missing"),
         "vm.toml:7:10 cannot read the initrd DIR/missing: no such file or directory"
     );
-}
-
-#[test]
-fn disks_that_cannot_be_used() {
-    let files = Files::new("disks");
-    fs::write(files.0.join("empty.raw"), "").unwrap();
-    fs::write(files.0.join("odd.raw"), [0; 700]).unwrap();
-    let with = |to: &str| {
-        let (place, message, fix) = files.only(&GOOD.replace("path = \"root.img\"", to));
-        format!("{} {message} / {fix}", place.trim_start_matches("vm.toml:"))
-    };
-    for (to, expected) in [
-        (
-            "path = \"empty.raw\"",
-            "12:8 the disk DIR/empty.raw is empty / give it a size: truncate -s 4G DIR/empty.raw",
-        ),
-        (
-            "path = \"odd.raw\"",
-            "12:8 the disk DIR/odd.raw has 700 bytes, which is not a multiple of 512 / round it up: truncate -s 1024 \
-             DIR/odd.raw",
-        ),
-        ("path = \"/\"", "12:8 the disk / is a directory / name a raw image or a block device"),
-        (
-            "path = \"/dev/null\"",
-            "12:8 the disk /dev/null is neither a file nor a block device / name a raw image or a block device",
-        ),
-        (
-            "path = \"a,b\"",
-            "12:8 the disk DIR/a,b has a comma in its path, which vsp-storage's command line cannot express / rename it",
-        ),
-        ("lun = 0", "11:1 `path` is missing in [[storage.disk]] / add path = \"root.img\""),
-        (
-            "path = \"root.img\"\nlun = 64",
-            "13:7 `lun` must be from 0 to 63, not 64 / write a number from 0 to 63",
-        ),
-        (
-            "path = \"root.img\"\n[[storage.disk]]\npath = \"data.img\"\nlun = 0",
-            "15:7 LUN 0 is taken by disk 1 of this controller / write lun = 1",
-        ),
-        (
-            "path = \"root.img\"\n[[storage.disk]]\npath = \"./root.img\"",
-            "14:8 the disk DIR/./root.img is in this spec already, as DIR/root.img / give each disk a file of its own, \
-             or make both readonly = true",
-        ),
-        (
-            "path = \"root.img\"\n[[storage]]\nname = \"disk0\"\n[[storage.disk]]\npath = \"data.img\"",
-            "14:8 device 1 is called \"disk0\" already / give each device a name of its own: \"disk1\"",
-        ),
-        (
-            "path = \"root.img\"\n[[storage]]\nname = \"core\"\n[[storage.disk]]\npath = \"data.img\"",
-            "14:8 a device cannot be called \"core\": that is the VM's own process / call it \"disk1\"",
-        ),
-        (
-            "path = \"root.img\"\n[[storage]]\nname = \"disk1\"",
-            "13:1 `disk` is missing in [[storage]] / add [[storage.disk]] with path = \"root.img\"",
-        ),
-    ] {
-        assert_eq!(with(to), expected);
-    }
-}
-
-#[test]
-fn a_disk_may_be_shared_if_nobody_writes() {
-    let files = Files::new("shared");
-    let source =
-        GOOD.to_owned() + "readonly = true\n[[storage.disk]]\npath = \"root.img\"\nreadonly = true\n";
-    assert!(files.parse(&source).0.is_some());
-}
-
-#[test]
-fn a_locked_disk_is_in_use() {
-    let files = Files::new("locked");
-    let disk = fs::File::open(files.0.join("root.img")).unwrap();
-    disk.lock_shared().unwrap();
-    let (_, message, _) = files.only(GOOD);
-    assert_eq!(message, "the disk DIR/root.img is in use by another process, which has it locked");
-    assert!(files.parse(&(GOOD.to_owned() + "readonly = true\n")).0.is_some());
-    drop(disk);
-    assert!(files.parse(GOOD).0.is_some());
 }
 
 #[test]

@@ -14,7 +14,7 @@ impl Supervisor {
     /// Deals with what operators ask.
     pub(super) fn hear_operators(&mut self) {
         let now = Instant::now();
-        for (client, request) in self.control.requests(now) {
+        for (client, request, fds) in self.control.requests(now) {
             match request {
                 Request::List {} if self.operator.ask_for_devices() => {
                     self.control.wait_for(client, Wish::List, now);
@@ -23,6 +23,14 @@ impl Supervisor {
                     let rows = Reply::Devices(self.rows(&[]));
                     self.control.answer(client, &rows, now);
                 }
+                Request::Disks { device } => {
+                    let reply = self.number(&device).map_or_else(|reply| reply, |device| self.disks(device));
+                    self.control.answer(client, &reply, now);
+                }
+                Request::Change { device, change, payload } => match self.number(&device) {
+                    Ok(device) => self.change_disks(client, device, change, payload, &fds, now),
+                    Err(reply) => self.control.answer(client, &reply, now),
+                },
                 Request::Restart { device } => match self.number(&device) {
                     Ok(device) => {
                         let old = self.vm.devices().nth(device).and_then(|(_, view)| view.main);
@@ -61,7 +69,7 @@ impl Supervisor {
         found.ok_or_else(|| Reply::NoSuchDevice { known: known() })
     }
 
-    fn is_swapping(&self, name: &str) -> bool {
+    pub(super) fn is_swapping(&self, name: &str) -> bool {
         let number = self.slots.iter().position(|slot| slot.plan.name == name);
         number.is_some_and(|device| {
             let view = self.vm.devices().nth(device).map(|(_, view)| view);
@@ -131,6 +139,7 @@ impl Supervisor {
                     format!("{}: no new process serves it yet (it is {}{death})", row.name, row.state);
                 Some(Reply::Failed { reason })
             }
+            Wish::Change { .. } => Some(Reply::Again { reason: "the core does not answer".to_owned() }),
             Wish::Swap { device } => {
                 let name = rows.get(device).map_or("the device", |row| row.name.as_str());
                 Some(Reply::Failed {
@@ -163,6 +172,7 @@ impl Supervisor {
                     channels: known.channels,
                     exposed_bytes: known.exposed_bytes,
                     takeovers: known.takeovers,
+                    disks: None,
                 }
             })
             .collect()

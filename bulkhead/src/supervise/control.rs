@@ -2,7 +2,7 @@
 //!
 //! It must never wait for an operator, and never serve one who is not root or the user that the VM belongs to.
 
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -11,6 +11,7 @@ use nix::unistd::geteuid;
 
 use super::machine::ProcessId;
 use super::machine::policy::{CANDIDATE_PATIENCE, SWAP_PATIENCE};
+use crate::device::core::CONTROL_PATIENCE;
 use crate::device::protocol::{Reply, Request};
 
 /// Operators at a time. People and their scripts come one by one; a flood of connections costs itself.
@@ -53,6 +54,11 @@ pub enum Wish {
         /// The device's number.
         device: usize,
     },
+    /// That the process that serves the device has answered about its disks.
+    Change {
+        /// The device's number.
+        device: usize,
+    },
 }
 
 #[derive(Debug)]
@@ -89,7 +95,7 @@ impl Control {
 
     /// Takes in who has come, and returns what was asked, each with the place of the client for [`Control::wait_for`] and
     /// [`Control::answer`].
-    pub fn requests(&mut self, now: Instant) -> Vec<(usize, Request)> {
+    pub fn requests(&mut self, now: Instant) -> Vec<(usize, Request, Vec<OwnedFd>)> {
         self.take_in(now);
         let mut requests = Vec::new();
         let mut gone = Vec::new();
@@ -98,7 +104,7 @@ impl Control {
                 continue;
             }
             match client.peer.try_recv::<Request>() {
-                Ok((request, _)) => requests.push((place, request)),
+                Ok((request, fds)) => requests.push((place, request, fds)),
                 Err(SocketError::WouldBlock) if now < client.until => {}
                 Err(SocketError::Malformed(_)) => {
                     let reason = "this supervisor does not know that request: its bulkhead is of another release than yours";
@@ -141,6 +147,7 @@ impl Control {
             Wish::List => LIST_PATIENCE,
             Wish::Restart { .. } => RESTART_PATIENCE,
             Wish::Swap { .. } => SWAP_ANSWER,
+            Wish::Change { .. } => CONTROL_PATIENCE,
         };
         if let Some(client) = self.clients.get_mut(place) {
             client.wish = wish;

@@ -54,6 +54,8 @@ pub enum Event {
     Restart(usize),
     /// An operator wants another program to serve the device.
     Swap(usize),
+    /// What the device's processes are started with has changed; the one that serves is told otherwise.
+    Renew(usize),
     /// We were asked to end by a signal.
     Signalled(Signal),
     /// The operator asked for the end on the console.
@@ -267,6 +269,7 @@ impl Vm {
                 self.one(number, |device, out| device.on_swap_failed(reason, out, now));
             }
             Event::Restart(number) => self.one(number, |device, out| _ = device.restart(out, now)),
+            Event::Renew(number) => self.one(number, Device::renew_spare),
             Event::Swap(number) => self.one(number, |device, out| {
                 if let Err(why) = device.swap(out, now) {
                     out.act(Action::SwapDone { device: number, outcome: Err(why) });

@@ -7,6 +7,7 @@
 
 mod answers;
 mod control;
+mod disks;
 mod fate;
 pub mod machine;
 mod member;
@@ -37,6 +38,7 @@ use self::notify::Notify;
 use self::operator::{Operator, Said};
 use self::process::{Input, StartError, Switchboard};
 use crate::console::{self, Request, Terminal};
+use crate::disk::words::Change;
 use crate::plan::{self, Plan};
 use crate::runtime_dir::RuntimeDir;
 
@@ -83,6 +85,8 @@ struct Slot {
     candidate: Option<PathBuf>,
     /// The operator at the terminal has been told that it is in trouble.
     in_trouble: bool,
+    /// The change of its disks that its process is being told of.
+    change: Option<Change>,
 }
 
 struct Supervisor {
@@ -128,6 +132,7 @@ impl Supervisor {
             program: device.program.clone(),
             candidate: None,
             in_trouble: false,
+            change: None,
         };
         let devices = plan.devices.iter().map(|device| (device.name.clone(), device.spare));
         let (vm, actions) = Vm::new(devices, options.watchdog, Instant::now());
@@ -297,6 +302,12 @@ impl Supervisor {
                 }
                 Said::SwapFailed(device, reason) => {
                     number(&device).map(|device| Event::SwapFailed(device, notify::printable(&reason)))
+                }
+                Said::Told(device, answer) => {
+                    if let Some(device) = number(&device) {
+                        self.answer_change(device, answer);
+                    }
+                    None
                 }
                 Said::CutOff { device, reason, had_channels } => {
                     // Who has the device now: what the processes have said before counts first.

@@ -3,7 +3,7 @@
 //! It must never wait for the core, and never keep it alive: it is a connection, not a copy of the listener.
 
 use std::collections::VecDeque;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use ipc::message::{ToCore, VERSIONS};
@@ -17,6 +17,17 @@ enum Question {
     Devices,
     /// To hand over the device with this name.
     Swap,
+    /// Something of the process that serves the device with this name.
+    Tell(String),
+}
+
+/// What comes of something that was said to a device's process.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// Its answer.
+    Given(Result<String, String>),
+    /// Nobody has answered: why.
+    Missing(String),
 }
 
 /// What the core says.
@@ -28,6 +39,8 @@ pub enum Said {
     Swapped(String, u64),
     /// A device was not handed over.
     SwapFailed(String, String),
+    /// What the process that serves this device has answered, if one has.
+    Told(String, Answer),
     /// It has cut off a process of a device.
     CutOff {
         /// The device's name.
@@ -69,20 +82,27 @@ impl Operator {
 
     /// Asks what the core knows of every device. `false`: it cannot be asked.
     pub fn ask_for_devices(&mut self) -> bool {
-        self.ask(&Request::Devices {}, Question::Devices)
+        self.ask(&Request::Devices {}, &[], Question::Devices)
     }
 
     /// Asks the core to hand `device` over to the process that stands by. `false`: it cannot be asked.
     pub fn ask_for_swap(&mut self, device: &str) -> bool {
         // It has said that it stands by, and the core has known that before.
-        self.ask(&Request::Swap { device: device.to_owned(), wait_ms: 1000 }, Question::Swap)
+        self.ask(&Request::Swap { device: device.to_owned(), wait_ms: 1000 }, &[], Question::Swap)
     }
 
-    fn ask(&mut self, request: &Request, question: Question) -> bool {
+    /// Has something said to the process that serves `device`. `false`: the core cannot be asked.
+    pub fn tell(&mut self, device: &str, payload: String, fds: &[OwnedFd]) -> bool {
+        let fds: Vec<BorrowedFd<'_>> = fds.iter().map(AsFd::as_fd).collect();
+        let request = Request::Control { device: device.to_owned(), payload };
+        self.ask(&request, &fds, Question::Tell(device.to_owned()))
+    }
+
+    fn ask(&mut self, request: &Request, fds: &[BorrowedFd<'_>], question: Question) -> bool {
         if self.peer.is_none() {
             self.connect();
         }
-        match self.peer.as_ref().map(|peer| peer.send(request, &[])) {
+        match self.peer.as_ref().map(|peer| peer.send(request, fds)) {
             Some(Ok(())) => {
                 self.asked.push_back(question);
                 true
@@ -122,6 +142,12 @@ impl Operator {
                     }
                     (Some(Question::Swap), Reply::Failed { device, reason }) => {
                         return Some(Said::SwapFailed(device, reason));
+                    }
+                    (Some(Question::Tell(name)), Reply::Control { device, result }) if name == device => {
+                        return Some(Said::Told(device, Answer::Given(result)));
+                    }
+                    (Some(Question::Tell(name)), Reply::Failed { device, reason }) if name == device => {
+                        return Some(Said::Told(device, Answer::Missing(reason)));
                     }
                     (question, reply) => {
                         tracing::warn!(?question, ?reply, "the core answered something else than was asked");

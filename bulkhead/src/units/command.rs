@@ -8,7 +8,7 @@ use anyhow::{Context, bail};
 
 use super::install::{self, Change, Changes};
 use super::systemctl::Systemctl;
-use super::{Names, SYSUSERS, content, ids};
+use super::{Names, SYSUSERS, content, disks, ids};
 use crate::cli::Units;
 use crate::commands::{CANNOT_RUN, show};
 use crate::plan::Plan;
@@ -41,6 +41,7 @@ fn write(options: &Units) -> anyhow::Result<ExitCode> {
     tell(&changes);
     let names = Names::of(&spec.name);
     if options.output.is_none() {
+        disks::forget(&spec.name);
         let users = root.join(SYSUSERS).join(names.sysusers());
         let status = Command::new("systemd-sysusers").arg(&users).status();
         let status = status.context("cannot run systemd-sysusers, which makes the processes' users")?;
@@ -72,6 +73,9 @@ fn remove(options: &Units) -> anyhow::Result<ExitCode> {
     let changes = install::remove_all(root, &name)?;
     if changes.is_empty() {
         bail!("{name} has no units here");
+    }
+    if options.output.is_none() {
+        disks::forget(&name);
     }
     tell(&changes);
     println!("\nnext: systemctl daemon-reload");

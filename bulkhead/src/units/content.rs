@@ -12,7 +12,7 @@ use ipc::config::Console;
 use super::escape::{self, Unwritable};
 use super::{Names, SYSUSERS, UNITS, ids};
 use crate::plan::{Device, Plan};
-use crate::spec::{self, Disk, Spec, Storage};
+use crate::spec::{self, Spec, Storage};
 
 /// The templates, by name.
 pub const TEMPLATES: [(&str, &str); 4] = [
@@ -24,6 +24,8 @@ pub const TEMPLATES: [(&str, &str); 4] = [
 
 /// The drop-in in the directory of each unit. Other drop-ins beside it are the administrator's.
 pub const DROP_IN: &str = "50-bulkhead.conf";
+/// The drop-in that `bulkhead disk` writes, below the runtime units: read after the one above, and in its place.
+pub const DISKS: &str = "55-disks.conf";
 
 /// What every generated file begins with.
 const HEADER: &str = "# Written by `bulkhead units`, which replaces it the next time; put changes into another file beside it.\n";
@@ -143,7 +145,7 @@ fn storage_device(
     let mut sandbox = Sandbox::default();
     sandbox.read(&device.program)?;
     for disk in &storage.disks {
-        sandbox.disk(disk, is_device(&disk.path))?;
+        sandbox.disk(&disk.path, disk.readonly, is_device(&disk.path))?;
     }
     let socket = names.core_socket();
     let attach = ["--core".as_ref(), socket.as_os_str()];
@@ -175,16 +177,17 @@ impl Sandbox {
         self.bind("BindPaths", path)
     }
 
-    fn disk(&mut self, disk: &Disk, is_device: bool) -> Result<(), Unwritable> {
-        if disk.readonly {
-            self.read(&disk.path)?
+    /// It can use a disk.
+    pub(super) fn disk(&mut self, path: &Path, readonly: bool, is_device: bool) -> Result<(), Unwritable> {
+        if readonly {
+            self.read(path)?
         } else {
-            self.write(&disk.path)?
+            self.write(path)?
         }
         if is_device {
-            let access = if disk.readonly { "r" } else { "rw" };
+            let access = if readonly { "r" } else { "rw" };
             // Infallible on a string.
-            let _ = writeln!(self.text, "DeviceAllow={} {access}", escape::path(&disk.path)?);
+            let _ = writeln!(self.text, "DeviceAllow={} {access}", escape::path(path)?);
         }
         Ok(())
     }

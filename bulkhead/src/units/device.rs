@@ -4,16 +4,20 @@
 //! process sends as its status tell which one serves. [`super::swap`] replaces one by the other.
 
 use std::fs;
-use std::path::Path;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use ipc::config::CoreConfig;
 use nix::time::{ClockId, clock_gettime};
 
 use super::systemctl::{self, Systemctl, Unit};
-use super::{CONFIG, Names, UNITS, swap};
+use super::{CONFIG, Names, UNITS, disks, swap};
 use crate::device::core::Operator;
+use crate::device::supervised::tell;
 use crate::device::{Backend, Error, Row, State};
+use crate::disk::Told;
+use crate::disk::words::{self, Change};
 
 /// What is asked of each unit.
 const PROPERTIES: [&str; 8] = [
@@ -130,6 +134,10 @@ impl Systemd {
         kind.into_iter().next().unwrap_or_else(|| "vsp-storage".to_owned())
     }
 
+    pub(super) fn core_socket(&self) -> PathBuf {
+        self.names().core_socket()
+    }
+
     /// A connection to the core.
     pub(super) fn operator(&self) -> Result<Operator, Error> {
         Operator::connect(&self.names().core_socket()).map_err(failed)
@@ -160,6 +168,7 @@ impl Systemd {
             channels: core.channels,
             exposed_bytes: core.exposed_bytes,
             takeovers: core.takeovers,
+            disks: None,
         })
     }
 }
@@ -183,6 +192,32 @@ impl Backend for Systemd {
         self.pair(device)?;
         let _only_we = swap::Alone::with(self.names(), device)?;
         swap::swap(self, device, binary)
+    }
+
+    fn disks(&mut self, device: &str) -> Result<Vec<String>, Error> {
+        let pair = self.pair(device)?;
+        Ok(words::list(&disks::arguments(&disks::in_force(&pair.names[0])?)))
+    }
+
+    fn change(
+        &mut self,
+        device: &str,
+        change: &Change,
+        payload: &str,
+        fds: Vec<OwnedFd>,
+    ) -> Result<Told, Error> {
+        self.pair(device)?;
+        let _only_we = swap::Alone::with(self.names(), device)?;
+        disks::change(self, device, change, payload, fds)
+    }
+
+    fn tell(&mut self, device: &str, payload: &str) -> Result<Told, Error> {
+        tell(&self.core_socket(), device, payload, Vec::new())
+    }
+
+    /// Its processes may open whatever root can, until their compartments are closed.
+    fn opener(&self) -> u32 {
+        0
     }
 }
 

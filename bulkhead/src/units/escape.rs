@@ -3,7 +3,7 @@
 //! Two readers, two rules (systemd.service(5), systemd.unit(5)). Command lines know C escapes, `%` and `$`; lists of paths know
 //! backslashes before quotes and backslashes, and `%`. Whatever neither could carry is refused before anything is written.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 
 /// A value that no unit file can carry.
@@ -36,6 +36,27 @@ pub fn argument(text: &OsStr) -> Result<String, Unwritable> {
 pub fn command_line<'a>(words: impl IntoIterator<Item = &'a OsStr>) -> Result<String, Unwritable> {
     let words: Result<Vec<String>, Unwritable> = words.into_iter().map(argument).collect();
     Ok(words?.join(" "))
+}
+
+/// The words of a command line that [`command_line`] has written; of another one, whatever is in quotes.
+pub fn words(command: &str) -> Vec<OsString> {
+    let (mut words, mut chars) = (Vec::new(), command.chars());
+    while chars.by_ref().any(|c| c == '"') {
+        let mut word = String::new();
+        while let Some(c) = chars.next().filter(|c| *c != '"') {
+            match c {
+                '\\' => word.extend(chars.next()),
+                // Twice.
+                '%' | '$' => {
+                    chars.next();
+                    word.push(c);
+                }
+                c => word.push(c),
+            }
+        }
+        words.push(word.into());
+    }
+    words
 }
 
 /// A path in a setting that takes a list of them (`BindPaths=`, `ReadWritePaths=`) or of paths with options (`DeviceAllow=`).
@@ -118,6 +139,8 @@ mod tests {
     fn a_command_line_is_its_words() {
         let words = ["/bin/x", "a b", ""].map(OsStr::new);
         assert_eq!(command_line(words).unwrap(), r#""/bin/x" "a b" """#);
+        let hostile = HOSTILE.map(OsStr::new);
+        assert_eq!(super::words(&command_line(hostile).unwrap()), hostile);
     }
 
     #[test]

@@ -3,7 +3,8 @@
 //!
 //! * [`content`]: from a VM to files, pure; [`escape`]: values in them that no path can break out of; [`ids`]: users
 //! * [`install`]: writes them, once, and removes them; [`command`]: the command
-//! * [`systemctl`]: asks systemd and tells it; [`device`]: `ls` and `restart` with it; `swap`: one process for another without a break
+//! * [`systemctl`]: asks systemd and tells it; [`device`]: `ls` and `restart` with it; `swap`: one process for another without a break; `disks`:
+//!   what a device is started with changes
 //!
 //! systemd is the supervisor: it must never be needed for anything that the core or a device does for the guest, and nothing that
 //! has to survive a process is kept in it.
@@ -11,6 +12,7 @@
 pub mod command;
 pub mod content;
 pub mod device;
+mod disks;
 pub mod escape;
 pub mod ids;
 pub mod install;

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use super::device::{Pair, Systemd, failed};
 use super::systemctl::{RUNTIME_UNITS, Systemctl};
-use super::{Names, UNITS, content, escape};
+use super::{Names, content, disks, escape};
 use crate::device::{Error, check_binary};
 
 /// How long the core waits for the new process to be welcomed: it says that it is ready only then, so it has been already.
@@ -22,7 +22,7 @@ const SETTLING: Duration = Duration::from_secs(5);
 /// How long to wait before it is asked again.
 const AGAIN: Duration = Duration::from_millis(20);
 /// The drop-in that gives a unit another program until the next boot. Read after our own.
-const BINARY: &str = "60-swap.conf";
+pub(super) const BINARY: &str = "60-swap.conf";
 
 /// Nobody else swaps or restarts the same device while this exists.
 pub(super) struct Alone {
@@ -158,25 +158,26 @@ fn restore(programs: &[Override; 2]) -> Result<(), Error> {
 }
 
 /// The drop-in that gives a unit another program. It lasts until the next boot, or the next swap to another program.
-struct Override {
+pub(super) struct Override {
     unit: String,
     path: PathBuf,
     /// What is in it.
-    text: Option<String>,
+    pub(super) text: Option<String>,
 }
 
 impl Override {
     fn of(unit: &str) -> Self {
-        Self::below(Path::new(RUNTIME_UNITS), unit)
+        Self::below(Path::new(RUNTIME_UNITS), unit, BINARY)
     }
 
-    fn below(units: &Path, unit: &str) -> Self {
-        let path = units.join(format!("{unit}.d")).join(BINARY);
+    /// The drop-in called `name` of `unit`, below the directory of units.
+    pub(super) fn below(units: &Path, unit: &str, name: &str) -> Self {
+        let path = units.join(format!("{unit}.d")).join(name);
         let text = fs::read_to_string(&path).ok();
         Self { unit: unit.to_owned(), path, text }
     }
 
-    fn set(&self, text: Option<&str>) -> Result<(), Error> {
+    pub(super) fn set(&self, text: Option<&str>) -> Result<(), Error> {
         let done = match (text, self.path.parent()) {
             (Some(text), Some(directory)) => {
                 fs::create_dir_all(directory).and_then(|()| fs::write(&self.path, text))
@@ -193,12 +194,10 @@ impl Override {
 /// The unit's own command line with another program.
 fn binary_drop_in(unit: &str, binary: &Path) -> Result<String, Error> {
     let binary = check_binary(binary)?;
-    let own = Path::new("/").join(UNITS).join(format!("{unit}.d")).join(content::DROP_IN);
-    let text = fs::read_to_string(&own)
-        .map_err(|error| Error::Failed(format!("cannot read {}: {error}", own.display())))?;
+    let text = disks::in_force(unit)?;
     with_program(&text, &binary)
         .map_err(failed)?
-        .ok_or_else(|| Error::Failed(format!("{} has no command line", own.display())))
+        .ok_or_else(|| Error::Failed(format!("the drop-in of {unit} has no command line")))
 }
 
 /// The drop-in that runs `binary` with the arguments that `text`, a drop-in of ours, gives the unit's program.
@@ -263,9 +262,9 @@ mod tests {
         drop(first);
         assert!(Alone::at(&lock, "disk0").is_ok());
 
-        let new = Override::below(&directory, "x.service");
+        let new = Override::below(&directory, "x.service", BINARY);
         new.set(Some("1")).unwrap();
-        let later = Override::below(&directory, "x.service");
+        let later = Override::below(&directory, "x.service", BINARY);
         later.set(Some("2")).unwrap();
         later.set(later.text.as_deref()).unwrap();
         assert_eq!(fs::read_to_string(&later.path).unwrap(), "1");

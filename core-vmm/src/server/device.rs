@@ -57,6 +57,8 @@ pub(super) struct Offered {
 #[derive(Debug)]
 pub(super) struct Process {
     pub peer: Peer,
+    /// Version of the control protocol that it speaks.
+    pub version: u32,
     /// Bytes of ledger for each channel.
     pub ledger: u64,
     pub build: String,
@@ -147,8 +149,9 @@ impl Greeting {
         Offered { relid, wire: self.wire, ledger: self.ledger > 0 }
     }
 
-    pub fn process(self, peer: Peer) -> Process {
-        Process { peer, ledger: self.ledger, build: self.build, max_subchannels: self.max_subchannels }
+    pub fn process(self, peer: Peer, version: u32) -> Process {
+        let Self { ledger, build, max_subchannels, .. } = self;
+        Process { peer, version, ledger, build, max_subchannels }
     }
 }
 

@@ -5,6 +5,7 @@
 //! thread and never blocks.
 
 mod channels;
+mod control;
 mod device;
 mod live;
 mod operator;
@@ -19,6 +20,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use control::Controls;
 use device::Device;
 use ipc::{config::DeviceSlot, message::VERSIONS, socket::Peer};
 use live::{Hold, Live};
@@ -75,6 +77,7 @@ pub struct Server {
     /// Nobody is accepted before then.
     accept_after: Option<Instant>,
     operators: Operators,
+    controls: Controls,
     /// Why the VM cannot go on.
     failure: Option<String>,
     /// User ids that may attach as any device, and as operators.
@@ -106,6 +109,7 @@ impl Server {
             strangers: Vec::new(),
             accept_after: None,
             operators: Operators::default(),
+            controls: Controls::default(),
             failure: None,
             trusted,
             complaints: Ration::default(),
@@ -183,7 +187,8 @@ impl Server {
     pub fn deadline(&self) -> Option<Instant> {
         let strangers = self.strangers.iter().map(|(_, by)| *by);
         let slots = self.devices.iter().filter_map(|d| d.slot.deadline());
-        strangers.chain(slots).chain(self.accept_after).chain(self.channels_deadline()).min()
+        let own = [self.accept_after, self.channels_deadline(), self.controls.deadline()];
+        strangers.chain(slots).chain(own.into_iter().flatten()).min()
     }
 
     /// Time goes by: what could not be said is said again, and who does not do in time what he has to is cut off.
@@ -191,6 +196,7 @@ impl Server {
         self.tick_strangers(now);
         self.tick_channels(partition, now);
         self.tick_slots(partition, now);
+        self.tick_controls(now);
     }
 
     /// Carries out what the bus asks for, until it asks for nothing more.

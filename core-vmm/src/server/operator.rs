@@ -3,7 +3,7 @@
 //! The core never waits for them: who does not read what he asked for is disconnected.
 
 use std::{
-    os::fd::{AsRawFd, RawFd},
+    os::fd::{AsRawFd, OwnedFd, RawFd},
     time::{Duration, Instant},
 };
 
@@ -25,7 +25,7 @@ pub(super) const SWAP_WAIT_MAX: Duration = Duration::from_secs(60);
 struct Operator {
     id: OperatorId,
     peer: Peer,
-    /// It has asked for a hand-over and waits. What it asks meanwhile stays in its socket: answers come in order.
+    /// It has asked for a hand-over, or something of a device, and waits. What it asks meanwhile stays in its socket: answers come in order.
     is_waiting: bool,
     /// When it last asked something, or came.
     since: Instant,
@@ -80,12 +80,12 @@ impl Operators {
     }
 
     /// The next request, if the operator has one and may be answered.
-    fn hear(&mut self, id: OperatorId) -> Option<Request> {
+    fn hear(&mut self, id: OperatorId) -> Option<(Request, Vec<OwnedFd>)> {
         let operator = self.list.iter_mut().find(|o| o.id == id && !o.is_waiting)?;
         match operator.peer.try_recv() {
-            Ok((request, _)) => {
+            Ok(received) => {
                 operator.since = Instant::now();
-                return Some(request);
+                return Some(received);
             }
             Err(SocketError::WouldBlock) => return None,
             Err(SocketError::Closed) => {}
@@ -118,7 +118,7 @@ impl Operators {
         });
     }
 
-    fn wait(&mut self, id: OperatorId) {
+    pub fn wait(&mut self, id: OperatorId) {
         if let Some(operator) = self.list.iter_mut().find(|o| o.id == id) {
             operator.is_waiting = true;
         }
@@ -130,11 +130,14 @@ impl Server {
     pub(super) fn serve_operator<P: Partition>(&mut self, partition: &P, id: OperatorId) -> bool {
         match self.operators.hear(id) {
             None => return false,
-            Some(Request::Devices {}) => {
+            Some((Request::Devices {}, _)) => {
                 let devices = (0..self.devices.len()).map(|device| self.describe_device(device)).collect();
                 self.operators.answer(id, &Reply::Devices(devices));
             }
-            Some(Request::Swap { device, wait_ms }) => self.begin_swap(partition, id, device, wait_ms),
+            Some((Request::Swap { device, wait_ms }, _)) => self.begin_swap(partition, id, device, wait_ms),
+            Some((Request::Control { device, payload }, fds)) => {
+                self.begin_control(id, device, payload, &fds)
+            }
         }
         true
     }

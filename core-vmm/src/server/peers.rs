@@ -152,8 +152,8 @@ impl Server {
             self.peer_ready(partition, fd);
         }
         match self.greet(i, &peer, greeting) {
-            Ok(greeting) => {
-                let process = greeting.process(peer);
+            Ok((greeting, version)) => {
+                let process = greeting.process(peer, version);
                 let acts = self.devices[i].slot.attach(process, Instant::now());
                 tracing::info!(device = %name, standby = self.devices[i].slot.has_standby(), "attached");
                 self.perform(partition, i, acts);
@@ -164,13 +164,13 @@ impl Server {
         }
     }
 
-    /// Checks a hello and answers it.
+    /// Checks a hello and answers it. With the version that is spoken from now on.
     fn greet(
         &mut self,
         i: usize,
         peer: &Peer,
         (versions, offer, ledger, build): (Versions, &Offer, u64, &str),
-    ) -> Result<device::Greeting, String> {
+    ) -> Result<(device::Greeting, u32), String> {
         let device = &self.devices[i];
         let mut allowed = self.trusted.clone();
         allowed.extend(device.uid);
@@ -193,7 +193,7 @@ impl Server {
             let relid = self.bus.add_channel(greeting.class(), device.instance, |wire| greeting.fill(wire));
             device.offered = relid.map(|relid| greeting.offered_as(relid));
         }
-        Ok(greeting)
+        Ok((greeting, version))
     }
 
     fn ram_regions(&self) -> Vec<ipc::message::RamRegion> {
@@ -265,6 +265,7 @@ impl Server {
                 self.open_result(partition, channel, status, &reason)?;
             }
             ToCore::Closed { channel } if self.owns(i, channel) => self.close_result(partition, channel),
+            ToCore::ControlDone { id, result } => return Ok(self.control_done(i, id, result)),
             ToCore::OfferSubchannels { count } if count <= most => {
                 let Some(offered) = &self.devices[i].offered else { return Ok(Some(())) };
                 if !self.bus.offer_subchannels(offered.relid, count)

@@ -36,7 +36,10 @@ impl Server {
                     say_end(&process, &how);
                     tracing::error!(device = %self.devices[device].name, ?how, "the old process is cut off; it has handed over");
                 }
-                Act::Release => self.release(partition, device),
+                Act::Release => {
+                    self.release(partition, device);
+                    self.lose_controls(device);
+                }
                 Act::Open => {
                     tracing::info!(device = %self.devices[device].name, "serves");
                     self.give_all(partition, device);

@@ -1,5 +1,6 @@
 //! The server between a guest and device processes that are both the test: over real sockets and memory, on one thread.
 
+mod controls;
 mod deaths;
 mod operators;
 mod peers;
@@ -104,6 +105,13 @@ impl Rig {
     fn attach(&mut self, name: &str) -> Peer {
         let peer = self.arrive(name, false);
         self.serve(&peer, false);
+        peer
+    }
+
+    /// Another one does, after the last has gone.
+    fn attach_again(&mut self, name: &str) -> Peer {
+        let peer = self.arrive(name, false);
+        self.serve(&peer, true);
         peer
     }
 

@@ -22,6 +22,7 @@ const ATTEMPTS: usize = 0;
 const OUTCOME_OF: usize = 8;
 const OUTCOME_LEN: usize = 16;
 const OUTCOME_CHECKSUM: usize = 24;
+const BEGUN: usize = 32;
 
 /// Bit of the shape word, above the packet's length: an answer is wanted.
 const WANTS_COMPLETION: u64 = 1 << 16;
@@ -246,6 +247,16 @@ impl<L: LedgerMemory> Ledger<L> {
     /// The store by which a written outcome counts.
     pub fn set_outcome(&self, slot: u32, sequence: u64) {
         self.memory.store(self.layout.outcome(slot) + OUTCOME_OF, seal(sequence));
+    }
+
+    /// Notes that the request in a slot has begun to have its effect.
+    pub fn set_begun(&self, slot: u32, sequence: u64) {
+        self.memory.store(self.layout.outcome(slot) + BEGUN, seal(sequence));
+    }
+
+    /// Whether the request in a slot has begun to have its effect.
+    pub fn begun(&self, slot: u32, sequence: u64) -> bool {
+        self.memory.load(self.layout.outcome(slot) + BEGUN) == seal(sequence)
     }
 
     /// What is remembered of the request in a slot.

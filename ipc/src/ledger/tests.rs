@@ -218,6 +218,8 @@ fn outcomes_and_attempts_belong_to_one_request() {
     let ledger = formatted(&memory);
     ledger.write_outcome(0, 5, b"done");
     assert_eq!(ledger.outcome(0, 5), Outcome::None, "not before it counts");
+    ledger.set_begun(0, 5);
+    assert!(ledger.begun(0, 5) && !ledger.begun(0, 6));
     ledger.set_outcome(0, 5);
     assert_eq!(ledger.outcome(0, 5), Outcome::Is(b"done".to_vec()));
     assert_eq!(ledger.outcome(0, 6), Outcome::None);

@@ -126,6 +126,13 @@ impl<M: RingMemory> RingReader<M> {
         self.memory.load(ControlWord::WriteIndex) != self.position
     }
 
+    /// Whether something lies in the ring, as far as the writer is to be believed. One load, for whoever looks again and
+    /// again: no order with anything else is promised, and whoever wants to sleep calls [`Self::unmask_interrupts`].
+    #[inline]
+    pub fn has_arrived(&self) -> bool {
+        self.memory.load(ControlWord::WriteIndex) != self.position
+    }
+
     /// Where the next packet begins: private, ahead of what the writer sees.
     pub fn read_position(&self) -> u32 {
         self.position

@@ -5,9 +5,11 @@ use vsp::{Channels, GuestBuffer, Packet, Request};
 
 use super::Controller;
 use crate::job::Job;
-use crate::prepare::{Prepared, prepare, respond};
-use crate::scsi::Sense;
-use crate::scsi::plan::{plan, plan_without_unit};
+use crate::prepare::{Prepared, Target, prepare, respond};
+use crate::scsi::attention::{Attentions, REPORT_LUNS, REQUEST_SENSE};
+use crate::scsi::plan::plan_without_unit;
+use crate::scsi::reserve::Nexus;
+use crate::scsi::{Command, Sense, plan_command};
 use crate::transfer;
 use crate::wire::{self, Address, Outcome, Srb};
 
@@ -19,6 +21,7 @@ impl Controller {
         request: Request,
         channels: &mut Channels,
     ) {
+        self.has_looked = true;
         let buffer = match self.buffer(&srb, packet) {
             Ok(buffer) => buffer,
             Err(sense) => return self.end(&srb, Err(sense), request, channels),
@@ -39,19 +42,57 @@ impl Controller {
             };
             return self.end(&srb, outcome, request, channels);
         };
-        let planned = match plan(&self.luns[index].unit, &self.numbers, cdb) {
-            Ok(planned) => planned,
+        let spared = Attentions::spare(cdb[0]);
+        if self.luns[index].is_estranged() && !spared {
+            return self.end(&srb, Err(Sense::NO_MEDIUM), request, channels);
+        }
+        if !spared && let Some(sense) = self.take_attention(address.lun) {
+            let answer = wire::answer_command(&srb, Outcome::Check(&sense.to_fixed()));
+            return self.answer_with_change(request, &answer, channels);
+        }
+        let unit = &self.luns[index].unit;
+        let condition = self.state.condition(address.lun);
+        let planned = Command::parse(cdb).and_then(|command| {
+            if !condition.registry.allows(Nexus::GUEST, command.access()) {
+                return Ok(None);
+            }
+            plan_command(unit, condition, &self.numbers, command).map(Some)
+        });
+        let planned = match planned {
+            Ok(Some(planned)) => planned,
+            Ok(None) => return self.end(&srb, Ok(Outcome::Conflict), request, channels),
             Err(sense) => return self.end(&srb, Err(sense), request, channels),
         };
-        let repeat = planned.repeat();
+        let (repeat, exclusive) = (planned.repeat(), planned.is_exclusive());
         // Files are in the order of `luns`.
-        match prepare(&self.luns[index].unit, index as u32, planned, &srb, buffer) {
+        let target = Target { unit, condition, file: index as u32, begun: request.has_begun() };
+        match prepare(&target, planned, &srb, buffer) {
+            Ok(Prepared::Done(outcome)) if spared && self.told(address.lun, cdb[0]) => {
+                let answer = wire::answer_command(&srb, outcome);
+                self.answer_with_change(request, &answer, channels);
+            }
             Ok(Prepared::Done(outcome)) => self.end(&srb, Ok(outcome), request, channels),
+            Ok(Prepared::Changed(condition, outcome)) => {
+                if !self.state.set_condition(address.lun, condition) {
+                    return self.end(&srb, Err(Sense::NO_REGISTRATION_LEFT), request, channels);
+                }
+                let answer = wire::answer_command(&srb, outcome);
+                self.answer_with_change(request, &answer, channels);
+            }
             Ok(Prepared::Start(work, operation)) => {
-                let job = Job { request, srb, unit: index, epoch: self.epoch, repeat, work };
+                let job = Job { request, srb, unit: index, epoch: self.epoch, repeat, exclusive, work };
                 self.start(operation, job);
             }
             Err(sense) => self.end(&srb, Err(sense), request, channels),
+        }
+    }
+
+    /// What a command has told that was pending is pending no more. True: there was such.
+    fn told(&mut self, lun: u8, opcode: u8) -> bool {
+        match opcode {
+            REPORT_LUNS => self.luns_told(),
+            REQUEST_SENSE => self.take_attention(lun).is_some(),
+            _ => false,
         }
     }
 
@@ -59,7 +100,7 @@ impl Controller {
         if !is_our_target(address) {
             return None;
         }
-        self.luns.binary_search_by_key(&address.lun, |lun| lun.lun).ok()
+        self.place_of(address.lun)
     }
 
     /// The buffer that the packet names, no longer than the command says.

@@ -1,6 +1,6 @@
 //! What a unit says about itself: INQUIRY data (SPC-4 6.4, 7.8) and block limits (SBC-3 6.6).
 
-use super::plan::{MAX_TRANSFER, MAX_WRITE_SAME_BLOCKS, Unit};
+use super::plan::{MAX_COMPARE, MAX_TRANSFER, MAX_WRITE_SAME_BLOCKS, Unit};
 use super::sense::Sense;
 use super::unmap;
 
@@ -11,6 +11,11 @@ const REVISION: &[u8; 4] = b"1.0 ";
 
 /// SPC-4: Linux then asks for READ CAPACITY (16) and the VPD pages without being told to.
 const VERSION: u8 = 0x06;
+
+/// Standards that a unit follows: SAM-5, SPC-4, SBC-3, no version of them claimed.
+const STANDARDS: [u16; 3] = [0x00A0, 0x0460, 0x04C0];
+/// Bytes of standard data, with room for eight of them.
+const STANDARD_LEN: usize = 96;
 
 /// Peripheral qualifier 3, device type 1F: there is no unit here, and none can be.
 const NO_UNIT: u8 = 0x7F;
@@ -34,17 +39,20 @@ pub fn standard_of_no_unit() -> Vec<u8> {
 }
 
 fn standard_with(peripheral: u8) -> Vec<u8> {
-    let mut data = vec![0; 36];
+    let mut data = vec![0; STANDARD_LEN];
     data[0] = peripheral;
     data[2] = VERSION;
     // Response data format 2, the only one.
     data[3] = 2;
-    data[4] = (36 - 5) as u8;
+    data[4] = (STANDARD_LEN - 5) as u8;
     // CMDQUE: commands are queued.
     data[7] = 2;
     data[8..16].copy_from_slice(VENDOR);
     data[16..32].copy_from_slice(PRODUCT);
     data[32..36].copy_from_slice(REVISION);
+    for (to, standard) in data[58..].chunks_exact_mut(2).zip(STANDARDS) {
+        to.copy_from_slice(&standard.to_be_bytes());
+    }
     data
 }
 
@@ -57,7 +65,7 @@ pub fn page(unit: &Unit, code: u8) -> Result<Vec<u8>, Sense> {
         BLOCK_LIMITS => block_limits(unit),
         CHARACTERISTICS => characteristics(),
         PROVISIONING => provisioning(unit),
-        _ => return Err(Sense::INVALID_FIELD),
+        _ => return Err(Sense::in_cdb(2)),
     };
     let mut page = vec![0, code];
     page.extend((body.len() as u16).to_be_bytes());
@@ -83,6 +91,8 @@ fn block_limits(unit: &Unit) -> Vec<u8> {
     let physical = 1u32 << unit.physical_exponent;
     // WSNZ: a WRITE SAME of 0 blocks is refused.
     put(4, &[1]);
+    // MAXIMUM COMPARE AND WRITE LENGTH.
+    put(5, &[(MAX_COMPARE / unit.block_size).min(0xFF) as u8]);
     put(6, &(physical as u16).to_be_bytes());
     put(8, &(MAX_TRANSFER / unit.block_size).to_be_bytes());
     put(36, &u64::from(MAX_WRITE_SAME_BLOCKS).to_be_bytes());
@@ -135,12 +145,13 @@ mod tests {
             assert_eq!(page[1], code);
             assert_eq!(usize::from(u16::from_be_bytes([page[2], page[3]])), page.len() - 4);
         }
-        assert_eq!(page(&unit, 0x89), Err(Sense::INVALID_FIELD));
+        assert_eq!(page(&unit, 0x89), Err(Sense::in_cdb(2)));
     }
 
     #[test]
     fn limits_are_told_as_they_are() {
         let limits = page(&unit(), BLOCK_LIMITS).unwrap();
+        assert_eq!(limits[5], 128);
         assert_eq!(limits[8..12], (MAX_TRANSFER / 512).to_be_bytes());
         assert_eq!(limits[20..24], unmap::MAX_BLOCKS.to_be_bytes());
         assert_eq!(limits[28..32], 8u32.to_be_bytes());

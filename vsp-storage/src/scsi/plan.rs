@@ -1,12 +1,17 @@
 //! From a command to what has to be done about it: an answer that is ready, or I/O within the disk's bounds.
 
+use super::answers::{capacity_10, capacity_16, report_luns, request_sense};
 use super::cdb::Command;
-use super::mode::Query;
+use super::condition::Condition;
+use super::reserve::Action;
 use super::sense::Sense;
-use super::{inquiry, mode, unmap};
+use super::{inquiry, mode, opcodes, reserve, unmap};
 
 /// Most bytes in one READ or WRITE. Told to the guest; bounds the page list of a request.
 pub const MAX_TRANSFER: u32 = 512 * 1024;
+/// Most bytes that one COMPARE AND WRITE compares. Told to the guest; bounds what a process holds of each unit, and how much
+/// is written again by a successor.
+pub const MAX_COMPARE: u32 = 64 * 1024;
 /// Most blocks in one WRITE SAME; what Linux can say in the 10-byte form.
 pub const MAX_WRITE_SAME_BLOCKS: u32 = 0xFFFF;
 
@@ -23,6 +28,8 @@ pub struct Unit {
     pub read_only: bool,
     /// Blocks can be deallocated.
     pub can_unmap: bool,
+    /// What is written may be lost until it has been flushed.
+    pub write_cache: bool,
     /// Serial number, ASCII.
     pub serial: String,
     /// Name in the world of this guest; the lower 60 bits are used.
@@ -52,6 +59,33 @@ pub enum Plan {
         /// Stable before it is answered.
         fua: bool,
     },
+    /// Guest to disk, stable, and read again.
+    WriteVerify {
+        /// Where.
+        offset: u64,
+        /// How much; not 0.
+        len: u64,
+        /// What is read has to be what was written.
+        compare: bool,
+    },
+    /// The disk is read, by us alone.
+    Verify {
+        /// Where.
+        offset: u64,
+        /// How much; not 0.
+        len: u64,
+        /// What is read has to be the guest's data.
+        compare: bool,
+    },
+    /// The first half of the guest's data is compared with the disk; if it is the same the second half is written.
+    CompareAndWrite {
+        /// Where.
+        offset: u64,
+        /// How much, half of the data.
+        len: u64,
+        /// Stable before it is answered.
+        fua: bool,
+    },
     /// All completed writes to stable storage.
     Flush,
     /// Deallocate what the parameter list says, which is this long in bytes.
@@ -70,6 +104,20 @@ pub enum Plan {
         /// The block is zeroes, there is no data.
         no_data: bool,
     },
+    /// Change a mode page as the parameter list says.
+    ModeSelect {
+        /// The 10-byte form.
+        long: bool,
+        /// Bytes of the list; not 0.
+        list: usize,
+    },
+    /// Change registrations or the reservation as the parameter list says.
+    Reserve {
+        /// How.
+        action: Action,
+        /// Bytes of the list.
+        list: usize,
+    },
 }
 
 /// What doing a command twice would do to the disk: a successor repeats what a dead process may have done already.
@@ -77,8 +125,8 @@ pub enum Plan {
 pub enum Repeat {
     /// The same as doing it once: it is simply done again.
     Same,
-    /// Something else (a reservation made twice, a comparison with what it has written itself): its outcome is recorded
-    /// before the guest can see it, and a successor answers with that.
+    /// Something else (a comparison with what it has written itself). That its effect has begun is recorded before it does, and
+    /// its outcome before the guest can see it: a successor goes on from there.
     Differs,
 }
 
@@ -87,53 +135,106 @@ impl Plan {
     pub fn repeat(&self) -> Repeat {
         match self {
             // Questions.
-            Plan::Good | Plan::Respond(_) | Plan::Read { .. } => Repeat::Same,
+            Plan::Good | Plan::Respond(_) | Plan::Read { .. } | Plan::Verify { .. } => Repeat::Same,
             // The guest neither changes the data nor writes these blocks otherwise before it has the answer.
-            Plan::Write { .. } | Plan::WriteSame { .. } | Plan::Unmap { .. } => Repeat::Same,
+            Plan::Write { .. } | Plan::WriteVerify { .. } | Plan::WriteSame { .. } | Plan::Unmap { .. } => {
+                Repeat::Same
+            }
+            // What they change is device state, which becomes true in the same step as their answer: there is no effect
+            // that a predecessor could have left behind.
+            Plan::ModeSelect { .. } | Plan::Reserve { .. } => Repeat::Same,
+            Plan::CompareAndWrite { .. } => Repeat::Differs,
             // More is flushed than was asked for.
             Plan::Flush => Repeat::Same,
         }
     }
 }
 
-/// What to do about a command to a unit. `luns` are all units of the target.
-pub fn plan(unit: &Unit, luns: &[u8], cdb: &[u8]) -> Result<Plan, Sense> {
-    match Command::parse(cdb)? {
-        Command::TestUnitReady => Ok(Plan::Good),
+impl Plan {
+    /// Whether it has to have the unit to itself: because nobody may come between a comparison and what follows from it, and
+    /// because it takes memory of ours, of which there is one piece a unit.
+    pub fn is_exclusive(&self) -> bool {
+        matches!(self, Plan::CompareAndWrite { .. } | Plan::Verify { .. } | Plan::WriteVerify { .. })
+    }
+}
+
+/// What to do about a CDB for a unit in this condition. `luns` are all units of the target.
+pub fn plan(unit: &Unit, condition: &Condition, luns: &[u8], cdb: &[u8]) -> Result<Plan, Sense> {
+    plan_command(unit, condition, luns, Command::parse(cdb)?)
+}
+
+/// What to do about a command for a unit in this condition. `luns` are all units of the target.
+pub fn plan_command(
+    unit: &Unit,
+    condition: &Condition,
+    luns: &[u8],
+    command: Command,
+) -> Result<Plan, Sense> {
+    let on_disk = OnDisk { unit, condition };
+    match command {
+        Command::TestUnitReady | Command::SelfTest => Ok(Plan::Good),
         Command::StartStop { flush } => Ok(if flush && !unit.read_only { Plan::Flush } else { Plan::Good }),
         Command::RequestSense { descriptor, allocation } => {
-            let sense = Sense::NONE;
-            let data = if descriptor { sense.to_descriptor().to_vec() } else { sense.to_fixed().to_vec() };
-            Ok(respond(data, allocation))
+            Ok(respond(request_sense(condition, descriptor), allocation))
         }
         Command::Inquiry { page: None, allocation } => Ok(respond(inquiry::standard(), allocation)),
         Command::Inquiry { page: Some(page), allocation } => {
             Ok(respond(inquiry::page(unit, page)?, allocation))
         }
-        Command::ModeSense { long, no_descriptors, control, page, subpage, allocation } => {
-            let query = Query { long, no_descriptors, control, page, subpage };
-            Ok(respond(mode::sense(unit, query)?, allocation))
+        Command::ModeSense { query, allocation } => {
+            Ok(respond(mode::sense(unit, condition.modes, query)?, allocation))
         }
+        Command::ModeSelect { list: 0, .. } => Ok(Plan::Good),
+        Command::ModeSelect { long, list } => match list as usize {
+            list if list > mode::MAX_LIST => Err(Sense::PARAMETER_LENGTH),
+            list => Ok(Plan::ModeSelect { long, list }),
+        },
         Command::ReadCapacity10 => Ok(Plan::Respond(capacity_10(unit))),
         Command::ReadCapacity16 { allocation } => Ok(respond(capacity_16(unit), allocation)),
         Command::ReportLuns { select, allocation } => Ok(respond(report_luns(luns, select)?, allocation)),
-        Command::Read { lba, blocks } => {
-            let (offset, len) = extent(unit, lba, blocks.into())?;
-            Ok(if len == 0 { Plan::Good } else { Plan::Read { offset, len } })
+        Command::ReportOpcodes { subject, timeouts, allocation } => {
+            Ok(respond(opcodes::report(subject, timeouts, unit.can_unmap)?, allocation))
         }
-        Command::Write { lba, blocks, fua } => {
-            let (offset, len) = writable(unit)?.and_extent(lba, blocks)?;
-            Ok(if len == 0 { Plan::Good } else { Plan::Write { offset, len, fua } })
+        Command::ReserveIn { action, allocation } => {
+            Ok(respond(reserve::report(&condition.registry, action)?, allocation))
         }
+        Command::ReserveOut { action, list } => match list as usize {
+            list if !(reserve::LIST..=reserve::MAX_LIST).contains(&list) => Err(Sense::PARAMETER_LENGTH),
+            list => Ok(Plan::Reserve { action, list }),
+        },
+        Command::Read { lba, blocks } => match on_disk.transfer(lba, blocks)? {
+            (_, 0) => Ok(Plan::Good),
+            (offset, len) => Ok(Plan::Read { offset, len }),
+        },
+        Command::Write { lba, blocks, fua } => match on_disk.writable()?.transfer(lba, blocks)? {
+            (_, 0) => Ok(Plan::Good),
+            (offset, len) => Ok(Plan::Write { offset, len, fua }),
+        },
+        Command::WriteVerify { lba, blocks, compare } => match on_disk.writable()?.transfer(lba, blocks)? {
+            (_, 0) => Ok(Plan::Good),
+            (offset, len) => Ok(Plan::WriteVerify { offset, len, compare }),
+        },
+        Command::Verify { lba, blocks, compare } => match on_disk.transfer(lba, blocks)? {
+            (_, 0) => Ok(Plan::Good),
+            (offset, len) => Ok(Plan::Verify { offset, len, compare }),
+        },
+        Command::CompareAndWrite { lba, blocks, fua } => {
+            let (offset, len) = on_disk.writable()?.extent(lba, blocks)?;
+            if len > MAX_COMPARE.into() {
+                return Err(Sense::in_cdb(13));
+            }
+            Ok(Plan::CompareAndWrite { offset, len, fua })
+        }
+        // A hint: the host's page cache knows what to read ahead.
+        Command::PreFetch { lba, blocks } => on_disk.extent(lba, blocks).map(|_| Plan::Good),
         Command::SynchronizeCache { lba, blocks } => {
-            extent(unit, lba, blocks.into())?;
+            on_disk.extent(lba, blocks)?;
             // All of it, whatever the range: a file cannot be flushed by halves, and more is never wrong.
             Ok(if unit.read_only { Plan::Good } else { Plan::Flush })
         }
-        Command::Verify { lba, blocks } => extent(unit, lba, blocks.into()).map(|_| Plan::Good),
-        Command::Unmap { .. } if !unit.can_unmap => Err(Sense::INVALID_OPCODE),
+        Command::Unmap { .. } if !unit.can_unmap && !unit.read_only => Err(Sense::INVALID_OPCODE),
         Command::Unmap { list } => {
-            writable(unit)?;
+            on_disk.writable()?;
             match list as usize {
                 0 => Ok(Plan::Good),
                 1..8 => Err(Sense::PARAMETER_LENGTH),
@@ -142,9 +243,12 @@ pub fn plan(unit: &Unit, luns: &[u8], cdb: &[u8]) -> Result<Plan, Sense> {
             }
         }
         Command::WriteSame { lba, blocks, unmap, no_data } => {
-            let (offset, len) = writable(unit)?.and_extent(lba, blocks)?;
-            if blocks == 0 || blocks > MAX_WRITE_SAME_BLOCKS || (unmap && !unit.can_unmap) {
+            let (offset, len) = on_disk.writable()?.extent(lba, blocks)?;
+            if blocks == 0 || blocks > MAX_WRITE_SAME_BLOCKS {
                 return Err(Sense::INVALID_FIELD);
+            }
+            if unmap && !unit.can_unmap {
+                return Err(Sense::in_cdb(1));
             }
             Ok(Plan::WriteSame { offset, len, unmap, no_data })
         }
@@ -171,64 +275,49 @@ fn respond(data: Vec<u8>, allocation: u32) -> Plan {
     Plan::Respond(cut(data, allocation))
 }
 
-/// Offset and length in bytes of a range of blocks, if it lies on the disk.
-fn extent(unit: &Unit, lba: u64, blocks: u64) -> Result<(u64, u64), Sense> {
-    match lba.checked_add(blocks) {
-        // Capacity in bytes fits an i64 (it is a file's size), so nothing inside it overflows.
-        Some(end) if end <= unit.blocks => {
-            Ok((lba * u64::from(unit.block_size), blocks * u64::from(unit.block_size)))
+/// A unit's blocks.
+#[derive(Clone, Copy)]
+struct OnDisk<'a> {
+    unit: &'a Unit,
+    condition: &'a Condition,
+}
+
+impl OnDisk<'_> {
+    /// Offset and length in bytes of a range of blocks, if it lies on the disk.
+    fn extent(self, lba: u64, blocks: u32) -> Result<(u64, u64), Sense> {
+        let (unit, blocks) = (self.unit, u64::from(blocks));
+        match lba.checked_add(blocks) {
+            // Capacity in bytes fits an i64 (it is a file's size), so nothing inside it overflows.
+            Some(end) if end <= unit.blocks => {
+                Ok((lba * u64::from(unit.block_size), blocks * u64::from(unit.block_size)))
+            }
+            _ => Err(Sense::LBA_OUT_OF_RANGE),
         }
-        _ => Err(Sense::LBA_OUT_OF_RANGE),
     }
-}
 
-/// A unit that may be written to.
-struct Writable<'a>(&'a Unit);
-
-impl Writable<'_> {
-    fn and_extent(&self, lba: u64, blocks: u32) -> Result<(u64, u64), Sense> {
-        extent(self.0, lba, blocks.into())
+    /// The same of what is moved or read at a time.
+    fn transfer(self, lba: u64, blocks: u32) -> Result<(u64, u64), Sense> {
+        let (offset, len) = self.extent(lba, blocks)?;
+        if len > MAX_TRANSFER.into() { Err(Sense::INVALID_FIELD) } else { Ok((offset, len)) }
     }
-}
 
-fn writable(unit: &Unit) -> Result<Writable<'_>, Sense> {
-    if unit.read_only { Err(Sense::WRITE_PROTECTED) } else { Ok(Writable(unit)) }
-}
-
-fn capacity_10(unit: &Unit) -> Vec<u8> {
-    let last = u32::try_from(unit.blocks - 1).unwrap_or(u32::MAX);
-    [last.to_be_bytes(), unit.block_size.to_be_bytes()].concat()
-}
-
-fn capacity_16(unit: &Unit) -> Vec<u8> {
-    let mut data = vec![0; 32];
-    data[..8].copy_from_slice(&(unit.blocks - 1).to_be_bytes());
-    data[8..12].copy_from_slice(&unit.block_size.to_be_bytes());
-    data[13] = unit.physical_exponent & 0xF;
-    // LBPME and LBPRZ.
-    data[14] = if unit.can_unmap { 0xC0 } else { 0 };
-    data
-}
-
-fn report_luns(luns: &[u8], select: u8) -> Result<Vec<u8>, Sense> {
-    let luns = match select {
-        0 | 2 => luns,
-        // Well-known units only: there are none.
-        1 => &[],
-        _ => return Err(Sense::INVALID_FIELD),
-    };
-    let mut data = Vec::from((8 * luns.len() as u32).to_be_bytes());
-    data.extend([0; 4]);
-    for &lun in luns {
-        // Peripheral device addressing.
-        data.extend([0, lun, 0, 0, 0, 0, 0, 0]);
+    /// If it may be written to.
+    fn writable(self) -> Result<Self, Sense> {
+        if self.unit.read_only {
+            return Err(Sense::WRITE_PROTECTED);
+        }
+        if self.condition.modes.write_protected {
+            return Err(Sense::SOFTWARE_WRITE_PROTECTED);
+        }
+        Ok(self)
     }
-    Ok(data)
 }
 
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
+    use crate::scsi::attention::Attention;
+    use crate::scsi::mode::Modes;
 
     /// A disk of 2048 blocks of 512 bytes.
     pub(crate) fn unit() -> Unit {
@@ -238,6 +327,7 @@ pub(crate) mod tests {
             physical_exponent: 3,
             read_only: false,
             can_unmap: true,
+            write_cache: true,
             serial: "test-0".into(),
             naa: 0x1234,
         }
@@ -249,7 +339,7 @@ pub(crate) mod tests {
     }
 
     fn run(cdb: &[u8]) -> Result<Plan, Sense> {
-        plan(&unit(), &[0, 5], cdb)
+        plan(&unit(), &Condition::default(), &[0, 5], cdb)
     }
 
     #[test]
@@ -260,7 +350,7 @@ pub(crate) mod tests {
         assert_eq!(run(&read_10(2048, 0)), Ok(Plan::Good));
         assert_eq!(run(&read_10(2049, 0)), Err(Sense::LBA_OUT_OF_RANGE));
         let mut far = [0xFF; 16];
-        (far[0], far[1]) = (0x88, 0);
+        (far[0], far[1], far[15]) = (0x88, 0, 0);
         assert_eq!(run(&far), Err(Sense::LBA_OUT_OF_RANGE));
     }
 
@@ -272,9 +362,52 @@ pub(crate) mod tests {
         let unmap = [0x42, 0, 0, 0, 0, 0, 0, 0, 24, 0];
         let same = [0x41, 0, 0, 0, 0, 0, 0, 0, 1, 0];
         for cdb in [write, unmap, same] {
-            assert_eq!(plan(&unit, &[0], &cdb), Err(Sense::WRITE_PROTECTED));
+            assert_eq!(plan(&unit, &Condition::default(), &[0], &cdb), Err(Sense::WRITE_PROTECTED));
         }
-        assert_eq!(plan(&unit, &[0], &[0x35, 0, 0, 0, 0, 0, 0, 0, 0, 0]), Ok(Plan::Good));
+        let flush = [0x35, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+        assert_eq!(plan(&unit, &Condition::default(), &[0], &flush), Ok(Plan::Good));
+    }
+
+    #[test]
+    fn a_guest_that_has_protected_its_disk_gets_its_own_sense() {
+        let modes = Modes { write_protected: true };
+        let condition = Condition { modes, ..Condition::default() };
+        let ask = |cdb: &[u8]| plan(&unit(), &condition, &[0], cdb);
+        let mut write = read_10(0, 1);
+        write[0] = 0x2A;
+        assert_eq!(ask(&write), Err(Sense::SOFTWARE_WRITE_PROTECTED));
+        assert!(ask(&read_10(0, 1)).is_ok());
+    }
+
+    #[test]
+    fn what_is_pending_is_what_request_sense_says() {
+        let mut condition = Condition::default();
+        condition.attentions.raise(Attention::CapacityChanged);
+        let ask = |condition, flags| plan(&unit(), condition, &[0], &[3, flags, 0, 0, 252, 0]);
+        let Ok(Plan::Respond(data)) = ask(&condition, 0) else { panic!() };
+        assert_eq!((data[2], data[12], data[13]), (6, 0x2A, 9));
+        let Ok(Plan::Respond(data)) = ask(&condition, 1) else { panic!() };
+        assert_eq!(data[..4], [0x72, 6, 0x2A, 9]);
+        let Ok(Plan::Respond(data)) = ask(&Condition::default(), 0) else { panic!() };
+        assert_eq!((data[2], data[12]), (0, 0));
+    }
+
+    #[test]
+    fn verifying_and_comparing_have_limits() {
+        let verify = |flags, lba, blocks: u16| {
+            let mut cdb = read_10(lba, blocks);
+            (cdb[0], cdb[1]) = (0x2F, flags);
+            run(&cdb)
+        };
+        assert_eq!(verify(2, 1, 2), Ok(Plan::Verify { offset: 512, len: 1024, compare: true }));
+        assert_eq!(verify(0, 2048, 0), Ok(Plan::Good));
+        assert_eq!(verify(0, 2049, 0), Err(Sense::LBA_OUT_OF_RANGE));
+        assert_eq!(verify(0, 0, 1025), Err(Sense::INVALID_FIELD));
+        let compare = |lba: u8, blocks: u8| run(&[0x89, 0, 0, 0, 0, 0, 0, 0, 0, lba, 0, 0, 0, blocks, 0, 0]);
+        let planned = compare(3, 2).unwrap();
+        assert_eq!(planned, Plan::CompareAndWrite { offset: 1536, len: 1024, fua: false });
+        assert!(planned.is_exclusive() && planned.repeat() == Repeat::Differs);
+        assert_eq!(compare(0, 129), Err(Sense::in_cdb(13)));
     }
 
     #[test]
@@ -305,7 +438,7 @@ pub(crate) mod tests {
         assert_eq!((all.len(), all[3], all[9], all[17]), (24, 16, 0, 5));
         let Ok(Plan::Respond(cut)) = run(&cdb(8, 0)) else { panic!() };
         assert_eq!((cut.len(), cut[3]), (8, 16), "the length says how much there would be");
-        assert_eq!(run(&cdb(255, 9)), Err(Sense::INVALID_FIELD));
+        assert_eq!(run(&cdb(255, 9)), Err(Sense::in_cdb(2)));
         assert_eq!(plan_without_unit(&[5], &cdb(255, 0)).unwrap().len(), 16);
         assert_eq!(plan_without_unit(&[], &cdb(255, 0)).unwrap(), [0; 8]);
     }

@@ -6,7 +6,7 @@ use super::sense::Sense;
 pub const MAX_DESCRIPTORS: u32 = 64;
 /// Most blocks in all descriptors together; told to the guest in VPD page B0. Bounds how long one command can
 /// keep a disk busy.
-pub const MAX_BLOCKS: u32 = 1 << 22;
+pub const MAX_BLOCKS: u32 = 1 << 20;
 /// Bytes of the longest list that is taken.
 pub const MAX_LIST: usize = 8 + 16 * MAX_DESCRIPTORS as usize;
 

@@ -175,3 +175,100 @@ fn only_what_was_not_taken_is_announced() {
         assert!(uring.take_ended().is_some());
     }
 }
+
+/// `O_DIRECT` refuses such memory; a guest never hears of it.
+#[test]
+fn memory_that_a_disk_cannot_use_takes_a_detour() {
+    let (file, ram) = (file(), ram());
+    let mut uring = Uring::new(vec![file.try_clone().unwrap()]).unwrap();
+    uring.align(0, 512);
+    let data: Vec<u8> = (0..4096u32).map(|n| (n % 251) as u8).collect();
+    ram.write(100, &data).unwrap();
+    let buffer = |pieces: &[(u64, u64)]| GuestBuffer::new(&ram, pieces.iter().copied()).unwrap();
+    let write = Operation {
+        kind: Kind::Write { offset: 512, stable: false },
+        file: 0,
+        memory: Memory::Guest(buffer(&[(100, 1000), (1100, 3096)])),
+    };
+    assert!(uring.start(write, 0).unwrap(), "detoured");
+    uring.wait().unwrap();
+    assert_eq!(uring.take_ended().unwrap().2.unwrap(), 4096);
+    let read = |pieces| Operation {
+        kind: Kind::Read { offset: 512 },
+        file: 0,
+        memory: Memory::Guest(buffer(pieces)),
+    };
+    assert!(!uring.start(read(&[(8192, 4096)]), 0).unwrap(), "aligned");
+    assert!(uring.start(read(&[(20_001, 511), (30_000, 3585)]), 0).unwrap());
+    while uring.in_flight() > 0 {
+        uring.wait().unwrap();
+        while let Some((_, _, result)) = uring.take_ended() {
+            assert_eq!(result.unwrap(), 4096);
+        }
+    }
+    let mut back = vec![0; 4096];
+    ram.read(8192, &mut back).unwrap();
+    assert_eq!(back, data);
+    ram.read(20_001, &mut back[..511]).unwrap();
+    ram.read(30_000, &mut back[511..]).unwrap();
+    assert_eq!(back, data);
+}
+
+#[test]
+fn a_guest_that_misaligns_everything_waits_for_itself() {
+    let (file, ram) = (file(), ram());
+    let mut uring = Uring::new(vec![file]).unwrap();
+    uring.align(0, 4096);
+    for n in 0..200u32 {
+        let buffer = GuestBuffer::new(&ram, [(1, 4096)]).unwrap();
+        let memory = Memory::Guest(buffer);
+        uring.start(Operation { kind: Kind::Read { offset: 0 }, file: 0, memory }, n).unwrap();
+    }
+    assert_eq!(uring.in_flight(), 200);
+    let mut order = Vec::new();
+    while uring.in_flight() > 0 {
+        uring.submit().unwrap();
+        while let Some((n, _, result)) = uring.take_ended() {
+            assert_eq!(result.unwrap(), 4096);
+            order.push(n);
+        }
+    }
+    assert_eq!(order, (0..200).collect::<Vec<_>>());
+}
+
+#[test]
+fn a_pattern_is_copied_where_it_cannot_be_pointed_at() {
+    let file = file();
+    let mut uring = Uring::new(vec![file.try_clone().unwrap()]).unwrap();
+    uring.align(0, 512);
+    let mut pattern = Pattern::new(Box::from(*b"abc"));
+    pattern.select(4, 1024);
+    let kind = Kind::Write { offset: 0, stable: false };
+    let (_, _, result) = run(&mut uring, Operation { kind, file: 0, memory: Memory::Pattern(pattern) });
+    assert_eq!(result.unwrap(), 1024);
+    let mut bytes = [0; 8];
+    file.read_exact_at(&mut bytes, 0).unwrap();
+    assert_eq!(&bytes, b"bcabcabc");
+}
+
+/// What a thread of the kernel's has done: it must end a sleep in epoll, whichever way.
+#[test]
+fn what_ends_later_wakes_whoever_sleeps() {
+    let mut uring = Uring::new(vec![file()]).unwrap();
+    let epoll = Epoll::new(EpollCreateFlags::empty()).unwrap();
+    // SAFETY: the ring outlives the borrow.
+    let source = unsafe { BorrowedFd::borrow_raw(uring.source()) };
+    epoll.add(source, EpollEvent::new(EpollFlags::EPOLLIN | EpollFlags::EPOLLET, 1)).unwrap();
+    for n in 0..100 {
+        let kind = Kind::Punch { offset: 0, len: 4096 };
+        uring.start(Operation { kind, file: 0, memory: Memory::None }, n).unwrap();
+        uring.submit().unwrap();
+        while !uring.has_ended() {
+            let woken = epoll.wait(&mut [EpollEvent::empty()], EpollTimeout::from(5000u16));
+            assert!(woken != Ok(0), "nobody was woken for the end of {n}");
+        }
+        uring.submit().unwrap();
+        let (ended, _, result) = uring.take_ended().unwrap();
+        assert_eq!((ended, result.unwrap()), (n, 0));
+    }
+}

@@ -49,6 +49,8 @@ pub enum Outcome {
     Good(u32),
     /// Sense key, code, qualifier.
     Check(u8, u8, u8),
+    /// A reservation is in the way.
+    Conflict,
     NoUnit,
     Odd(u8, u8),
 }
@@ -59,8 +61,12 @@ impl Outcome {
         match (answer[14], answer[15]) {
             (1, 0) => Outcome::Good(u32::from_le_bytes(answer[24..28].try_into().unwrap())),
             (0x84, 2) => {
-                assert_eq!((answer[21], answer[28]), (18, 0x70));
+                assert_eq!((answer[21], answer[28] & 0x7F), (18, 0x70));
                 Outcome::Check(answer[30], answer[40], answer[41])
+            }
+            (0x84, 0x18) => {
+                assert_eq!(answer[21], 0);
+                Outcome::Conflict
             }
             (0x20, 0) => Outcome::NoUnit,
             (srb, scsi) => Outcome::Odd(srb, scsi),
@@ -97,7 +103,7 @@ impl Guest {
         Guest::opened(Bench::with_vps(controller(disks), RAM, vps)).introduced()
     }
 
-    fn introduced(mut self) -> Guest {
+    pub fn introduced(mut self) -> Guest {
         for (operation, word) in INTRODUCTION {
             assert_eq!(self.simple(operation, word), 0);
         }

@@ -3,9 +3,10 @@
 #![allow(dead_code, clippy::unwrap_used, reason = "each test file uses its part; tests may panic")]
 #![allow(unsafe_code, reason = "a descriptor is handed over between fork and exec")]
 
+use std::io::Read;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
-use std::process::{Child, Command, ExitStatus};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use vsp::ipc::socket::Peer;
@@ -19,6 +20,15 @@ pub struct Storage(Child);
 impl Storage {
     /// Starts it with one disk; it has said hello, or will have.
     pub fn start(socket: Peer, disk: &str, arguments: &[String]) -> Storage {
+        Storage::spawn(socket, disk, arguments, Stdio::inherit())
+    }
+
+    /// The same, for [`Storage::last_words`].
+    pub fn heard(socket: Peer, disk: &str) -> Storage {
+        Storage::spawn(socket, disk, &[], Stdio::piped())
+    }
+
+    fn spawn(socket: Peer, disk: &str, arguments: &[String], errors: Stdio) -> Storage {
         let fd = OwnedFd::from(socket);
         let number = fd.as_raw_fd();
         let mut command = Command::new(PROGRAM);
@@ -31,7 +41,7 @@ impl Storage {
                 _ => Err(std::io::Error::last_os_error()),
             });
         }
-        Storage(command.spawn().unwrap())
+        Storage(command.stderr(errors).spawn().unwrap())
     }
 
     /// Ends it by SIGKILL, and waits until it is gone.
@@ -43,6 +53,13 @@ impl Storage {
     /// Whether it has ended.
     pub fn is_dead(&mut self) -> bool {
         self.0.try_wait().unwrap().is_some()
+    }
+
+    /// What it has said by the time it ends, which it does by itself.
+    pub fn last_words(&mut self) -> String {
+        let mut words = String::new();
+        self.0.stderr.as_mut().unwrap().read_to_string(&mut words).unwrap();
+        words
     }
 
     /// Waits until it ends by itself.

@@ -246,6 +246,12 @@ impl<L: LedgerMemory> Book<L> {
         true
     }
 
+    /// Notes that a request has begun to have its effect.
+    pub fn begin(&mut self, ticket: &Ticket) {
+        self.ledger.set_begun(ticket.slot, ticket.sequence);
+        KillPoint::Begun.reached();
+    }
+
     /// A request is in the device's hands.
     #[inline]
     pub fn enter(&mut self, sequence: u64) {
@@ -304,6 +310,7 @@ impl<L: LedgerMemory> Book<L> {
             wants_completion: spine.wants_completion,
             sequence: spine.sequence,
             slot,
+            begun: self.ledger.begun(slot, spine.sequence),
         };
         if self.careful == Careful::Ready {
             self.enter(spine.sequence);

@@ -24,6 +24,8 @@ pub enum KillPoint {
     Completing,
     /// A request without completion has ended, its state is not the device's yet.
     Ended,
+    /// The slot says that the request has begun to have its effect.
+    Begun,
     /// An outcome is in its slot and does not count yet.
     OutcomeDue,
     /// The outcome counts.
@@ -60,7 +62,7 @@ pub enum KillPoint {
 
 impl KillPoint {
     /// All of them, in the order in which a request meets them.
-    pub const ALL: [KillPoint; 25] = [
+    pub const ALL: [KillPoint; 26] = [
         KillPoint::TakeDue,
         KillPoint::Taken,
         KillPoint::ReadDue,
@@ -70,6 +72,7 @@ impl KillPoint {
         KillPoint::StateWritten,
         KillPoint::Completing,
         KillPoint::Ended,
+        KillPoint::Begun,
         KillPoint::OutcomeDue,
         KillPoint::OutcomeNoted,
         KillPoint::WriteDue,
@@ -100,6 +103,7 @@ impl KillPoint {
             KillPoint::StateWritten => "state-written",
             KillPoint::Completing => "completing",
             KillPoint::Ended => "ended",
+            KillPoint::Begun => "begun",
             KillPoint::OutcomeDue => "outcome-due",
             KillPoint::OutcomeNoted => "outcome-noted",
             KillPoint::WriteDue => "write-due",

@@ -267,7 +267,8 @@ fn jumping_indices_are_failures_not_loops() {
     guest.to_host.store(ControlWord::WriteIndex, 8);
     assert!(matches!(channel.take(&mut scratch), Taken::Failed(RingError::Truncated(8))));
     guest.to_guest.store(ControlWord::ReadIndex, 5);
-    let ticket = Ticket { transaction_id: 1, wants_completion: true, sequence: 0, slot: NO_SLOT };
+    let ticket =
+        Ticket { transaction_id: 1, wants_completion: true, sequence: 0, slot: NO_SLOT, begun: false };
     channel.outstanding = 1;
     assert!(matches!(channel.complete(ticket, b"", None), Err(PushError::Ring(_))));
     assert_eq!(channel.outstanding(), 0);

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 
-use super::table::{Figure, Reference, median};
+use super::table::{Asked, Figure, Reference, median};
 use crate::job::Job;
 use crate::scenarios::{GUEST_FUNCTIONS, Guest, Kernel, Spec};
 use crate::{cache, lab, sh};
@@ -71,11 +71,11 @@ fn figures(output: &str) -> Result<Vec<Figure>> {
             what: what.to_owned(),
             ours: of(&ours)?,
             reference: Some(Reference::paired("QEMU q35", &all(&ours), &all(&theirs)).context("no pairs")?),
-            asked,
+            peer: None,
+            asked: Asked::RatioAtMost(asked),
         })
     };
-    let alone =
-        |what: &str, ours: f64, asked: f64| Figure { what: what.to_owned(), ours, reference: None, asked };
+    let alone = |what: &str, ours: f64, asked: f64| Figure::alone(what, ours, Asked::AtMost(asked));
     Ok(vec![
         against_qemu("start to init, ELF kernel (ms)", "elf", ELF_RATIO)?,
         against_qemu("start to init, bzImage (ms)", "bzimage", BZIMAGE_RATIO)?,

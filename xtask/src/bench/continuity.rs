@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use anyhow::{Context, Result};
 
-use super::table::{Figure, Reference, median};
+use super::table::{Asked, Figure, Reference, median};
 use crate::{chaos, sh};
 
 /// Milliseconds from SIGKILL to the first completion after it, when a process has to be started.
@@ -35,7 +35,7 @@ fn figures(output: &str) -> Result<Vec<Figure>> {
     let all = |name: &str| values.get(name).cloned().unwrap_or_default();
     let of = |name: &str| median(all(name)).with_context(|| format!("no figure for {name}"));
     let alone = |what: &str, name: &str, asked: f64| -> Result<Figure> {
-        Ok(Figure { what: what.to_owned(), ours: of(name)?, reference: None, asked })
+        Ok(Figure::alone(what, of(name)?, Asked::AtMost(asked)))
     };
     let (with, without) = (all("read_with_ledger"), all("read_without_ledger"));
     let paired = Reference::paired("without", &with, &without).context("no pairs of reads")?;
@@ -45,7 +45,8 @@ fn figures(output: &str) -> Result<Vec<Figure>> {
         what: "1000 reads of 4 KiB at depth 32 (ms)".to_owned(),
         ours: thousand(of("read_with_ledger")?),
         reference: Some(Reference { value: thousand(paired.value), ..paired }),
-        asked: LEDGER,
+        peer: None,
+        asked: Asked::RatioAtMost(LEDGER),
     };
     Ok(vec![
         alone("kill to completion, p50 (ms)", "cold_p50", COLD.0)?,

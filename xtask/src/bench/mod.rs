@@ -4,10 +4,12 @@
 
 mod boot;
 mod continuity;
+mod storage;
 mod table;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::Result;
 
@@ -31,6 +33,15 @@ pub struct Arguments {
     /// Take the binaries as they are.
     #[arg(long)]
     no_build: bool,
+    /// storage: how long each measurement takes, in milliseconds.
+    #[arg(long, default_value_t = 2000, value_name = "MS")]
+    time: u64,
+    /// storage: the guests look at their rings all the time instead of waiting for interrupts.
+    #[arg(long)]
+    poll: bool,
+    /// storage: in the lab, with fio in a guest, against QEMU's virtio-blk.
+    #[arg(long)]
+    lab: bool,
     /// Show what the lab prints.
     #[arg(long, short)]
     verbose: bool,
@@ -42,6 +53,8 @@ enum Name {
     Boot,
     /// Natively: pauses after a kill and around a swap, what the ledger costs.
     Continuity,
+    /// Natively: reads through vsp-storage, beside fio on the same file and QEMU's vhost-user-blk server.
+    Storage,
 }
 
 /// Runs a benchmark.
@@ -56,6 +69,23 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
             )?,
         ),
         Name::Continuity => ("continuity", continuity::measure(!arguments.no_build, arguments.rounds)?),
+        Name::Storage if arguments.lab => (
+            "storage-lab",
+            storage::in_the_lab(
+                &build::binaries("release", !arguments.no_build)?,
+                arguments.rounds,
+                arguments.verbose,
+            )?,
+        ),
+        Name::Storage => {
+            let options = storage::Options {
+                build: !arguments.no_build,
+                rounds: arguments.rounds,
+                time: Duration::from_millis(arguments.time),
+                poll: arguments.poll,
+            };
+            ("storage", storage::measure(options)?)
+        }
     };
     let path = match &arguments.json {
         Some(path) => path.clone(),

@@ -8,7 +8,7 @@ mod old;
 use std::path::PathBuf;
 use std::process::{Command, ExitCode, Stdio};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 
 use crate::{build, sh};
 
@@ -112,12 +112,7 @@ fn check(command: &mut Command) -> Result<()> {
 /// The campaign's program, built with all that it starts.
 pub fn campaign(build: bool) -> Result<Command> {
     if build {
-        sh::say("building the campaign's programs");
-        let mut cargo = build::cargo();
-        cargo.args(["build", "--release", "--quiet", "--bins"]);
-        cargo.args(PACKAGES.iter().flat_map(|package| ["--package", package]));
-        let status = cargo.status().context("starting cargo")?;
-        ensure!(status.success(), "the build failed");
+        build::programs(&PACKAGES)?;
     }
     let program = programs().join("campaign");
     ensure!(program.is_file(), "{} is not built", program.display());

@@ -239,6 +239,7 @@ fn remove_dead_runs(runs: &Path) {
         let (path, name) = (entry.path(), entry.file_name().to_string_lossy().into_owned());
         let dead = !name
             .trim_end_matches(".toml")
+            .trim_end_matches(".img")
             .rsplit('-')
             .take(2)
             .filter(|part| part.bytes().all(|byte| byte.is_ascii_digit()))

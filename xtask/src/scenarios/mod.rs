@@ -6,6 +6,7 @@ mod continuity;
 mod list;
 pub mod policies;
 mod spec;
+mod storage;
 
 use std::time::{Duration, Instant};
 
@@ -30,6 +31,7 @@ const ATTEMPTS: u32 = 5;
 pub fn all() -> Vec<Scenario> {
     let mut all = list::all();
     all.extend(continuity::all());
+    all.extend(storage::all());
     all
 }
 
@@ -64,6 +66,11 @@ impl Scenario {
         let specification = specification.join(format!("{}-{}.toml", self.name, std::process::id()));
         std::fs::write(&specification, self.spec.to_toml())?;
         job.file("vm.toml", &specification);
+        let guest_job = specification.with_extension("img");
+        if let Some(script) = self.spec.long_job() {
+            std::fs::write(&guest_job, script)?;
+            job.file(spec::JOB_DISK, &guest_job);
+        }
         job.binaries(&build::binaries("release", false)?);
         if self.spec.guest == Guest::Trixie {
             job.with(With::Trixie);
@@ -82,6 +89,8 @@ impl Scenario {
             attempt += 1;
         };
         std::fs::remove_file(&specification)?;
+        // Most have none.
+        let _ = std::fs::remove_file(&guest_job);
         self.judge(&outcome?)?;
         Ok(start.elapsed())
     }

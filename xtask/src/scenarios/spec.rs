@@ -48,6 +48,14 @@ pub struct Spec {
 /// The root file system's label in the guests' images.
 pub const ROOT_LABEL: &str = "guest";
 
+/// The disk of a script that does not fit on a command line, in `/job`.
+pub const JOB_DISK: &str = "guest-job.img";
+const JOB_DISK_BLOCK: usize = 512;
+/// Longest script for a command line: x86 takes 2,047 bytes, base64 adds a third, and there is more on it.
+const LONGEST_JOB: usize = 1024;
+/// What the guest runs instead of a longer one.
+const RUN_JOB_DISK: &str = "cp /dev/$(ls /sys/bus/scsi/devices/0:0:0:63/block) /run/job; exec bash /run/job";
+
 impl Spec {
     /// A machine with 2 vCPUs and 1 GiB that runs a job of the guest image (see `recipes/guest.sh`).
     pub const fn new(guest: Guest, arguments: &'static str) -> Self {
@@ -78,17 +86,26 @@ impl Spec {
         self.with_paths(&format!("/job/{directory}/{kernel}"), &format!("/job/{initrd}"), disk)
     }
 
+    /// The guest's script, if it is too long for a kernel's command line: the contents of [`JOB_DISK`].
+    pub fn long_job(&self) -> Option<Vec<u8>> {
+        let mut script = without_comments(self.job).into_bytes();
+        // A disk has whole blocks.
+        script.resize(script.len().next_multiple_of(JOB_DISK_BLOCK), b'\n');
+        (script.len() > LONGEST_JOB).then_some(script)
+    }
+
     /// The specification with these paths.
     pub fn with_paths(&self, kernel: &str, initrd: &str, disk: Option<&str>) -> String {
         // Linux names disks in the order in which it happens to finish probing them.
         let root = match (disk, self.disks) {
             (None, _) => String::new(),
-            (Some(_), []) => "root=/dev/sda rw ".to_owned(),
+            (Some(_), []) if self.long_job().is_none() => "root=/dev/sda rw ".to_owned(),
             (Some(_), _) => format!("root=LABEL={ROOT_LABEL} rw "),
         };
         let job = match self.job {
             "" => String::new(),
-            script => format!(" bulkhead.run={}", base64(script.as_bytes())),
+            _ if self.long_job().is_some() => format!(" bulkhead.run={}", base64(RUN_JOB_DISK.as_bytes())),
+            script => format!(" bulkhead.run={}", base64(without_comments(script).as_bytes())),
         };
         let mut toml = format!(
             "name = \"lab\"\n[machine]\nvcpus = {}\nmemory = \"{}MiB\"\n[boot]\nkernel = \"{kernel}\"\n\
@@ -105,9 +122,18 @@ impl Spec {
             for options in self.disks {
                 let _ = writeln!(toml, "[[storage.disk]]\n{options}");
             }
+            if self.long_job().is_some() {
+                let _ =
+                    writeln!(toml, "[[storage.disk]]\npath = \"/job/{JOB_DISK}\"\nreadonly = true\nlun = 63");
+            }
         }
         toml
     }
+}
+
+/// The script without lines that are comments: a kernel takes 2,047 bytes of command line.
+fn without_comments(script: &str) -> String {
+    script.lines().filter(|line| !line.starts_with('#')).flat_map(|line| [line.trim_start(), "\n"]).collect()
 }
 
 /// Standard base64, so that a script becomes one word.
@@ -131,6 +157,21 @@ fn base64(bytes: &[u8]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_script_too_long_for_a_command_line_comes_on_a_disk() {
+        let short = Spec { job: "# What for.\n  true\n", ..Spec::new(Guest::Bookworm, "") };
+        assert!(short.long_job().is_none() && short.to_toml().contains(&base64(b"true\n")));
+        assert!(!short.to_toml().contains(JOB_DISK));
+        const LONG: &str = include_str!("../../recipes/guest-scripts/sg3-utils");
+        let long = Spec { job: LONG, ..short };
+        let disk = long.long_job().unwrap_or_default();
+        assert!(disk.len() > 2000 && disk.len().is_multiple_of(512) && disk.ends_with(b"\n"));
+        let toml = long.to_toml();
+        assert!(toml.contains(JOB_DISK) && toml.contains(&base64(RUN_JOB_DISK.as_bytes())));
+        let command_line = toml.lines().find(|line| line.starts_with("cmdline")).unwrap_or_default();
+        assert!(command_line.len() < 2047 && command_line.contains("root=LABEL="));
+    }
 
     #[test]
     fn base64_pads_every_length() {

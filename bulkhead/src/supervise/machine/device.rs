@@ -340,6 +340,15 @@ impl Device {
         }
     }
 
+    /// What processes are started with has changed: one that stands by with what was before is replaced.
+    pub(super) fn renew_spare(&mut self, out: &mut Out) {
+        if let Spare::Up { process, purpose: Purpose::Spare } = &mut self.spare
+            && !matches!(process.stage, Stage::Serving { .. })
+        {
+            process.kill(Death::Restarted, out);
+        }
+    }
+
     /// Time has passed.
     pub(super) fn on_tick(&mut self, out: &mut Out, now: Instant) {
         if let Main::Up(process) = &mut self.main {

@@ -2,10 +2,11 @@ use std::collections::HashMap;
 
 use super::*;
 use crate::programs::Programs;
+use crate::spec::Disk;
 use crate::spec::{Boot, KernelKind, Machine, OnCrash};
 
 fn disk(path: &str, readonly: bool) -> Disk {
-    Disk { path: path.into(), bytes: 512, readonly, lun: 0 }
+    Disk { path: path.into(), bytes: 512, readonly, lun: 0, options: Default::default() }
 }
 
 fn spec() -> Spec {

@@ -90,6 +90,8 @@ pub struct World {
     carried_out: BTreeSet<u8>,
     /// Requests whose outcome was noted: they must never run again.
     settled: BTreeSet<u8>,
+    /// Requests that are known to have begun.
+    begun: BTreeSet<u8>,
     /// The guest has been signalled.
     guest_wakes: bool,
     /// The host has been signalled.
@@ -126,6 +128,7 @@ impl World {
             answered: BTreeSet::new(),
             carried_out: BTreeSet::new(),
             settled: BTreeSet::new(),
+            begun: BTreeSet::new(),
             guest_wakes: false,
             host_wakes: false,
             deaths: 0,
@@ -318,7 +321,13 @@ impl Process {
             self.state.to_le_bytes()
         });
         let payload = vec![id; if kind == Kind::Long { 2100 } else { 11 }];
+        assert!(
+            ticket.begun || !world.begun.contains(&id),
+            "{id} has begun, and its successor does not know"
+        );
         if kind == Kind::Once {
+            assert!(self.channel.note_begun(&ticket));
+            world.begun.insert(id);
             assert!(self.channel.record_outcome(&ticket, &payload));
             world.settled.insert(id);
         }

@@ -40,7 +40,7 @@ fn any_order_of_events_ends_with_a_process_that_serves() {
         run(&mut story, &mut alive, Event::Said(ProcessId(1), Word::Serving));
         for _ in 0..300 {
             let id = alive.get(dice.below(alive.len().max(1) as u64) as usize).copied().unwrap_or(99);
-            let event = match dice.below(13) {
+            let event = match dice.below(14) {
                 0 => Event::Said(ProcessId(id), Word::Ready),
                 1 => Event::Said(ProcessId(id), Word::StandingBy),
                 2 | 3 => Event::Said(ProcessId(id), Word::Serving),
@@ -55,6 +55,7 @@ fn any_order_of_events_ends_with_a_process_that_serves() {
                 8 => Event::SwapFailed(0, String::new()),
                 9 => Event::CutOff { device: 0, had_channels: dice.below(2) == 0, reason: String::new() },
                 10 => Event::Restart(0),
+                13 => Event::Renew(0),
                 _ => {
                     story.now += MS * dice.below(400) as u32;
                     let _ = story.says(2, Word::Alive);

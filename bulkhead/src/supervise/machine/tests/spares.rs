@@ -70,3 +70,19 @@ fn who_stands_by_and_who_serves_is_the_cores_decision() {
     let served = Notice::Serves { device: 0, process: ProcessId(4), pause: Some(SPARE_PAUSE) };
     assert_eq!(story.notices, [served]);
 }
+
+#[test]
+fn a_spare_with_the_wrong_arguments_is_replaced_and_who_serves_is_left_alone() {
+    let mut story = Story::with_spare();
+    assert_eq!(story.on(Event::Renew(0)), [kill(3)]);
+    assert_eq!(story.on(Event::Renew(0)), [], "once is enough");
+    assert_eq!(story.ends(3, KILLED), [start(0, 4)]);
+    assert_eq!(story.on(Event::Renew(1)), [], "it has none");
+    let view = story.disk0();
+    assert_eq!((view.state, view.main, view.restarts), (State::Serving, Some(ProcessId(1)), 0));
+    // The one that serves dies before the spare is gone: the spare is dead all the same, and the next one is right.
+    let mut story = Story::with_spare();
+    assert_eq!(story.on(Event::Renew(0)), [kill(3)]);
+    assert_eq!(story.ends(1, KILLED), []);
+    assert!(story.ends(3, KILLED).contains(&start(0, 4)));
+}

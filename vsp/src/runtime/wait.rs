@@ -1,0 +1,111 @@
+//! Between two turns: what is looked at before the loop sleeps, and for how long it sleeps.
+//!
+//! [`crate::polling`] decides how long to look. Here is what is looked at, and that nothing is missed on the way to sleep: the
+//! guest rings no doorbell while its rings are looked at, so it is asked to ring again, and the rings are looked at once more,
+//! before the loop sleeps.
+
+use std::io;
+use std::time::{Duration, Instant};
+
+use super::{Runtime, RuntimeError};
+use crate::device::Device;
+use crate::polling::For;
+use crate::role::Role;
+
+/// Looks between two looks at the clock, which is dearer than they are.
+const LOOKS: usize = 8;
+
+/// How a wait ended.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Waited {
+    /// In time, or there is something to do.
+    Over,
+    /// By a signal.
+    Interrupted,
+}
+
+impl<D: Device> Runtime<D> {
+    /// Waits until there is something to do: looks for it first, if that is worth it, then sleeps. What the core and the
+    /// sources say is in `self.events` afterwards.
+    pub(super) fn wait(&mut self, timeout: Option<Duration>) -> Result<Waited, RuntimeError> {
+        let mut timeout = self.pause(timeout);
+        let begin = Instant::now();
+        let what = if self.device.is_idle() { For::Guest } else { For::Resource };
+        let serving = matches!(self.role, Role::Serving);
+        self.events.clear();
+        let mut quick = (serving || matches!(self.role, Role::Quiescing)) && self.look();
+        let dry = !quick;
+        if serving && dry && timeout != Some(Duration::ZERO) && !self.channels.any_blocked() {
+            quick = self.look_for_long(what, begin, timeout);
+        }
+        let now = if dry { Instant::now() } else { begin };
+        if quick {
+            if dry {
+                self.polling.waited(what, now - begin);
+            }
+            if !self.polling.must_listen(now) {
+                return Ok(Waited::Over);
+            }
+            timeout = Some(Duration::ZERO);
+        } else {
+            self.channels.rest();
+            if serving && self.channels.any_ready() {
+                timeout = Some(Duration::ZERO);
+            }
+        }
+        self.polling.listened(now);
+        match self.poll.poll(&mut self.events, timeout) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => return Ok(Waited::Interrupted),
+            other => other?,
+        }
+        if serving && !quick && timeout != Some(Duration::ZERO) {
+            // Nothing at all counts as well: it is how long nothing came.
+            self.polling.waited(what, begin.elapsed());
+        }
+        Ok(Waited::Over)
+    }
+
+    /// Looks once; whether there is something to do.
+    fn look(&mut self) -> bool {
+        let ended = self.device.poll(&mut self.channels);
+        if !matches!(self.role, Role::Serving) {
+            return ended;
+        }
+        self.channels.look();
+        ended || self.channels.any_ready()
+    }
+
+    /// Looks for something to do until it is not worth it any more.
+    fn look_for_long(&mut self, what: For, begin: Instant, timeout: Option<Duration>) -> bool {
+        let Some(mut until) = self.polling.until(what, begin) else { return false };
+        if let Some(timeout) = timeout {
+            until = until.min(begin + timeout);
+        }
+        let mut before = begin;
+        loop {
+            for _ in 0..LOOKS {
+                if self.look() {
+                    return true;
+                }
+                std::hint::spin_loop();
+            }
+            let now = Instant::now();
+            if now >= until || !self.polling.may_go_on(before, now) {
+                return false;
+            }
+            before = now;
+        }
+    }
+
+    /// How long this turn may wait; also gives a sign of life.
+    fn pause(&mut self, timeout: Option<Duration>) -> Option<Duration> {
+        let beat = self.setting.notifier.alive();
+        let busy = match &self.role {
+            Role::Serving if self.channels.any_ready() => Some(Duration::ZERO),
+            Role::Fencing(fencing) => Some(fencing.pause()),
+            _ => None,
+        };
+        let wake = self.device.wake_at().map(|then| then.saturating_duration_since(Instant::now()));
+        [beat, busy, wake, timeout].into_iter().flatten().min()
+    }
+}

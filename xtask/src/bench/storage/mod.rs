@@ -1,0 +1,63 @@
+//! `bench storage`: reads through guest, ring and `vsp-storage` beside fio and QEMU's server, all on the same file in turns.
+//!
+//! * [`disk`]: the file
+//! * [`fio`]: fio, which reads it without anything between, and is what the others are measured by
+//! * [`side`]: a program that reads it through a server: ours, and a virtio driver with `qemu-storage-daemon`
+//! * [`native`]: the rounds and what is made of them
+//! * [`lab`]: the same reads in a guest, against QEMU's virtio-blk
+
+mod disk;
+mod fio;
+mod lab;
+mod native;
+mod side;
+
+use std::fmt;
+use std::time::Duration;
+
+pub use lab::measure as in_the_lab;
+pub use native::{Options, measure};
+
+/// Whether the page cache is in it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Cache {
+    /// Everything is in it.
+    Warm,
+    /// It is gone around (O_DIRECT).
+    Direct,
+}
+
+/// What is read.
+#[derive(Clone, Copy, Debug)]
+struct Work {
+    /// Bytes of a read.
+    block: u32,
+    /// Reads under way.
+    depth: u32,
+    /// At random places, or one after the other.
+    random: bool,
+}
+
+impl Work {
+    /// As the programs of the sides want it.
+    fn order(&self, time: Duration) -> String {
+        let order = if self.random { "random" } else { "sequential" };
+        format!("{} {} {order} {}", self.block, self.depth, time.as_millis())
+    }
+}
+
+impl fmt::Display for Work {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let order = if self.random { "random" } else { "sequential" };
+        write!(f, "{order} {} KiB, depth {}", self.block / 1024, self.depth)
+    }
+}
+
+/// What came of it.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Measured {
+    /// Reads a second.
+    per_second: f64,
+    /// Median of a read's latency in microseconds.
+    p50: f64,
+}
