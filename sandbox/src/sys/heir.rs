@@ -78,6 +78,12 @@ extern "C" fn heir(until: *mut libc::c_void) -> libc::c_int {
         if !below || libc::syscall(libc::SYS_close_range, until + 1, u64::from(u32::MAX), 0u64) != 0 {
             return 1;
         }
+        // The pipe is for an heir that does as it is told; whoever writes to its stack cannot talk his way out of this. It comes
+        // after our parent's descriptors have gone, as it should.
+        if libc::syscall(libc::SYS_prctl, libc::PR_SET_PDEATHSIG, libc::SIGKILL as u64, 0u64, 0u64, 0u64) != 0
+        {
+            return 1;
+        }
         if libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, 0u64, &raw const program) != 0 {
             return 1;
         }
