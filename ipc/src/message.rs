@@ -13,10 +13,11 @@ use serde::{Deserialize, Serialize};
 
 /// The versions of this protocol that this build speaks.
 ///
-/// Version 1, without ledgers and standbys, was in no release. Version 3 has [`ToVsp::Control`].
+/// Version 1, without ledgers and standbys, was in no release. Version 3 has [`ToVsp::Control`] and
+/// [`ToVsp::Adopted`].
 pub const VERSIONS: Versions = Versions { min: 2, max: 3 };
 
-/// The first version in which a process understands [`ToVsp::Control`].
+/// The first version in which a process understands [`ToVsp::Control`] and waits for [`ToVsp::Adopted`].
 pub const CONTROL_VERSION: u32 = 3;
 /// Longest payload of a [`ToVsp::Control`] and longest answer to it, in bytes: in JSON once more (where a quote takes two) it still fits into
 /// a message.
@@ -194,6 +195,10 @@ pub enum ToVsp {
         #[serde(default)]
         user_data: Vec<u8>,
     },
+    /// All channels that were open when the process began to serve have been given to it, if there were any. Sent once after each
+    /// [`ToCore::Serving`], from version [`CONTROL_VERSION`] on. Before it the process takes no request from any channel: what a
+    /// predecessor has left may lie in the ledger of a channel that is still to come. No answer, no descriptors.
+    Adopted {},
     /// The guest closed the channel (or was reset); answered by [`ToCore::Closed`].
     ChannelClose {
         /// Channel to close.

@@ -182,7 +182,10 @@ fn introduce(connection: Peer, name: &str) -> anyhow::Result<Peer> {
         (other, _) => anyhow::bail!("the core follows a welcome with {other:?}"),
     }
     connection.send(&ToCore::Serving {}, &[])?;
-    Ok(connection)
+    match connection.recv()? {
+        (ToVsp::Adopted {}, _) => Ok(connection),
+        (other, _) => anyhow::bail!("a new device is told of channels: {other:?}"),
+    }
 }
 
 fn slot(index: usize, device: &DeviceSpec) -> DeviceSlot {

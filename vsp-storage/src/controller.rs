@@ -78,12 +78,22 @@ pub struct Controller {
     open: Vec<ChannelId>,
     epoch: u64,
     resets: Vec<Reset>,
+    /// Counts what the runtime was told to publish.
+    round: u64,
+    /// The guest has the answers of all rounds before this one.
+    answered: u64,
+    /// When to look whether it has, if it had no room.
+    ask_again: Instant,
+    /// What is under way has to end, whether or not the guest takes its answers.
+    hands_over: bool,
     /// Who waits for units to be gone.
     removals: Vec<Removal>,
     /// The guest is to look what units there are, and has not been told.
     owes_notice: bool,
-    /// The guest has sent a command.
+    /// The guest has sent this process a command.
     has_looked: bool,
+    /// No file that is written to may be larger, in bytes.
+    file_limit: u64,
     /// Tells the VM apart from others.
     memory: u64,
     /// Page lists that could not be used, for the log.
@@ -115,7 +125,7 @@ impl Controller {
         let numbers = luns.iter().map(|lun| lun.lun).collect();
         let mut uring = Uring::new(files)?;
         for (place, lun) in luns.iter().enumerate() {
-            uring.align(place, lun.alignment());
+            uring.align(place, lun.direct);
         }
         Ok(Controller {
             device: device.to_owned(),
@@ -133,9 +143,14 @@ impl Controller {
             open: Vec::new(),
             epoch: 0,
             resets: Vec::new(),
+            round: 0,
+            answered: 0,
+            ask_again: Instant::now(),
+            hands_over: false,
             removals: Vec::new(),
             owes_notice: false,
             has_looked: false,
+            file_limit: disk::file_limit()?,
             memory: 0,
             bad_lists: 0,
             crash_on: None,
@@ -235,6 +250,7 @@ impl Device for Controller {
                 lun.release(file);
             }
         }
+        self.hands_over = false;
         (self.primary, self.state) = (None, State::default());
         self.open.clear();
         self.stale.clear();
@@ -245,8 +261,14 @@ impl Device for Controller {
         self.under_way == 0
     }
 
+    fn quiescing(&mut self) {
+        self.hands_over = true;
+        (0..self.luns.len()).for_each(|place| self.hurry(place, |_| true));
+    }
+
     fn wake_at(&self) -> Option<Instant> {
-        self.luns.iter().filter_map(|lun| lun.queue.wake_at()).min()
+        let held = self.luns.iter().any(|lun| lun.queue.awaits_answers()).then_some(self.ask_again);
+        self.luns.iter().filter_map(|lun| lun.queue.wake_at()).chain(held).min()
     }
 
     fn open(&mut self, channel: ChannelId, request: &OpenRequest) -> Result<(), Refused> {
@@ -284,8 +306,7 @@ impl Device for Controller {
                 self.state.identities.set(lun.lun, lun.identity);
             }
         }
-        // A driver that had got so far before us has looked at its units long ago.
-        self.has_looked |= self.state.phase == Phase::Ready;
+        // Whether its driver has got further than the introduction, no ledger says: its next command does.
         // Whatever each ledger has: with its next answer it has this.
         self.state_changed();
         Ok(())
@@ -293,6 +314,7 @@ impl Device for Controller {
 
     fn packet(&mut self, packet: Packet<'_>, request: Request, channels: &mut Channels) {
         self.spread_news(channels);
+        self.note_answered(channels);
         let Some(message) = Message::parse(payload(packet)) else {
             return self.answer(request, &wire::answer(status::INVALID_PARAMETER), channels);
         };
@@ -322,8 +344,10 @@ impl Device for Controller {
 
     fn submit(&mut self, channels: &mut Channels) {
         self.spread_news(channels);
+        self.note_answered(channels);
         self.pump(channels);
         self.submit_news();
+        self.round += 1;
     }
 
     fn ready(&mut self, _source: usize, channels: &mut Channels) {
@@ -345,6 +369,7 @@ impl Device for Controller {
     fn closing(&mut self, channel: ChannelId) {
         self.open.retain(|open| *open != channel);
         self.stale.retain(|stale| *stale != channel);
+        (0..self.luns.len()).for_each(|place| self.hurry(place, |request| request.channel() == channel));
         if self.primary == Some(channel) {
             (self.primary, self.state.phase) = (None, Phase::Opened);
         }

@@ -11,9 +11,9 @@ const USUAL: u32 = 512;
 /// What reads and writes have to be aligned to, in bytes; powers of two.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Direct {
-    /// Addresses of memory, and the lengths of its pieces.
+    /// Addresses of memory.
     pub memory: u32,
-    /// Offsets in the file, and lengths of the whole.
+    /// Offsets in the file, and the length of each piece of memory.
     pub offset: u32,
 }
 

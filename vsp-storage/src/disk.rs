@@ -5,7 +5,7 @@
 use std::fs::{File, OpenOptions};
 use std::io::{self, Seek, SeekFrom};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::resource::{Resource, getrlimit};
@@ -75,6 +75,9 @@ pub enum DiskError {
         /// The limit in bytes.
         limit: u64,
     },
+    /// Nor what that limit is.
+    #[error("cannot tell how large files may be that this process writes: {0}")]
+    Limit(io::Error),
     /// What came from somebody else is not what it should be.
     #[error("{path} was handed over {what}")]
     Given {
@@ -160,15 +163,25 @@ pub fn flags(cache: Cache) -> i32 {
 /// Opens one disk, as all that follows needs it.
 pub fn open(device: &str, lun: u8, spec: &DiskSpec) -> Result<Disk, DiskError> {
     let disk = adopt(device, lun, spec, gather(spec)?)?;
-    // A write beyond this limit would not fail but kill (SIGXFSZ), and so the next process, and so on.
-    let path = spec.path.clone();
-    let failed = |source| DiskError::Open { path: path.clone(), source };
-    let metadata = disk.file.metadata().map_err(failed)?;
-    let (limit, _) = getrlimit(Resource::RLIMIT_FSIZE).map_err(|error| failed(error.into()))?;
-    if metadata.is_file() && !spec.read_only && metadata.len() > limit {
-        return Err(DiskError::FileLimit { path, limit });
-    }
+    check_limit(&disk.file, &disk.path, disk.unit.read_only, file_limit()?)?;
     Ok(disk)
+}
+
+/// Size of the largest file that this process may write, in bytes.
+pub fn file_limit() -> Result<u64, DiskError> {
+    let limits = getrlimit(Resource::RLIMIT_FSIZE).map_err(|error| DiskError::Limit(error.into()))?;
+    Ok(limits.0)
+}
+
+/// Refuses a file that is larger than [`file_limit`] has said, if it is written to: a write beyond that would not fail but kill
+/// (SIGXFSZ), and so the next process, and so on.
+pub fn check_limit(file: &File, path: &Path, read_only: bool, limit: u64) -> Result<(), DiskError> {
+    let failed = |source| DiskError::Open { path: path.to_owned(), source };
+    let metadata = file.metadata().map_err(failed)?;
+    if metadata.is_file() && !read_only && metadata.len() > limit {
+        return Err(DiskError::FileLimit { path: path.to_owned(), limit });
+    }
+    Ok(())
 }
 
 /// Opens one disk for whoever is to [adopt] it.
@@ -283,7 +296,6 @@ pub fn hash(bytes: &[u8]) -> u64 {
 #[cfg(test)]
 mod tests {
     use std::fs;
-    use std::path::Path;
 
     use super::*;
 
@@ -367,6 +379,18 @@ mod tests {
         assert!(matches!(many, Err(DiskError::TooMany)));
         fs::remove_file(a).unwrap();
         fs::remove_file(b).unwrap();
+    }
+
+    #[test]
+    fn a_file_beyond_the_limit_is_only_read() {
+        let path = file("limit", 8192);
+        let open = File::open(&path).unwrap();
+        assert!(
+            check_limit(&open, &path, false, 8192).is_ok() && check_limit(&open, &path, true, 4096).is_ok()
+        );
+        let refused = check_limit(&open, &path, false, 4096);
+        assert!(matches!(refused, Err(DiskError::FileLimit { limit: 4096, .. })));
+        fs::remove_file(path).unwrap();
     }
 
     /// Multipath software puts disks together that are called the same.

@@ -56,7 +56,7 @@ enum Task {
     /// SYNCHRONIZE CACHE.
     Flush,
     /// UNMAP: the ranges still to do.
-    Unmap { rest: IntoIter<Blocks>, block_size: u64, list: u32 },
+    Unmap { rest: IntoIter<Blocks>, block_size: u64, list: u32, stable: bool },
     /// VERIFY.
     Verify(Box<Check>),
     /// WRITE AND VERIFY: so many bytes have been written; what is to be checked then.
@@ -64,7 +64,7 @@ enum Task {
     /// COMPARE AND WRITE: what has to be on the disk, and what comes there then.
     Compare { check: Box<Check>, write: Option<GuestBuffer>, stable: bool },
     /// WRITE SAME.
-    Same { start: u64, end: u64, block: Box<[u8]>, moved: u32 },
+    Same { start: u64, end: u64, block: Box<[u8]>, moved: u32, stable: bool },
 }
 
 /// Blocks to be read, and perhaps to be compared with data of the guest's.
@@ -196,16 +196,24 @@ impl Work {
         (Work::new(Task::Flush), Operation { kind: Kind::Flush, file, memory: Memory::None })
     }
 
-    /// Deallocates ranges; `None` if there are none. `list` is the length of the guest's list in bytes.
-    pub fn unmap(file: u32, ranges: Vec<Blocks>, block_size: u32, list: u32) -> Option<(Work, Operation)> {
+    /// Deallocates ranges; `None` if there are none. `list` is the length of the guest's list in bytes. `stable`: that they
+    /// are deallocated is on stable storage in the end.
+    pub fn unmap(
+        file: u32,
+        ranges: Vec<Blocks>,
+        block_size: u32,
+        list: u32,
+        stable: bool,
+    ) -> Option<(Work, Operation)> {
         let block_size = u64::from(block_size);
         let mut rest = ranges.into_iter();
         let operation = punch(file, rest.next()?, block_size);
-        Some((Work::new(Task::Unmap { rest, block_size, list }), operation))
+        Some((Work::new(Task::Unmap { rest, block_size, list, stable }), operation))
     }
 
     /// Writes `block` over and over to `offset..offset + len`; `unmap`: zeroes may be deallocated. `moved`
-    /// are the bytes of data that came from the guest.
+    /// are the bytes of data that came from the guest. `stable`: no write to this file ends before it is on stable
+    /// storage, and what is done instead of writes is not to end before either.
     pub fn same(
         file: u32,
         offset: u64,
@@ -213,6 +221,7 @@ impl Work {
         unmap: bool,
         block: Box<[u8]>,
         moved: u32,
+        stable: bool,
     ) -> (Work, Operation) {
         let zeroes = block.iter().all(|byte| *byte == 0);
         let end = offset + len;
@@ -221,7 +230,7 @@ impl Work {
             (true, false) => Operation { kind: Kind::Zero { offset, len }, file, memory: Memory::None },
             (false, _) => stride(file, offset, offset, end, repeated(&block)),
         };
-        (Work::new(Task::Same { start: offset, end, block, moved }), operation)
+        (Work::new(Task::Same { start: offset, end, block, moved, stable }), operation)
     }
 
     /// An operation of this work has ended.
@@ -290,10 +299,11 @@ impl Work {
                     _ => Next::Done(moved),
                 }
             }
-            (Task::Unmap { rest, block_size, list }, ..) => match rest.next() {
+            (Task::Unmap { rest, block_size, list, stable }, Kind::Punch { .. }, _) => match rest.next() {
                 Some(range) => Next::Again(punch(file, range, *block_size)),
-                None => Next::Done(*list),
+                None => ended(file, *stable, *list),
             },
+            (Task::Unmap { list, .. }, ..) => Next::Done(*list),
             (Task::Same { start, end, moved, .. }, Kind::Write { offset, .. }, Memory::Pattern(pattern)) => {
                 let at = offset + u64::from(count);
                 match count {
@@ -305,6 +315,9 @@ impl Work {
                     _ => Next::Done(*moved),
                 }
             }
+            (Task::Same { moved, stable, .. }, Kind::Punch { .. } | Kind::Zero { .. }, _) => {
+                ended(file, *stable, *moved)
+            }
             (Task::Same { moved, .. }, ..) => Next::Done(*moved),
             _ => Next::Done(0),
         }
@@ -314,7 +327,7 @@ impl Work {
         let Operation { kind, file, .. } = operation;
         match (&mut self.task, kind) {
             // UNMAP is a hint: what stays allocated keeps its content.
-            (Task::Unmap { list, .. }, _) => Next::Done(*list),
+            (Task::Unmap { list, stable, .. }, Kind::Punch { .. }) => ended(file, *stable, *list),
             (Task::Same { .. }, Kind::Punch { offset, len }) => {
                 Next::Again(Operation { kind: Kind::Zero { offset, len }, file, memory: Memory::None })
             }
@@ -338,6 +351,16 @@ fn rest(kind: Kind, file: u32, mut buffer: GuestBuffer, count: u32) -> Option<Op
         other => other,
     };
     Some(Operation { kind, file, memory: Memory::Guest(buffer) })
+}
+
+/// All has been done by the file system. That is not on stable storage yet where writes are when they end: `O_DSYNC` is
+/// about writes alone (ext4 frees blocks without looking at it).
+fn ended(file: u32, stable: bool, moved: u32) -> Next {
+    if stable {
+        Next::Again(Operation { kind: Kind::Flush, file, memory: Memory::None })
+    } else {
+        Next::Done(moved)
+    }
 }
 
 fn punch(file: u32, range: Blocks, block_size: u64) -> Operation {

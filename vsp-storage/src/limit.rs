@@ -10,16 +10,32 @@ use std::num::NonZeroU64;
 use std::time::{Duration, Instant};
 
 use crate::cli::Limits;
+use crate::uring::{Kind, Operation};
 
 /// How long unused allowance is saved up if nobody says. Long enough for the timer that lets the next command through,
 /// which comes to the millisecond, and for a boot's bursts; too short to be noticed by others on the host.
 const BURST: Duration = Duration::from_millis(100);
+
+/// Most bytes that a range costs which is deallocated or zeroed without being written: it moves no data however long it is,
+/// and the file system writes little for it. But some, so that a guest does not get it for nothing.
+const MOST_OF_A_RANGE: u64 = 1 << 20;
 
 /// What one command costs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Cost {
     /// Bytes that it moves.
     pub bytes: u64,
+}
+
+impl Cost {
+    /// What an operation costs.
+    pub fn of(operation: &Operation) -> Cost {
+        let bytes = match operation.kind {
+            Kind::Punch { len, .. } | Kind::Zero { len, .. } => len.min(MOST_OF_A_RANGE),
+            _ => operation.bytes(),
+        };
+        Cost { bytes }
+    }
 }
 
 #[derive(Debug)]
@@ -72,11 +88,16 @@ impl Limit {
         if let Some(then) = wait {
             return Err(then);
         }
+        self.charge(now, cost);
+        Ok(())
+    }
+
+    /// Charges for a command that is let through whatever the limits say.
+    pub fn charge(&mut self, now: Instant, cost: Cost) {
         if let Some(commands) = &mut self.commands {
             commands.charge(now, 1);
         }
         self.moved(now, cost);
-        Ok(())
     }
 
     /// A command that was let through moves more than it said.
@@ -150,6 +171,15 @@ mod tests {
         assert!((100..=112).contains(&count), "{count}");
         let mut none = limit(0, 0, 0);
         assert_eq!(none.admit(Instant::now(), Cost { bytes: u64::MAX }), Ok(()));
+    }
+
+    #[test]
+    fn ranges_cost_their_length_up_to_a_point() {
+        use crate::uring::Memory;
+        let cost = |kind| Cost::of(&Operation { kind, file: 0, memory: Memory::None }).bytes;
+        assert_eq!(cost(Kind::Punch { offset: 5, len: 4096 }), 4096);
+        assert_eq!(cost(Kind::Zero { offset: 5, len: u64::MAX }), MOST_OF_A_RANGE);
+        assert_eq!(cost(Kind::Flush), 0);
     }
 
     #[test]

@@ -103,11 +103,6 @@ impl Lun {
         self.keeper.as_ref().map(AsRawFd::as_raw_fd)
     }
 
-    /// What memory has to be aligned to that it is read into or written from, in bytes.
-    pub fn alignment(&self) -> u32 {
-        self.direct.map_or(1, |direct| direct.memory)
-    }
-
     /// Whether it is ours.
     pub fn is_ours(&self) -> bool {
         self.fence.is_held()
@@ -170,7 +165,7 @@ impl Lun {
     #[must_use = "promises must not be made any more"]
     pub fn failed(&mut self, kind: Kind, error: &std::io::Error, lost_before: bool) -> bool {
         let (lun, path) = (self.lun, self.path.display());
-        let lost = kind.is_promise() && sense::may_lose_writes(error);
+        let lost = kind.is_promise() && sense::may_lose_writes(error, kind != Kind::Flush);
         if lost && !lost_before {
             tracing::error!(
                 lun,

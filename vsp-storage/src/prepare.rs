@@ -69,7 +69,7 @@ pub(crate) fn prepare(
         Plan::Unmap { list } => {
             let bytes = parameters(buffer, list, srb)?;
             let ranges = unmap::parse(&bytes, unit.blocks)?;
-            match Work::unmap(file, ranges, unit.block_size, list as u32) {
+            match Work::unmap(file, ranges, unit.block_size, list as u32, !unit.write_cache) {
                 Some(job) => start(job),
                 None => Ok(Prepared::Done(Outcome::Good(list as u32))),
             }
@@ -81,7 +81,7 @@ pub(crate) fn prepare(
             if !no_data {
                 exactly(buffer, block_size.into(), srb)?.read(&mut block);
             }
-            start(Work::same(file, offset, len, unmap, block, moved))
+            start(Work::same(file, offset, len, unmap, block, moved, !unit.write_cache))
         }
         Plan::ModeSelect { long, list } => {
             let bytes = parameters(buffer, list, srb)?;

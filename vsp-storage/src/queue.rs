@@ -18,6 +18,8 @@ pub(crate) struct Entry<T> {
     pub cost: Cost,
     /// Nothing else of the unit may run beside it.
     pub alone: bool,
+    /// It must not be repeated, so what comes before it must not be either: the guest has the answers to that first.
+    pub once: bool,
 }
 
 /// Why the first one waits.
@@ -25,6 +27,8 @@ pub(crate) struct Entry<T> {
 enum Gate {
     /// Until something ends.
     Depth,
+    /// Until the guest has the answers to what has ended.
+    Answers,
     /// Until then.
     Limit(Instant),
 }
@@ -38,7 +42,11 @@ pub(crate) struct Queue<T> {
     alone: bool,
     depth: usize,
     limit: Limit,
+    /// So many of the first that wait do not wait for limits any more.
+    hurried: usize,
     gate: Gate,
+    /// The round in which the last one ended whose answer the guest may not have.
+    unseen: Option<u64>,
     /// Commands that had to wait for limits, and for others.
     throttled: u64,
     queued: u64,
@@ -53,7 +61,9 @@ impl<T> Queue<T> {
             alone: false,
             depth: depth.max(1),
             limit,
+            hurried: 0,
             gate: Gate::Depth,
+            unseen: None,
             throttled: 0,
             queued: 0,
         }
@@ -61,14 +71,17 @@ impl<T> Queue<T> {
 
     /// A command has come. Given back if it may run at once, which it then does.
     pub fn come(&mut self, entry: Entry<T>, now: Instant) -> Option<T> {
-        let gate =
-            if self.waiting.is_empty() { self.gate(entry.cost, entry.alone, now) } else { Some(self.gate) };
+        let gate = if self.waiting.is_empty() {
+            self.gate(entry.cost, entry.alone, entry.once, now)
+        } else {
+            Some(self.gate)
+        };
         let Some(gate) = gate else {
             self.run(entry.alone);
             return Some(entry.item);
         };
         match gate {
-            Gate::Depth => self.queued += 1,
+            Gate::Depth | Gate::Answers => self.queued += 1,
             Gate::Limit(_) => self.throttled += 1,
         }
         if self.waiting.is_empty() {
@@ -81,25 +94,49 @@ impl<T> Queue<T> {
     /// The next command that may run, which it then does.
     pub fn next(&mut self, now: Instant) -> Option<T> {
         let first = self.waiting.front()?;
-        let (cost, alone) = (first.cost, first.alone);
-        if let Some(gate) = self.gate(cost, alone, now) {
+        let (cost, alone, once) = (first.cost, first.alone, first.once);
+        if let Some(gate) = self.gate(cost, alone, once, now) {
             self.gate = gate;
             return None;
         }
+        self.hurried = self.hurried.saturating_sub(1);
         self.run(alone);
         self.waiting.pop_front().map(|entry| entry.item)
     }
 
-    /// A command that ran has ended.
-    pub fn ended(&mut self) {
+    /// Somebody waits for the end of these commands who must not wait for limits: they, and whatever is before them, are
+    /// let through as soon as there is room, and paid for afterwards. [`Queue::next`] is then to be called at once.
+    pub fn hurry(&mut self, now: Instant, which: impl Fn(&T) -> bool) {
+        let last = self.waiting.iter().rposition(|entry| which(&entry.item));
+        self.hurried = self.hurried.max(last.map_or(0, |last| last + 1));
+        if self.hurried > 0
+            && let Gate::Limit(then) = &mut self.gate
+        {
+            *then = now.min(*then);
+        }
+    }
+
+    /// The guest has the answers to what has ended before this round.
+    pub fn answered(&mut self, round: u64) {
+        self.unseen = self.unseen.filter(|ended| *ended >= round);
+    }
+
+    /// Whether the first one waits for answers, and for nothing else.
+    pub fn awaits_answers(&self) -> bool {
+        self.gate == Gate::Answers && !self.waiting.is_empty()
+    }
+
+    /// A command that ran has ended, in this round.
+    pub fn ended(&mut self, round: u64) {
+        self.unseen = Some(round);
         debug_assert!(self.running > 0, "something ended that did not run");
         self.running = self.running.saturating_sub(1);
         self.alone &= self.running > 0;
     }
 
     /// One that runs moves more than it had said.
-    pub fn moved(&mut self, now: Instant, bytes: u64) {
-        self.limit.moved(now, Cost { bytes });
+    pub fn moved(&mut self, now: Instant, cost: Cost) {
+        self.limit.moved(now, cost);
     }
 
     /// When to call [`Queue::next`] though nothing has ended.
@@ -132,9 +169,16 @@ impl<T> Queue<T> {
     }
 
     /// What keeps a command from running; if nothing does, it is charged for.
-    fn gate(&mut self, cost: Cost, alone: bool, now: Instant) -> Option<Gate> {
+    fn gate(&mut self, cost: Cost, alone: bool, once: bool, now: Instant) -> Option<Gate> {
         if self.alone || self.running >= self.depth || (alone && self.running > 0) {
             return Some(Gate::Depth);
+        }
+        if once && self.unseen.is_some() {
+            return Some(Gate::Answers);
+        }
+        if self.hurried > 0 {
+            self.limit.charge(now, cost);
+            return None;
         }
         self.limit.admit(now, cost).err().map(Gate::Limit)
     }
@@ -153,7 +197,7 @@ mod tests {
     }
 
     fn entry(item: u32) -> Entry<u32> {
-        Entry { item, cost: Cost { bytes: 0 }, alone: false }
+        Entry { item, cost: Cost { bytes: 0 }, alone: false, once: false }
     }
 
     #[test]
@@ -164,11 +208,11 @@ mod tests {
         assert_eq!((queue.len(), queue.wake_at(), queue.waits()), (5, None, (0, 3)));
         assert_eq!(queue.next(now), None);
         for n in 2..5 {
-            queue.ended();
+            queue.ended(0);
             assert_eq!((queue.next(now), queue.next(now)), (Some(n), None));
         }
-        queue.ended();
-        queue.ended();
+        queue.ended(0);
+        queue.ended(0);
         assert_eq!(queue.len(), 0);
     }
 
@@ -176,7 +220,7 @@ mod tests {
     fn nobody_overtakes() {
         let (mut queue, now) = (queue(2, 0), Instant::now());
         (0..3).for_each(|n| _ = queue.come(entry(n), now));
-        queue.ended();
+        queue.ended(0);
         assert_eq!(queue.come(entry(3), now), None, "there is room, for the one that came before");
         assert_eq!(queue.next(now), Some(2));
     }
@@ -188,11 +232,48 @@ mod tests {
         assert_eq!(queue.come(Entry { alone: true, ..entry(1) }, now), None);
         assert_eq!(queue.come(entry(2), now), None);
         assert_eq!(queue.next(now), None);
-        queue.ended();
+        queue.ended(0);
         assert_eq!((queue.next(now), queue.next(now)), (Some(1), None));
-        queue.ended();
+        queue.ended(0);
         assert_eq!(queue.next(now), Some(2));
         assert_eq!(queue.come(entry(3), now), Some(3), "and others are not");
+    }
+
+    #[test]
+    fn who_is_waited_for_waits_for_no_limit_and_pays_afterwards() {
+        let (mut queue, now) = (queue(4, 10), Instant::now());
+        (0..20).for_each(|n| _ = queue.come(entry(n), now));
+        assert!(queue.next(now).is_none() && queue.wake_at().unwrap() > now);
+        queue.hurry(now, |n| *n < 10);
+        assert_eq!(queue.wake_at(), Some(now), "at once");
+        for n in 2..10 {
+            if queue.running == 4 {
+                assert_eq!(queue.next(now), None, "the depth counts still");
+                queue.ended(0);
+            }
+            assert_eq!(queue.next(now), Some(n));
+        }
+        queue.ended(0);
+        assert_eq!(queue.next(now), None, "those behind were not meant");
+        assert!(queue.wake_at().unwrap() > now + Duration::from_millis(800), "it has been charged for");
+    }
+
+    #[test]
+    fn one_that_runs_once_begins_when_the_guest_has_the_answers_to_what_was_before() {
+        let (mut queue, now) = (queue(8, 0), Instant::now());
+        let once = |n| Entry { alone: true, once: true, ..entry(n) };
+        assert_eq!(queue.come(once(0), now), Some(0), "nothing was before");
+        assert_eq!(queue.come(once(1), now), None);
+        assert!(!queue.awaits_answers(), "it waits for the first to end");
+        queue.ended(7);
+        assert_eq!(queue.next(now), None);
+        assert!(queue.awaits_answers());
+        queue.answered(7);
+        assert_eq!(queue.next(now), None, "that one ended in this round");
+        queue.answered(8);
+        assert_eq!(queue.next(now), Some(1));
+        queue.ended(8);
+        assert_eq!(queue.come(entry(2), now), Some(2), "others need not wait");
     }
 
     #[test]

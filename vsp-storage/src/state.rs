@@ -18,9 +18,12 @@
 
 use std::collections::BTreeMap;
 
+use vsp::ipc::ledger::LONGEST_STATE;
+
 use crate::identity::{self, Identities};
 use crate::scsi::Condition;
 use crate::scsi::bytes::Reader;
+use crate::scsi::reserve::Nexus;
 
 /// Format that is written.
 const FORMAT: u8 = 2;
@@ -97,13 +100,20 @@ impl State {
         self.conditions.get(&lun).unwrap_or(&UNTOUCHED)
     }
 
-    /// A unit has become something else. False: there are too many to remember, and nothing has changed.
+    /// A unit has become something else. False: it is too much to remember, and nothing has changed.
     #[must_use = "what is not remembered must not be promised"]
     pub fn set_condition(&mut self, lun: u8, condition: Condition) -> bool {
         if condition.is_default() {
             self.conditions.remove(&lun);
         } else if self.conditions.len() < MOST || self.conditions.contains_key(&lun) {
-            self.conditions.insert(lun, condition);
+            let before = self.conditions.insert(lun, condition);
+            if self.encode().len() > LONGEST_STATE {
+                match before {
+                    Some(before) => self.conditions.insert(lun, before),
+                    None => self.conditions.remove(&lun),
+                };
+                return false;
+            }
         } else {
             return false;
         }
@@ -171,9 +181,13 @@ impl State {
         }
         for _ in 0..count {
             let lun = reader.u8()?;
-            self.conditions.insert(lun, Condition::decode(reader)?);
+            let condition = Condition::decode(reader)?;
+            // Nobody else has a way to the units of a controller: whatever names one is damaged.
+            if !condition.registry.is_only(Nexus::GUEST) || self.conditions.insert(lun, condition).is_some() {
+                return None;
+            }
         }
-        Some(self)
+        (self.encode().len() <= LONGEST_STATE).then_some(self)
     }
 }
 
@@ -183,10 +197,7 @@ mod tests {
     use crate::disk::Shape;
     use crate::identity::Identity;
     use crate::scsi::attention::Attention;
-    use crate::scsi::reserve::{Action, Kind, Nexus, Request};
-
-    /// Most bytes of a state in a ledger.
-    const LONGEST: usize = vsp::ipc::ledger::LONGEST_STATE;
+    use crate::scsi::reserve::{Action, Kind, Request};
 
     /// A condition with everything in it that a guest can bring about.
     fn busy() -> Condition {
@@ -206,7 +217,7 @@ mod tests {
         [0, 7, 8, 254].into_iter().for_each(|lun| state.lost_writes.insert(lun));
         (0..MOST as u8).for_each(|lun| assert!(state.set_condition(lun * 3, busy())));
         let bytes = state.encode();
-        assert!(bytes.len() <= LONGEST, "{}", bytes.len());
+        assert!(bytes.len() <= LONGEST_STATE, "{}", bytes.len());
         let back = State::decode(&bytes).unwrap();
         assert_eq!(back, state);
         assert!(back.lost_writes.has(254) && !back.lost_writes.has(253));
@@ -276,5 +287,16 @@ mod tests {
         bytes[556] = 65;
         bytes.extend([0; 4000]);
         assert!(State::decode(&bytes).is_err(), "more units than there can be");
+        let mut state = State::default();
+        assert!(state.set_condition(1, busy()));
+        let good = state.encode();
+        let mut stranger = good.clone();
+        // Its LUN, the condition's head, the registry's head and holder, then the first registrant.
+        stranger[558 + 1 + 4 + 16] = 2;
+        assert!(State::decode(&good).is_ok() && State::decode(&stranger).is_err(), "registered by nobody");
+        let mut twice = good.clone();
+        twice[556] = 2;
+        twice.extend(&good[558..]);
+        assert!(State::decode(&twice).is_err(), "a unit in two conditions");
     }
 }

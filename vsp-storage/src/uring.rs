@@ -30,6 +30,7 @@ use vsp::{GuestBuffer, Span};
 
 use self::bounce::Bouncer;
 pub use self::scratch::Scratch;
+use crate::direct::Direct;
 
 /// Entries of the submission queue: two batches of the runtime.
 const SUBMISSIONS: u32 = 128;
@@ -247,10 +248,9 @@ impl<T> Uring<T> {
         self.files.get_mut(number)?.take()
     }
 
-    /// Says that a file is read and written past the page cache: memory has to be aligned to so many bytes, a power of two,
-    /// both where it begins and where it ends. 1: any will do.
-    pub fn align(&mut self, number: usize, alignment: u32) {
-        self.bouncer.align(number, alignment);
+    /// What a file asks of memory, if it is read and written past the page cache.
+    pub fn align(&mut self, number: usize, direct: Option<Direct>) {
+        self.bouncer.align(number, direct);
     }
 
     /// All descriptors that are needed from now on.
@@ -276,15 +276,15 @@ impl<T> Uring<T> {
         self.operations.iter().flatten().map(|operation| &operation.context).chain(waiting)
     }
 
-    /// Queues an operation. The kernel sees it at the next [`Uring::submit`].
-    ///
-    /// True: its memory is not as the file wants it, so the data takes a detour through memory of ours, and fewer bytes may
-    /// be moved than were asked for.
+    /// Queues an operation. The kernel sees it at the next [`Uring::submit`]. True: its memory is not as the file wants it,
+    /// so the data takes a detour through memory of ours, and fewer bytes may be moved than were asked for.
     pub fn start(&mut self, operation: Operation, context: T) -> io::Result<bool> {
         if !self.bouncer.is_needed(&operation) {
             return self.push(operation, None, context).map(|()| false);
         }
-        match self.bouncer.take(&operation).filter(|_| self.starved.is_empty()) {
+        // Whoever came before is first; what is taken here has to be used.
+        let bounce = if self.starved.is_empty() { self.bouncer.take(&operation) } else { None };
+        match bounce {
             Some(bounce) => self.push(operation, Some(bounce), context)?,
             None => self.starved.push_back((operation, context)),
         }
@@ -400,6 +400,8 @@ impl<T> Uring<T> {
 impl<T> Drop for Uring<T> {
     /// The kernel may still write to memory that is about to be freed: waits until it does not.
     fn drop(&mut self) {
+        // What waits for memory has not begun, and never will.
+        self.starved.clear();
         while self.in_flight() > 0 {
             if self.take_ended().is_none() && self.wait().is_err() {
                 // Leaking is the only safe way out.
@@ -420,7 +422,8 @@ impl<T> std::fmt::Debug for Uring<T> {
 ///
 /// A completion does not interrupt what this process is doing at the moment (Linux 5.19): the ring says that there is one
 /// to be collected, and if the process sleeps it is woken. An older kernel gives a ring that works the same with more
-/// interruptions. (`DEFER_TASKRUN` would do more of that kind, but does not wake whoever sleeps in epoll.)
+/// interruptions. (`DEFER_TASKRUN` would do more of that kind, but a ring with it was seen not to wake a process that
+/// sleeps in epoll.)
 fn build() -> io::Result<IoUring> {
     let builder = || {
         let mut builder = IoUring::builder();

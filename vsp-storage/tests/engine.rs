@@ -9,6 +9,7 @@ use std::os::unix::fs::FileExt;
 use std::time::{Duration, Instant};
 
 use guest::{Disk, Guest, Outcome, UNIT};
+use vsp::ipc::message::{ToCore, ToVsp};
 use vsp::vmbus::packet::{Outgoing, gpa_direct_header};
 use vsp_storage::wire::{self, Address, Direction, operation};
 
@@ -46,16 +47,61 @@ fn a_unit_that_is_held_back_holds_nobody_else_back() {
     let begin = Instant::now();
     (0..10).for_each(|n| begin_read(&mut guest, 100 + n, 0));
     (0..10).for_each(|n| begin_read(&mut guest, 200 + n, 1));
-    begin_reset(&mut guest, 300, 0);
     begin_reset(&mut guest, 400, 1);
-    let order = answers(&mut guest, 22);
+    let order = answers(&mut guest, 21);
     let place = |id: u64| order.iter().position(|one| *one == id).unwrap();
     assert!((200..210).chain([400]).all(|id| place(id) < place(103)), "the other one goes on: {order:?}");
     assert!(order.iter().filter(|id| **id < 200).is_sorted(), "order is kept: {order:?}");
-    assert_eq!(place(300), 21, "a reset waits for the commands of its unit: {order:?}");
     let took = begin.elapsed();
     assert!(took >= Duration::from_millis(300), "two or three at once, then 20 a second: {took:?}");
     // And the device is idle again, for whoever takes over.
+    guest.bench.quiesce();
+}
+
+/// A unit on which six seconds' worth of commands wait, all of them taken.
+fn held_back(name: &str) -> (Disk, Guest) {
+    let disk = Disk::new(name, 1 << 20);
+    let mut guest = Guest::new(&[&disk.argument(",iops=10")]);
+    (0..60).for_each(|n| begin_read(&mut guest, 100 + n, 0));
+    (0..8).for_each(|_| guest.bench.turn(0));
+    (disk, guest)
+}
+
+/// What nobody may be late for does not wait for limits: who is would be killed for it.
+#[test]
+fn limits_hold_up_no_handover_no_close_and_no_reset() {
+    const SOON: Duration = Duration::from_secs(1);
+    let (disk, mut guest) = held_back("hurry-quiesce");
+    let begin = Instant::now();
+    guest.bench.quiesce();
+    assert!(begin.elapsed() < SOON, "{:?}", begin.elapsed());
+    // All have been answered, and who takes over has its limits.
+    let mut guest = guest.taken_over(&[&disk.argument(",iops=10")]);
+    assert_eq!(answers(&mut guest, 60).len(), 60);
+    let begin = Instant::now();
+    (0..10).for_each(|n| begin_read(&mut guest, n, 0));
+    assert_eq!(answers(&mut guest, 10), (0..10).collect::<Vec<_>>());
+    assert!(begin.elapsed() > SOON / 2, "{:?}", begin.elapsed());
+
+    let (_disk, mut guest) = held_back("hurry-close");
+    let begin = Instant::now();
+    guest.bench.close(1);
+    assert!(begin.elapsed() < SOON, "{:?}", begin.elapsed());
+
+    let (_disk, mut guest) = held_back("hurry-remove");
+    let begin = Instant::now();
+    guest.bench.core.send(&ToVsp::Control { id: 1, payload: r#"{"remove":{"lun":0}}"#.into() });
+    let ToCore::ControlDone { id: 1, result: Ok(_) } = guest.bench.answer() else { panic!() };
+    assert!(begin.elapsed() < SOON, "{:?}", begin.elapsed());
+
+    let (_disk, mut guest) = held_back("hurry-reset");
+    let begin = Instant::now();
+    begin_reset(&mut guest, 300, 0);
+    assert_eq!(answers(&mut guest, 61).last(), Some(&300), "it waits for the commands of its unit");
+    assert!(begin.elapsed() < SOON, "{:?}", begin.elapsed());
+    begin_read(&mut guest, 301, 0);
+    (0..20).for_each(|_| guest.bench.turn(1));
+    assert!(guest.end.poll().is_none(), "what was let through has been charged for");
     guest.bench.quiesce();
 }
 

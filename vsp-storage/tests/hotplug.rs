@@ -175,6 +175,26 @@ fn a_guest_is_told_only_when_it_can_bear_it() {
 }
 
 #[test]
+fn a_successor_tells_a_guest_only_after_a_command_of_its_own() {
+    let (first, second) = (Disk::new("before", 1 << 20), Disk::new("after", 1 << 20));
+    let argument = first.argument("");
+    let mut guest = Guest::new(&[&argument]);
+    // Its introduction is over, and that is all that a ledger says.
+    guest.bench.quiesce();
+    let mut guest = guest.taken_over(&[&argument]);
+    assert!(add(&mut guest, &second.argument(",lun=5")).is_ok());
+    assert!(!is_told(&mut guest.end), "perhaps its driver has nothing ready yet");
+    let packet = wire::command(UNIT, Direction::None, &READY, 0);
+    assert!(guest.end.send(&Outgoing::in_band(7, true), &[&packet]));
+    guest.bench.settle();
+    let mut told = 0;
+    while let Some((header, _)) = guest.end.poll() {
+        told += i32::from(header.transaction_id == 0);
+    }
+    assert_eq!(told, 1);
+}
+
+#[test]
 fn a_disk_that_is_taken_away_ends_what_it_has_begun() {
     let (first, second) = (Disk::new("stays", 1 << 20), Disk::new("leaves", 8 << 20));
     let mut guest = Guest::new(&[&first.argument(""), &second.argument(",lun=5")]);

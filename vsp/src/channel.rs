@@ -168,7 +168,8 @@ impl<M: RingMemory, L: LedgerMemory> Channel<M, L> {
         self.writer.set_pending_send_size(0);
     }
 
-    /// The next request of a predecessor's, its packet copied into `scratch`. In the order in which they were taken.
+    /// The next request of a predecessor's, its packet copied into `scratch`. In the order in which they were taken, save
+    /// that those which had begun to have their effect come first.
     pub fn next_rerun(&mut self, scratch: &mut Vec<u8>) -> Rerun {
         let busy = self.outstanding >= self.limit || !self.backlog.is_empty();
         let Some(book) = self.book.as_mut().filter(|book| book.is_recovering()) else { return Rerun::None };
@@ -185,6 +186,12 @@ impl<M: RingMemory, L: LedgerMemory> Channel<M, L> {
     /// Whether [`Channel::next_rerun`] has not said yet that there are no more.
     pub fn recovering(&self) -> bool {
         self.book.as_ref().is_some_and(Book::is_recovering)
+    }
+
+    /// Whether the next one of them had begun to have its effect. Such come first.
+    #[inline]
+    pub fn has_begun(&self) -> bool {
+        self.book.as_ref().is_some_and(Book::has_begun)
     }
 
     /// Step 1: the next packet, copied into `scratch`.
@@ -246,9 +253,9 @@ impl<M: RingMemory, L: LedgerMemory> Channel<M, L> {
     }
 
     /// Step 3: writes the completion, or keeps it until there is room. With it, exactly when it becomes visible, `state`
-    /// becomes the device's state (at most [`LONGEST_STATE`] bytes; kept nowhere without a ledger).
+    /// becomes the device's state (at most [`LONGEST_STATE`] bytes, a longer one is dropped; kept nowhere without a ledger).
     ///
-    /// An error means that the guest has broken the ring, or that `payload` or `state` can never fit; the request has
+    /// An error means that the guest has broken the ring, or that `payload` can never fit; the request has
     /// ended all the same.
     pub fn complete(
         &mut self,
@@ -256,10 +263,15 @@ impl<M: RingMemory, L: LedgerMemory> Channel<M, L> {
         payload: &[u8],
         state: Option<&[u8]>,
     ) -> Result<(), PushError> {
-        if let Some(state) = state.filter(|state| state.len() > LONGEST_STATE) {
-            self.end(&ticket, None);
-            return Err(PushError::TooLarge(state.len()));
+        let fits = state.is_none_or(|state| state.len() <= LONGEST_STATE);
+        if !fits {
+            tracing::error!(
+                bytes = state.map_or(0, <[u8]>::len),
+                "a device state is too long and is not kept"
+            );
         }
+        // The guest waits for the answer, whatever becomes of the state.
+        let state = state.filter(|_| fits);
         // One that changes the state waits behind those that wait for room: their states are older.
         if !ticket.wants_completion && state.is_none() {
             self.end(&ticket, None);

@@ -398,8 +398,18 @@ impl Channels {
         self.slots.iter_mut().flatten().filter(|slot| slot.answers()).for_each(Slot::flush);
     }
 
-    /// The first channel that nobody else may work beside.
+    /// Whether a channel may go on with what a predecessor has left: it must not get ahead of what another has begun with.
+    pub(crate) fn may_go_on(&self, id: ChannelId) -> bool {
+        self.alone().is_none_or(|alone| alone == id.slot())
+    }
+
+    /// The first channel that nobody else may work beside: one with a request that a predecessor has begun with, which is to
+    /// be the first that the device hears of; or else one that is careful.
     fn alone(&self) -> Option<usize> {
+        let begun = |slot: &Option<Slot>| slot.as_ref().is_some_and(Slot::has_begun);
+        if let Some(place) = self.slots.iter().position(begun) {
+            return Some(place);
+        }
         self.slots.iter().position(|slot| slot.as_ref().is_some_and(Slot::is_alone))
     }
 

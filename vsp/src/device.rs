@@ -95,6 +95,10 @@ pub trait Device {
         Ok(true)
     }
 
+    /// The process is to hand over: no packet follows, and there is little time for those that came. Whatever holds them
+    /// back on purpose may not do so any longer. [`Device::release`] follows when they have ended.
+    fn quiescing(&mut self) {}
+
     /// Gives the resource up for a successor. All channels have been forgotten, nothing is in flight. The process may be
     /// told to serve again, as if it were new.
     fn release(&mut self) {}

@@ -1,8 +1,9 @@
 //! The main loop: one thread, one epoll, turns of bounded length.
 //!
 //! A turn waits for something to happen, reads what the core has to say, takes at most [`BATCH`] packets from
-//! each channel, and publishes what was completed. However fast a guest sends, the core is heard every turn, whatever the
-//! process's role is; when the core is gone, so is the process.
+//! each channel, and publishes what was completed. However fast a guest sends, the core is heard every 50 microseconds at
+//! least (`polling`), or after the turn that took longer, whatever the process's role is; when the core is gone, so is the
+//! process.
 
 mod wait;
 
@@ -10,7 +11,7 @@ use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::time::{Duration, Instant};
 
-use ipc::message::{STATUS_LEDGER, STATUS_OK, STATUS_REFUSED, ToCore, ToVsp};
+use ipc::message::{CONTROL_VERSION, STATUS_LEDGER, STATUS_OK, STATUS_REFUSED, ToCore, ToVsp};
 use ipc::socket::{Peer, SocketError};
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token};
@@ -98,6 +99,10 @@ pub struct Runtime<D> {
     device: D,
     setting: Setting,
     role: Role,
+    /// The core says when it has given us all channels.
+    announces: bool,
+    /// It has not said so yet: nothing is taken.
+    adopting: bool,
     channels: Channels,
     poll: Poll,
     polling: Polling,
@@ -118,6 +123,8 @@ impl<D: Device> Runtime<D> {
             device,
             setting,
             role: Role::Greeting,
+            announces: false,
+            adopting: false,
             channels: Channels::new(),
             poll,
             // Asked now: later nothing of the system can be seen.
@@ -171,6 +178,7 @@ impl<D: Device> Runtime<D> {
             }
         }
         match &self.role {
+            Role::Serving if self.adopting => {}
             Role::Serving => (0..self.channels.slots()).try_for_each(|slot| self.take_batch(slot))?,
             Role::Fencing(_) => self.fence()?,
             _ => {}
@@ -232,6 +240,9 @@ impl<D: Device> Runtime<D> {
         let batch = if self.channels.is_recovering(id) { RECOVERY_BATCH } else { BATCH };
         let mut pause = Pause::Turn;
         for _ in 0..batch {
+            if batch == RECOVERY_BATCH && !self.channels.may_go_on(id) {
+                break;
+            }
             match self.channels.next(id, &mut self.scratch) {
                 Next::Packet(header, ticket) => {
                     self.channels.enter(id, &ticket);
@@ -282,15 +293,18 @@ impl<D: Device> Runtime<D> {
             match message {
                 ToVsp::Welcome { version, vm, vps, ram, standby } => {
                     let vm = join(version, vm, vps, ram, fds)?;
+                    self.announces = version >= CONTROL_VERSION;
                     self.welcomed(vm, standby)?;
                 }
                 ToVsp::Refused { reason } => return Err(AttachError::Refused(reason).into()),
                 _ if matches!(self.role, Role::Greeting) => return Err(AttachError::NotWelcome.into()),
                 ToVsp::Serve { predecessor } => self.serve(predecessor),
+                ToVsp::Adopted {} => self.adopting = false,
                 ToVsp::Quiesce {} => {
                     // Whoever only waits for the resource has nothing to end, and answers at once.
                     if matches!(self.role, Role::Serving | Role::Fencing(_)) {
                         self.role = Role::Quiescing;
+                        self.device.quiescing();
                     }
                 }
                 ToVsp::Retire {} => {
@@ -315,7 +329,7 @@ impl<D: Device> Runtime<D> {
                 },
                 ToVsp::Control { id, payload } => {
                     let control = Control::new(id, payload, fds);
-                    if matches!(self.role, Role::Serving) {
+                    if self.takes() {
                         self.device.control(control, &mut self.channels);
                     } else {
                         let why = "this process does not serve the device just now";
@@ -351,7 +365,14 @@ impl<D: Device> Runtime<D> {
         if matches!(self.role, Role::Standby | Role::Quiet) {
             // Tried once at once, in this very turn; said only if that is in vain.
             self.role = Role::Fencing(Fencing::new(predecessor));
+            // What one channel's ledger says may be about requests of another's.
+            self.adopting = self.announces;
         }
+    }
+
+    /// Whether requests are taken.
+    fn takes(&self) -> bool {
+        matches!(self.role, Role::Serving) && !self.adopting
     }
 
     /// Opens a channel; the status for the core, and why not.

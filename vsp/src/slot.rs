@@ -106,6 +106,11 @@ impl Slot {
         self.careful && self.answers() && self.channel.recovering()
     }
 
+    /// Whether the next request is one that a predecessor has begun with.
+    pub fn has_begun(&self) -> bool {
+        self.channel.has_begun() && self.answers()
+    }
+
     /// Publishes all completions and signals the guest if it has to be.
     pub fn flush(&mut self) {
         match self.channel.publish_completions() {

@@ -35,6 +35,8 @@ pub struct FakeCore {
     /// Bytes of ledger that the device has asked for.
     ledger: Cell<u64>,
     channels: RefCell<Vec<Held>>,
+    /// Channels that a process which has begun to serve has still to be given; `None`: it has been told that it has all.
+    owed: RefCell<Option<Vec<u32>>>,
 }
 
 /// A channel as the core has it.
@@ -73,9 +75,8 @@ impl FakeCore {
         let memory = (ram > 0).then(|| SharedMemory::create("test-ram", ram).expect("memory"));
         let region = RamRegion { gpa: 0, len: ram, offset: 0 };
         let ram = memory.as_ref().map(|memory| GuestRam::new(memory, &[region]).expect("mapped"));
-        let core =
-            FakeCore { peer, ram, vps: 1, memory, ledger: Cell::new(0), channels: RefCell::new(Vec::new()) };
-        (core, vsp)
+        let (ledger, channels, owed) = (Cell::new(0), RefCell::new(Vec::new()), RefCell::new(None));
+        (FakeCore { peer, ram, vps: 1, memory, ledger, channels, owed }, vsp)
     }
 
     /// Waits for the device's hello, welcomes it and has it serve; what it offers.
@@ -178,6 +179,19 @@ impl FakeCore {
             vec![held.memory.as_fd(), held.kick.as_fd(), held.interrupt.as_fd(), held.flags.as_fd()];
         fds.extend(held.ledger.as_ref().map(AsFd::as_fd));
         self.peer.send(&open, &fds).expect("sent");
+        self.given(channel);
+    }
+
+    /// A process that has begun to serve need not be given this channel any more. If it was the last, it is told so.
+    fn given(&self, channel: u32) {
+        let mut owed = self.owed.borrow_mut();
+        let Some(left) = owed.as_mut() else { return };
+        left.retain(|one| *one != channel);
+        if left.is_empty() {
+            *owed = None;
+            // A process that has gone need not know.
+            let _ = self.peer.send(&ToVsp::Adopted {}, &[]);
+        }
     }
 
     /// Has a successor take up all channels, and waits until it has.
@@ -205,11 +219,13 @@ impl FakeCore {
     pub fn close(&self, channel: u32) {
         self.channels.borrow_mut().retain(|held| held.channel != channel);
         self.send(&ToVsp::ChannelClose { channel });
+        self.given(channel);
     }
 
     /// Forgets a channel whose opening was refused.
     pub fn forget(&self, channel: u32) {
         self.channels.borrow_mut().retain(|held| held.channel != channel);
+        self.given(channel);
     }
 
     /// The socket itself.
@@ -217,9 +233,14 @@ impl FakeCore {
         &self.peer
     }
 
-    /// Sends a message without descriptors.
+    /// Sends a message without descriptors. Whoever is told to serve is told as well that it has been given all channels: at once
+    /// if none is open, else with the last that it is given.
     pub fn send(&self, message: &ToVsp) {
         self.peer.send(message, &[]).expect("sent");
+        if matches!(message, ToVsp::Serve { .. }) {
+            *self.owed.borrow_mut() = Some(self.open_channels());
+            self.given(u32::MAX);
+        }
     }
 
     /// The next message of the device, waiting for it.

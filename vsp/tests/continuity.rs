@@ -34,6 +34,8 @@ struct Script {
     state: Option<Vec<u8>>,
     /// Outcomes are recorded, and the requests kept.
     record: bool,
+    /// Requests with this first byte have begun to have their effect, and are kept.
+    begin: Option<u8>,
     /// How often the resource is not ours yet.
     in_use: u32,
     ran: Vec<u64>,
@@ -97,7 +99,11 @@ impl Device for Actor {
         if script.record {
             assert!(request.record_outcome(channels, b"recorded"));
         }
-        if script.hold || script.record {
+        let begins = script.begin.is_some() && script.begin == payload.first().copied();
+        if begins {
+            assert!(request.note_begun(channels));
+        }
+        if script.hold || script.record || begins {
             script.held.push(request);
         } else if let Some(state) = &script.state {
             request.complete_with_state(channels, payload, state);
@@ -440,6 +446,29 @@ fn after_a_crash_that_nobody_is_known_to_blame_for_one_request_runs_at_a_time() 
     });
     bench.settle();
     guests.iter_mut().for_each(|guest| assert_eq!(ids(guest), [1, 2, 3, 4]));
+}
+
+#[test]
+fn a_successor_begins_when_it_has_all_channels_and_with_what_was_begun() {
+    let actor = Actor::new(Script { hold: true, begin: Some(b'b'), ..Script::default() });
+    let mut bench = Bench::new(actor.clone(), 0);
+    let mut guests = [bench.open(1, 1), bench.open(2, 1)];
+    (1..=2).for_each(|id| send(&mut guests[0], id, b"question"));
+    send(&mut guests[1], 3, b"question");
+    send(&mut guests[1], 4, b"begun...");
+    bench.settle();
+    forget(&actor);
+    let mut core = bench.kill();
+    let successor = Actor::default();
+    let (_, vsp) = core.successor();
+    let mut bench = Bench { runtime: attach(&core, vsp, successor.clone()), core };
+    bench.core.reopen(1);
+    bench.settle();
+    assert!(successor.0.borrow().ran.is_empty(), "the other channel may say what these depend on");
+    bench.core.reopen(2);
+    bench.settle();
+    assert_eq!(successor.0.borrow().ran[0], 4);
+    assert_eq!((ids(&mut guests[0]), ids(&mut guests[1])), (vec![1, 2], vec![4, 3]));
 }
 
 #[test]

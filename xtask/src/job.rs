@@ -110,10 +110,15 @@ pub struct Outcome {
     pub elapsed: Duration,
 }
 
+/// Whether a kernel that has said this comes down.
+pub fn fell(kernel: &str) -> bool {
+    HOST_FELL.iter().any(|words| kernel.contains(words))
+}
+
 impl Outcome {
     /// Whether the lab host's kernel or the machine below it came down, rather than the job.
     pub fn host_fell(&self) -> bool {
-        self.status == LAB_FAILED || HOST_FELL.iter().any(|words| self.kernel.contains(words))
+        self.status == LAB_FAILED || fell(&self.kernel)
     }
 }
 

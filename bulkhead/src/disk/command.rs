@@ -2,16 +2,19 @@
 
 use std::fs::File;
 use std::io::{Seek, SeekFrom};
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::Path;
 use std::process::ExitCode;
 
 use clap::{Args, Subcommand};
+use nix::errno::Errno;
+use nix::fcntl::OFlag;
 use nix::unistd::geteuid;
 use serde::Deserialize;
 use serde_json::json;
 
 use super::words::{self, Change};
-use super::{open, persist};
+use super::{Told, open, persist, shown};
 use crate::device::command::Place;
 use crate::device::{Backend, Error, find};
 use crate::spec::size::{self, Bytes};
@@ -167,7 +170,7 @@ fn backend(of: &Of) -> Result<Box<dyn Backend>, Error> {
 fn list(of: &Of) -> Result<(), Error> {
     let mut words = backend(of)?.disks(&of.device)?;
     words.sort_by_key(|word| words::lun(word));
-    words.iter().for_each(|word| println!("{word}"));
+    words.iter().for_each(|word| println!("{}", shown(word)));
     Ok(())
 }
 
@@ -176,33 +179,77 @@ fn add(options: &Add) -> Result<String, Error> {
     let mut backend = backend(&options.of)?;
     let taken = backend.disks(device)?;
     let word = words::complete(&options.disk, &taken).map_err(Error::Failed)?;
-    let opener = backend.opener();
-    if geteuid().is_root() && opener != 0 {
-        return Err(Error::Failed(format!(
-            "VM {vm} is run by user {opener}, whose processes have to open its disks: add it as that user (sudo -u '#{opener}' ...)"
-        )));
-    }
+    refuse_root(&*backend, vm)?;
     let rows = backend.list()?;
     let program = rows.into_iter().find(|row| row.name == *device).map(|row| row.program).unwrap_or_default();
     let change = Change::Add { disk: word.clone() };
     // Opened anew each time: what a process that has died meanwhile had locked would stay locked with it.
-    let answer = persist(|| {
+    let mut is_begun = false;
+    let added = persist(|| {
         let (payload, fds) = open::disk(&program, device, &word)?;
-        backend.change(device, &change, &payload, fds)
-    })?;
+        let told = backend.change(device, &change, &payload, fds);
+        is_begun |= matches!(told, Ok(Told::Again(_) | Told::Refused(_)));
+        told
+    });
+    let answer = match added {
+        Err(error) if is_begun && !taken.contains(&word) => {
+            return Err(Error::Failed(match take_back(&mut *backend, device, &word) {
+                Ok(()) => format!("{error}; the disk is not added"),
+                Err(then) => {
+                    format!(
+                        "{error}; and the disk could not be taken back: {then}. Remove it with bulkhead disk remove"
+                    )
+                }
+            }));
+        }
+        added => added?,
+    };
     let (lun, path) =
         (words::lun(&word).unwrap_or_default(), words::value(&word, "path").unwrap_or_default());
-    Ok(format!("{device}: LUN {lun} is {path}, {}", Bytes(bytes(&answer))))
+    Ok(format!("{device}: LUN {lun} is {}, {}", shown(&path), Bytes(bytes(&answer))))
+}
+
+/// Has a disk that could not be added be no disk of later processes either.
+fn take_back(backend: &mut dyn Backend, device: &str, word: &str) -> Result<(), Error> {
+    if !backend.disks(device)?.iter().any(|disk| disk == word) {
+        return Ok(());
+    }
+    // Who has not answered may have it nevertheless. It lets go of it in order, then, if it answers now.
+    if let Some(lun) = words::lun(word)
+        && let Ok(Told::Done(_)) = backend.change(device, &Change::Remove { lun }, &removal(lun), Vec::new())
+    {
+        return Ok(());
+    }
+    let change = Change::TakeBack { disk: word.to_owned() };
+    match backend.change(device, &change, "", Vec::new())? {
+        Told::Done(_) => Ok(()),
+        Told::Refused(why) | Told::Again(why) => Err(Error::Failed(why)),
+    }
+}
+
+/// Root follows no path that another user has chosen: neither to open it for him, nor to write to it.
+fn refuse_root(backend: &dyn Backend, vm: &str) -> Result<(), Error> {
+    let opener = backend.opener();
+    if geteuid().is_root() && opener != 0 {
+        return Err(Error::Failed(format!(
+            "VM {vm} is run by user {opener}, whose processes have to open its disks: do it as that user (sudo -u '#{opener}' ...)"
+        )));
+    }
+    Ok(())
+}
+
+/// What the process is told.
+fn removal(lun: u8) -> String {
+    json!({ "remove": { "lun": lun } }).to_string()
 }
 
 fn remove(options: &Remove) -> Result<String, Error> {
     let device = &options.of.device;
     let mut backend = backend(&options.of)?;
     let path = path_of(&mut *backend, device, options.lun)?;
-    let (change, payload) =
-        (Change::Remove { lun: options.lun }, json!({ "remove": { "lun": options.lun } }).to_string());
+    let (change, payload) = (Change::Remove { lun: options.lun }, removal(options.lun));
     persist(|| backend.change(device, &change, &payload, Vec::new()))?;
-    Ok(format!("{device}: LUN {} is gone, and nothing uses {path} any more", options.lun))
+    Ok(format!("{device}: LUN {} is gone, and nothing uses {} any more", options.lun, shown(&path)))
 }
 
 fn resize(options: &Resize) -> Result<String, Error> {
@@ -210,8 +257,9 @@ fn resize(options: &Resize) -> Result<String, Error> {
     let mut backend = backend(&options.of)?;
     let path = path_of(&mut *backend, device, options.lun)?;
     if let Some(text) = &options.size {
+        refuse_root(&*backend, &options.of.vm)?;
         let wanted = size::parse(text).map_err(|bad| Error::Failed(format!("{}: {}", bad.why, bad.fix)))?;
-        grow(Path::new(&path), wanted).map_err(|why| Error::Failed(format!("{path} {why}")))?;
+        grow(Path::new(&path), wanted).map_err(|why| Error::Failed(format!("{} {why}", shown(&path))))?;
     }
     let payload = json!({ "resize": { "lun": options.lun } }).to_string();
     let answer = persist(|| backend.tell(device, &payload))?;
@@ -232,9 +280,20 @@ fn path_of(backend: &mut dyn Backend, device: &str, lun: u8) -> Result<String, E
 /// Makes a file larger; else the rest of a sentence.
 fn grow(path: &Path, wanted: u64) -> Result<(), String> {
     let failed = |error: std::io::Error| format!("cannot be made larger: {error}");
-    let mut file = File::options().read(true).write(true).open(path).map_err(failed)?;
+    // Whatever has taken the disk's place: no link is followed, and no pipe is waited for.
+    let flags = (OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK).bits();
+    let mut file = match File::options().read(true).write(true).custom_flags(flags).open(path) {
+        Err(error) if error.raw_os_error() == Some(Errno::ELOOP as i32) => {
+            return Err("is a link: make what it names larger, and give no size".to_owned());
+        }
+        file => file.map_err(failed)?,
+    };
+    let kind = file.metadata().map_err(failed)?.file_type();
+    let is_file = kind.is_file();
+    if !is_file && !kind.is_block_device() {
+        return Err("is neither a file nor a block device".to_owned());
+    }
     let now = file.seek(SeekFrom::End(0)).map_err(failed)?;
-    let is_file = file.metadata().map_err(failed)?.is_file();
     match wanted {
         wanted if wanted == now => Ok(()),
         wanted if wanted < now => {
@@ -266,6 +325,12 @@ mod tests {
         assert_eq!(path.metadata().unwrap().len(), 8192);
         assert!(grow(&path, 4096).unwrap_err().contains("8 KiB already"));
         assert!(grow(&path, 10_000).unwrap_err().contains("multiple"));
+        let link = path.with_extension("link");
+        std::os::unix::fs::symlink(&path, &link).unwrap();
+        assert!(grow(&link, 16_384).unwrap_err().contains("is a link"));
+        assert!(grow(Path::new("/dev/null"), 4096).unwrap_err().contains("neither"));
+        assert_eq!(path.metadata().unwrap().len(), 8192);
+        std::fs::remove_file(&link).unwrap();
         std::fs::remove_file(&path).unwrap();
         assert!(grow(&path, 4096).unwrap_err().contains("cannot be"));
     }

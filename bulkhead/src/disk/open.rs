@@ -16,6 +16,8 @@ use crate::device::Error;
 
 /// Number of the socket in the child.
 const SOCKET: i32 = 3;
+/// How a program ends that does not understand its arguments (clap's code for that).
+const USAGE: i32 = 2;
 
 /// Has `program` open a disk of `device`: what to say to its process, and what to give to it.
 pub fn disk(program: &Path, device: &str, word: &str) -> Result<(String, Vec<OwnedFd>), Error> {
@@ -31,10 +33,14 @@ pub fn disk(program: &Path, device: &str, word: &str) -> Result<(String, Vec<Own
         .map_err(|error| failed(&error))?;
     drop(theirs);
     let said = ours.recv::<Result<String, String>>();
-    let _ = child.wait();
+    let ended = child.wait().ok().and_then(|status| status.code());
     match said {
         Ok((Ok(payload), fds)) => Ok((payload, fds)),
         Ok((Err(why), _)) => Err(Error::Failed(shown(&why))),
+        // What it does not understand, it has said itself.
+        Err(SocketError::Closed) if ended == Some(USAGE) => {
+            Err(failed(&"it does not take these options (see above)"))
+        }
         Err(SocketError::Closed) => Err(failed(&"it does not know how to; is it of the same release?")),
         Err(error) => Err(failed(&error)),
     }

@@ -20,10 +20,16 @@ pub enum Change {
         /// The word.
         disk: String,
     },
-    /// This one no more.
+    /// This one no more. Not before the process that serves has let go of it: one that dies over it must be followed by one that knows
+    /// of the disk, waits for what is still on its way to it, and does it again.
     Remove {
         /// Its number.
         lun: u8,
+    },
+    /// Exactly this one no more, which nobody has come to serve. Nobody is told.
+    TakeBack {
+        /// The word.
+        disk: String,
     },
 }
 
@@ -71,18 +77,22 @@ pub fn changed(args: &[OsString], change: &Change) -> Result<Option<Vec<OsString
             let added = [OsString::from(OPTION), OsString::from(disk)];
             Ok(Some(args.iter().cloned().chain(added).collect()))
         }
-        Change::Remove { lun: number } => {
-            let is_it = |place: &usize| {
-                let word = args.get(place + 1).and_then(|word| word.to_str());
-                args[*place] == OPTION && word.is_some_and(|word| lun(word) == Some(*number))
-            };
-            Ok((0..args.len()).find(is_it).map(|place| {
-                let mut left = args.to_vec();
-                left.drain(place..place + 2);
-                left
-            }))
-        }
+        Change::Remove { lun: number } => Ok(without(args, |word| lun(word) == Some(*number))),
+        Change::TakeBack { disk } => Ok(without(args, |word| word == disk)),
     }
+}
+
+/// The arguments without the first disk of which that is true; `None` if there is none.
+fn without(args: &[OsString], is_meant: impl Fn(&str) -> bool) -> Option<Vec<OsString>> {
+    let is_it = |place: &usize| {
+        let word = args.get(place + 1).and_then(|word| word.to_str());
+        args[*place] == OPTION && word.is_some_and(&is_meant)
+    };
+    (0..args.len()).find(is_it).map(|place| {
+        let mut left = args.to_vec();
+        left.drain(place..place + 2);
+        left
+    })
 }
 
 /// The word for what somebody has typed: its path made absolute, its LUN the lowest free one unless it has one.
@@ -169,6 +179,9 @@ mod tests {
         assert_eq!(after, args(&["lun=0,path=/a"]));
         assert_eq!(changed(&after, &Change::Remove { lun: 15 }), Ok(None));
         assert_eq!(changed(&before, &Change::Remove { lun: 1 }), Ok(None));
+        let take_back = |disk: &str| changed(&before, &Change::TakeBack { disk: disk.into() }).unwrap();
+        assert_eq!(take_back("lun=15,path=/b"), Some(args(&["lun=0,path=/a"])));
+        assert_eq!(take_back("lun=15,path=/c"), None, "that is somebody else's");
     }
 
     #[test]

@@ -1,9 +1,11 @@
 //! The disks of a device, while it is served.
 //!
-//! They are what processes of the device are started with. A change of that comes first, a process that stands by with the old ones is
-//! replaced, and then the one that serves is told, in words that only it understands. The supervisor must never have a disk open itself, and
-//! whoever is given the descriptors of one has it: they are passed on and closed.
+//! They are what processes of the device are started with. When a disk comes, that changes first, a process that stands by with the old ones
+//! is replaced, and then the one that serves is told, in words that only it understands. When a disk goes, the one that serves is told first,
+//! and once more when all that has changed ([`Change::Remove`] says why). The supervisor must never have a disk open itself, and whoever is
+//! given the descriptors of one has it: they are passed on and closed.
 
+use std::ffi::OsString;
 use std::os::fd::OwnedFd;
 use std::time::Instant;
 
@@ -41,20 +43,27 @@ impl Supervisor {
             Err(why) => {
                 return self.control.answer(client, &Reply::Failed { reason: format!("{name}: {why}") }, now);
             }
-            Ok(Some(args)) => {
-                self.slots[device].plan.args = args;
-                // One that has been started with the old ones must not come to serve.
-                self.events.push_back(Event::Renew(device));
-            }
-            Ok(None) => {}
+            Ok(Some(args)) if !matches!(change, Change::Remove { .. }) => self.start_with(device, args),
+            Ok(_) => {}
         }
-        if self.operator.tell(&name, payload, fds) {
-            self.slots[device].change = Some(change);
+        if let Change::TakeBack { .. } = change {
+            return self.control.answer(client, &Reply::Told { answer: String::new() }, now);
+        }
+        // An answer that comes late must not be taken for that to another question.
+        if !self.operator.has_told(&name) && self.operator.tell(&name, payload.clone(), fds) {
+            self.slots[device].change = Some((change, payload));
             self.control.wait_for(client, Wish::Change { device }, now);
         } else {
-            let reason = format!("{name}: the core cannot be asked just now");
+            let reason = format!("{name}: its process cannot be told just now");
             self.control.answer(client, &Reply::Again { reason }, now);
         }
+    }
+
+    /// What every process of the device has from now on.
+    fn start_with(&mut self, device: usize, args: Vec<OsString>) {
+        self.slots[device].plan.args = args;
+        // One that has been started with the old ones must not come to serve.
+        self.events.push_back(Event::Renew(device));
     }
 
     /// What has come of it.
@@ -62,24 +71,38 @@ impl Supervisor {
         let slot = &mut self.slots[device];
         let name = slot.plan.name.clone();
         let reply = match (answer, slot.change.take()) {
+            (Answer::Given(Ok(answer)), Some((change @ Change::Remove { .. }, payload))) => {
+                if let Ok(Some(args)) = words::changed(&slot.plan.args, &change) {
+                    self.start_with(device, args);
+                    // It may have died since, and been followed by one that was started with the disk.
+                    if self.operator.tell(&name, payload.clone(), &[]) {
+                        self.slots[device].change = Some((change, payload));
+                        return;
+                    }
+                    Reply::Again { reason: format!("{name}: its process cannot be told just now") }
+                } else {
+                    tracing::info!(process = name, ?change, "its disks have changed");
+                    Reply::Told { answer }
+                }
+            }
             (Answer::Given(Ok(answer)), change) => {
+                let change = change.map(|(change, _)| change);
                 tracing::info!(process = name, ?change, "its disks have changed");
                 Reply::Told { answer }
             }
             (Answer::Given(Err(why)), change) => {
                 // What it has not taken, no other process is to take.
-                if let Some(Change::Add { disk }) = change
-                    && let Some(lun) = words::lun(&disk)
-                    && let Ok(Some(args)) = words::changed(&slot.plan.args, &Change::Remove { lun })
+                if let Some((Change::Add { disk }, _)) = change
+                    && let Ok(Some(args)) = words::changed(&slot.plan.args, &Change::TakeBack { disk })
                 {
-                    slot.plan.args = args;
-                    self.events.push_back(Event::Renew(device));
+                    self.start_with(device, args);
                 }
                 Reply::Failed { reason: format!("{name}: {}", shown(&why)) }
             }
-            (Answer::Missing(why), _) => {
+            (Answer::Missing(why), Some((Change::Add { .. }, _))) => {
                 Reply::Again { reason: format!("{name}: {}; its next process has the change", shown(&why)) }
             }
+            (Answer::Missing(why), _) => Reply::Again { reason: format!("{name}: {}", shown(&why)) },
         };
         self.control.answer_all(|wish| wish == Wish::Change { device }, &reply);
     }

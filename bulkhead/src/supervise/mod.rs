@@ -85,8 +85,8 @@ struct Slot {
     candidate: Option<PathBuf>,
     /// The operator at the terminal has been told that it is in trouble.
     in_trouble: bool,
-    /// The change of its disks that its process is being told of.
-    change: Option<Change>,
+    /// The change of its disks that its process is being told of, and in which words.
+    change: Option<(Change, String)>,
 }
 
 struct Supervisor {

@@ -98,6 +98,11 @@ impl Operator {
         self.ask(&request, &fds, Question::Tell(device.to_owned()))
     }
 
+    /// Whether the process that serves `device` was told something and has not answered.
+    pub fn has_told(&self, device: &str) -> bool {
+        self.asked.iter().any(|question| matches!(question, Question::Tell(name) if name == device))
+    }
+
     fn ask(&mut self, request: &Request, fds: &[BorrowedFd<'_>], question: Question) -> bool {
         if self.peer.is_none() {
             self.connect();

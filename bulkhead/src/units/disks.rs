@@ -1,4 +1,5 @@
-//! `bulkhead disk` under systemd: what a device's units start is changed by a drop-in, and then the process that serves is told.
+//! `bulkhead disk` under systemd: what a device's units start is changed by a drop-in, and the process that serves is told: afterwards of a
+//! disk that comes; before that and once more afterwards of one that goes ([`Change::Remove`] says why).
 //!
 //! The drop-in lasts until the next boot, or until the VM's units are written anew. It repeats the whole command line and all that the process may
 //! open, because a disk that is gone must not keep a unit from starting. Where a swap has given the units another program, that keeps
@@ -53,6 +54,13 @@ pub(super) fn change(
     let all = || disks.iter().chain(&programs);
     let args = arguments(&in_force(&pair.names[0])?);
     let changed = words::changed(&args, change).map_err(|why| Error::Failed(format!("{device}: {why}")))?;
+    let say = |fds| tell(&vm.core_socket(), device, payload, fds);
+    if let Change::Remove { .. } = change {
+        match say(Vec::new())? {
+            Told::Done(_) if changed.is_some() => {}
+            told => return Ok(told),
+        }
+    }
     if let Some(args) = &changed {
         let is_device = |path: &Path| path.metadata().is_ok_and(|found| found.file_type().is_block_device());
         let text = drop_in(args, is_device).map_err(failed)?;
@@ -67,9 +75,12 @@ pub(super) fn change(
             return Err(error);
         }
     }
-    let told = tell(&vm.core_socket(), device, payload, fds);
-    // What it has not taken, no other process is to take.
-    if let (Some(_), Change::Add { .. }, Ok(Told::Refused(_))) = (&changed, change, &told) {
+    if let Change::TakeBack { .. } = change {
+        return Ok(Told::Done(String::new()));
+    }
+    let told = say(fds);
+    // What it has not taken, no other process is to take. If an earlier attempt has written it, whoever made that takes it back.
+    if let (Some(_), Change::Add { .. }, Ok(Told::Refused(_)) | Err(_)) = (&changed, change, &told) {
         restore(all())?;
         in_effect(vm, device)?;
     }
@@ -130,7 +141,10 @@ pub(super) fn forget(vm: &str) {
                 && name.split_once('@').is_some_and(|(_, unit)| unit.starts_with(&format!("{vm}:")))
         });
         if is_ours {
-            let _ = fs::remove_file(entry.path().join(content::DISKS));
+            // A swap's has all the arguments, too.
+            for name in [content::DISKS, BINARY] {
+                let _ = fs::remove_file(entry.path().join(name));
+            }
         }
     }
 }

@@ -111,7 +111,7 @@ fn is_of(directory: &str, vm: &str) -> bool {
 }
 
 /// Puts a whole file in the place of what is there, so that a reader sees the old one or the new one.
-fn replace(path: &Path, content: &str) -> Result<(), Error> {
+pub(super) fn replace(path: &Path, content: &str) -> Result<(), Error> {
     let failed = |what, path: &Path| {
         let path = path.to_owned();
         move |error| Error { what, path, error }

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use super::device::{Pair, Systemd, failed};
 use super::systemctl::{RUNTIME_UNITS, Systemctl};
-use super::{Names, content, disks, escape};
+use super::{Names, content, disks, escape, install};
 use crate::device::{Error, check_binary};
 
 /// How long the core waits for the new process to be welcomed: it says that it is ready only then, so it has been already.
@@ -21,7 +21,7 @@ const WELCOME: Duration = Duration::from_secs(5);
 const SETTLING: Duration = Duration::from_secs(5);
 /// How long to wait before it is asked again.
 const AGAIN: Duration = Duration::from_millis(20);
-/// The drop-in that gives a unit another program until the next boot. Read after our own.
+/// The drop-in that gives a unit another program until the next boot, or until the VM's units are written anew. Read after our own.
 pub(super) const BINARY: &str = "60-swap.conf";
 
 /// Nobody else swaps or restarts the same device while this exists.
@@ -157,7 +157,8 @@ fn restore(programs: &[Override; 2]) -> Result<(), Error> {
     set.into_iter().collect::<Result<(), _>>().and(reloaded)
 }
 
-/// The drop-in that gives a unit another program. It lasts until the next boot, or the next swap to another program.
+/// The drop-in that gives a unit another program. It lasts until the next boot, the next swap to another program, or
+/// until the VM's units are written anew.
 pub(super) struct Override {
     unit: String,
     path: PathBuf,
@@ -178,16 +179,15 @@ impl Override {
     }
 
     pub(super) fn set(&self, text: Option<&str>) -> Result<(), Error> {
-        let done = match (text, self.path.parent()) {
-            (Some(text), Some(directory)) => {
-                fs::create_dir_all(directory).and_then(|()| fs::write(&self.path, text))
+        if let Some(text) = text {
+            return install::replace(&self.path, text).map_err(failed);
+        }
+        match fs::remove_file(&self.path) {
+            Err(error) if error.kind() != ErrorKind::NotFound => {
+                Err(Error::Failed(format!("cannot change {}: {error}", self.path.display())))
             }
-            _ => match fs::remove_file(&self.path) {
-                Err(error) if error.kind() != ErrorKind::NotFound => Err(error),
-                _ => Ok(()),
-            },
-        };
-        done.map_err(|error| Error::Failed(format!("cannot change {}: {error}", self.path.display())))
+            _ => Ok(()),
+        }
     }
 }
 

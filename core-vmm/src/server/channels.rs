@@ -3,11 +3,15 @@
 
 use std::{os::fd::AsFd, time::Instant};
 
-use ipc::{event::Doorbell, message::STATUS_LEDGER, shm::SharedMemory};
+use ipc::{
+    event::Doorbell,
+    message::{CONTROL_VERSION, STATUS_LEDGER, ToVsp},
+    shm::SharedMemory,
+};
 
 use super::{
     PRIMARIES, Server, TELL_AGAIN,
-    device::{CLOSE_GRACE, OPEN_GRACE},
+    device::{CLOSE_GRACE, Device, OPEN_GRACE},
     live::{Hold, Live, Wish, Word},
     slot::{Leave, Role},
 };
@@ -85,7 +89,21 @@ impl Server {
                 self.refuse_open(partition, relid, STATUS_UNSUCCESSFUL, &reason);
             }
         }
+        self.tell_all_given(device);
         self.check_adopted(partition, device);
+    }
+
+    /// Tells the process that serves that there are no more channels to take over, as soon as it has been told of all.
+    fn tell_all_given(&mut self, device: usize) {
+        let is_told = !self.live.iter().any(|l| l.device == device && l.is_untold());
+        let Device { slot, owes_adopted, .. } = &mut self.devices[device];
+        *owes_adopted = match slot.taker() {
+            Some((_, process)) if process.version >= CONTROL_VERSION => {
+                let is_over = is_told && process.peer.send(&ToVsp::Adopted {}, &[]).is_ok();
+                (!is_over).then(|| Instant::now() + TELL_AGAIN)
+            }
+            _ => None,
+        };
     }
 
     /// No process has any of the device's channels.
@@ -93,6 +111,7 @@ impl Server {
         for live in self.live.iter_mut().filter(|l| l.device == device) {
             (live.hold, live.owed) = (Hold::Free, None);
         }
+        self.devices[device].owes_adopted = None;
         self.settle(partition, device);
     }
 
@@ -256,7 +275,8 @@ impl Server {
 
     /// When [`Self::tick_channels`] has to be called at the latest.
     pub(super) fn channels_deadline(&self) -> Option<Instant> {
-        self.live.iter().flat_map(|l| [l.answer_by(), l.owed.map(|(_, when)| when)]).flatten().min()
+        let channels = self.live.iter().flat_map(|l| [l.answer_by(), l.owed.map(|(_, when)| when)]);
+        channels.chain(self.devices.iter().map(|d| d.owes_adopted)).flatten().min()
     }
 
     /// Tells processes what they could not be told, and cuts those off that have not answered.
@@ -265,6 +285,11 @@ impl Server {
         let owed: Vec<(Relid, Word)> = self.live.iter().filter_map(due).collect();
         for (relid, word) in owed {
             self.tell(partition, relid, word);
+        }
+        for device in 0..self.devices.len() {
+            if self.devices[device].owes_adopted.is_some_and(|when| when <= now) {
+                self.tell_all_given(device);
+            }
         }
         let late = self.live.iter().filter(|l| l.answer_by().is_some_and(|by| by <= now));
         let mut late: Vec<(usize, bool)> =

@@ -2,7 +2,7 @@
 
 use std::{
     os::fd::{AsRawFd, RawFd},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use ipc::{
@@ -38,6 +38,8 @@ pub(super) struct Device {
     pub guest_ram: bool,
     pub offered: Option<Offered>,
     pub slot: Slot<Process>,
+    /// The process that serves has still to be told that it has been given all channels; when to try.
+    pub owes_adopted: Option<Instant>,
     /// Times that somebody had to be asked again to end a process of this device.
     pub lingers: Ration,
 }
@@ -87,6 +89,7 @@ impl Device {
             guest_ram: slot.guest_ram,
             offered: None,
             slot: Slot::new(),
+            owes_adopted: None,
             lingers: Ration::new(),
         })
     }

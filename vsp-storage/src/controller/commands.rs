@@ -9,9 +9,15 @@ use crate::prepare::{Prepared, Target, prepare, respond};
 use crate::scsi::attention::{Attentions, REPORT_LUNS, REQUEST_SENSE};
 use crate::scsi::plan::plan_without_unit;
 use crate::scsi::reserve::Nexus;
-use crate::scsi::{Command, Sense, plan_command};
+use crate::scsi::{Command, Condition, Sense, plan_command};
 use crate::transfer;
 use crate::wire::{self, Address, Outcome, Srb};
+
+/// Operation code of COMPARE AND WRITE, the command that is done in two steps.
+const COMPARE_AND_WRITE: u8 = 0x89;
+
+/// What binds no command.
+static UNTOUCHED: Condition = Condition::new();
 
 impl Controller {
     pub(super) fn execute(
@@ -29,11 +35,17 @@ impl Controller {
         let Some(cdb) = srb.cdb() else {
             return self.end(&srb, Err(Sense::INVALID_FIELD), request, channels);
         };
+        // What a predecessor has begun with is finished: it may have had half of its effect. Whatever would keep it from beginning
+        // now is no answer to it.
+        let begun = request.has_begun() && cdb[0] == COMPARE_AND_WRITE;
         if self.crash_on.is_some_and(|opcode| cdb[0] == opcode) {
             std::process::abort();
         }
         let address = srb.address();
         let Some(index) = self.find(address) else {
+            if begun {
+                return self.end(&srb, Err(Sense::WRITE_ERROR), request, channels);
+            }
             // Other targets do not exist at all; on ours, other units might.
             let luns = if is_our_target(address) { &self.numbers[..] } else { &[] };
             let outcome = match plan_without_unit(luns, cdb) {
@@ -44,14 +56,18 @@ impl Controller {
         };
         let spared = Attentions::spare(cdb[0]);
         if self.luns[index].is_estranged() && !spared {
-            return self.end(&srb, Err(Sense::NO_MEDIUM), request, channels);
+            let sense = if begun { Sense::WRITE_ERROR } else { Sense::NO_MEDIUM };
+            return self.end(&srb, Err(sense), request, channels);
         }
-        if !spared && let Some(sense) = self.take_attention(address.lun) {
+        if !spared
+            && !begun
+            && let Some(sense) = self.take_attention(address.lun)
+        {
             let answer = wire::answer_command(&srb, Outcome::Check(&sense.to_fixed()));
             return self.answer_with_change(request, &answer, channels);
         }
         let unit = &self.luns[index].unit;
-        let condition = self.state.condition(address.lun);
+        let condition = if begun { &UNTOUCHED } else { self.state.condition(address.lun) };
         let planned = Command::parse(cdb).and_then(|command| {
             if !condition.registry.allows(Nexus::GUEST, command.access()) {
                 return Ok(None);
@@ -61,11 +77,12 @@ impl Controller {
         let planned = match planned {
             Ok(Some(planned)) => planned,
             Ok(None) => return self.end(&srb, Ok(Outcome::Conflict), request, channels),
+            Err(_) if begun => return self.end(&srb, Err(Sense::WRITE_ERROR), request, channels),
             Err(sense) => return self.end(&srb, Err(sense), request, channels),
         };
         let (repeat, exclusive) = (planned.repeat(), planned.is_exclusive());
         // Files are in the order of `luns`.
-        let target = Target { unit, condition, file: index as u32, begun: request.has_begun() };
+        let target = Target { unit, condition, file: index as u32, begun };
         match prepare(&target, planned, &srb, buffer) {
             Ok(Prepared::Done(outcome)) if spared && self.told(address.lun, cdb[0]) => {
                 let answer = wire::answer_command(&srb, outcome);
@@ -83,6 +100,7 @@ impl Controller {
                 let job = Job { request, srb, unit: index, epoch: self.epoch, repeat, exclusive, work };
                 self.start(operation, job);
             }
+            Err(_) if begun => self.end(&srb, Err(Sense::WRITE_ERROR), request, channels),
             Err(sense) => self.end(&srb, Err(sense), request, channels),
         }
     }

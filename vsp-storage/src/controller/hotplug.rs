@@ -77,6 +77,8 @@ impl Controller {
         let keeper = if keeper { Some(fds.next().ok_or("a descriptor has not come")?) } else { None };
         let given = Given { file, keeper, shape };
         let disk = disk::adopt(&self.device, number, spec, given).map_err(|error| error.to_string())?;
+        disk::check_limit(&disk.file, &disk.path, disk.unit.read_only, self.file_limit)
+            .map_err(|error| error.to_string())?;
         if let Some(other) = others().find(|other| other.unit.serial == disk.unit.serial) {
             return Err(format!("LUN {} has the same serial number: give it another serial=", other.lun));
         }
@@ -89,7 +91,7 @@ impl Controller {
         tracing::info!(lun = number, bytes, read_only = lun.unit.read_only, "added: {path}");
         self.remember_unit(number, lun.identity);
         let place = self.uring.add_file(file);
-        self.uring.align(place, lun.alignment());
+        self.uring.align(place, lun.direct);
         match self.luns.get_mut(place) {
             Some(free) => *free = lun,
             None => self.luns.push(lun),
@@ -103,6 +105,7 @@ impl Controller {
         let place = self.place_of(number);
         if let Some(place) = place {
             self.luns[place].gone = true;
+            self.hurry(place, |_| true);
             self.forget_unit(number);
             self.renumber();
             tracing::info!(lun = number, "removed: {}", self.luns[place].path.display());
@@ -149,7 +152,10 @@ impl Controller {
     fn resize(&mut self, number: u8) -> Result<u64, String> {
         let place = self.place_of(number).ok_or_else(|| format!("there is no LUN {number}"))?;
         let file = self.uring.file(place).ok_or("its file is not open")?;
-        self.luns[place].measure(file)?;
+        let lun = &mut self.luns[place];
+        disk::check_limit(file, &lun.path, lun.unit.read_only, self.file_limit)
+            .map_err(|error| error.to_string())?;
+        lun.measure(file)?;
         // The guest looks only at those that tell it to.
         self.attend(number, Attention::CapacityChanged);
         self.owes_notice = true;

@@ -1,7 +1,7 @@
 //! Work for the disks: handed to the ring, stepped on when an operation has ended, answered when it is over.
 
 use std::io;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use vsp::{Channels, Request};
 
@@ -18,6 +18,9 @@ use crate::wire::{self, Address, Outcome, status};
 /// How often in one turn operations are handed over whose predecessors completed at once. One command can have
 /// hundreds in a row (WRITE SAME, UNMAP), and meanwhile no answer becomes visible and the core is not heard.
 const ROUNDS: usize = 4;
+
+/// How long a command that must come after answers waits before it looks whether the guest has made room for them.
+const BLOCKED: Duration = Duration::from_millis(1);
 
 /// A command under way, and when it came.
 #[derive(Debug)]
@@ -52,10 +55,13 @@ impl Controller {
             Kind::Flush => Class::Flush,
             Kind::Punch { .. } | Kind::Zero { .. } => Class::Discard,
         };
-        let (place, alone, cost) = (job.unit, job.exclusive, Cost { bytes: operation.bytes() });
+        let (place, alone, cost) = (job.unit, job.exclusive, Cost::of(&operation));
+        let once = job.repeat == Repeat::Differs;
         let item = (operation, Flight { job, began: now, class });
         self.under_way += 1;
-        if let Some((operation, flight)) = self.luns[place].queue.come(Entry { item, cost, alone }, now) {
+        let queue = &mut self.luns[place].queue;
+        queue.answered(self.answered);
+        if let Some((operation, flight)) = queue.come(Entry { item, cost, alone, once }, now) {
             self.hand_over(operation, flight);
         }
     }
@@ -82,11 +88,21 @@ impl Controller {
     /// The next operation of a command that has begun.
     fn again(&mut self, operation: Operation, flight: Flight) {
         // The rest of a transfer has been paid for with its beginning; what we repeat for the guest has not.
-        if !matches!(operation.memory, Memory::Guest(_)) && operation.bytes() > 0 {
+        let cost = Cost::of(&operation);
+        if !matches!(operation.memory, Memory::Guest(_)) && cost.bytes > 0 {
             let now = self.now();
-            self.luns[flight.job.unit].queue.moved(now, operation.bytes());
+            self.luns[flight.job.unit].queue.moved(now, cost);
         }
         self.hand_over(operation, flight);
+    }
+
+    /// Somebody waits for the end of these requests of a unit: no limit holds them up any more.
+    pub(super) fn hurry(&mut self, place: usize, which: impl Fn(&Request) -> bool) {
+        if self.luns[place].queue.has_waiting() {
+            // What they are let through by is the next `pump`: they are due now, and the loop is told so by `wake_at`.
+            let now = self.now();
+            self.luns[place].queue.hurry(now, |(_, flight)| which(&flight.job.request));
+        }
     }
 
     /// The time, as it was when this batch first asked.
@@ -102,6 +118,22 @@ impl Controller {
             {
                 self.go_on(place);
             }
+            if self.luns[place].queue.awaits_answers() {
+                self.luns[place].queue.answered(self.answered);
+                self.go_on(place);
+            }
+        }
+    }
+
+    /// The runtime calls: the guest has what was submitted before, unless it has no room for it.
+    pub(super) fn note_answered(&mut self, channels: &Channels) {
+        if self.answered == self.round {
+            return;
+        }
+        if !self.hands_over && self.open.iter().any(|open| channels.is_blocked(*open)) {
+            self.ask_again = Instant::now() + BLOCKED;
+        } else {
+            self.answered = self.round;
         }
     }
 
@@ -183,7 +215,7 @@ impl Controller {
             Outcome::Good(moved) => lun.stats.ended(class, moved.into(), took),
             _ => lun.stats.errors += 1,
         }
-        lun.queue.ended();
+        lun.queue.ended(self.round);
         self.go_on(place);
         if !self.resets.is_empty() {
             self.ended_before_reset(place, epoch, channels);
@@ -201,6 +233,10 @@ impl Controller {
         };
         if waiting == 0 {
             return self.answer(request, &wire::answer(status::SUCCESS), channels);
+        }
+        match place.flatten() {
+            Some(place) => self.hurry(place, |_| true),
+            None => (0..self.luns.len()).for_each(|place| self.hurry(place, |_| true)),
         }
         self.epoch += 1;
         self.resets.push(Reset { request, place: place.flatten(), epoch: self.epoch, waiting });

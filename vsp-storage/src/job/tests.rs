@@ -47,19 +47,19 @@ fn patience_ends() {
 #[test]
 fn ranges_are_punched_one_by_one() {
     let ranges = vec![Blocks { lba: 1, count: 2 }, Blocks { lba: 8, count: 8 }];
-    let (mut work, operation) = Work::unmap(0, ranges.clone(), 512, 40).unwrap();
+    let (mut work, operation) = Work::unmap(0, ranges.clone(), 512, 40, false).unwrap();
     assert_eq!(operation.kind, Kind::Punch { offset: 512, len: 1024 });
     let Next::Again(operation) = work.step(operation, Ok(0)) else { panic!() };
     assert_eq!(operation.kind, Kind::Punch { offset: 4096, len: 4096 });
     assert!(matches!(work.step(operation, Ok(0)), Next::Done(40)));
-    let (mut work, operation) = Work::unmap(0, ranges, 512, 40).unwrap();
+    let (mut work, operation) = Work::unmap(0, ranges, 512, 40, false).unwrap();
     assert!(matches!(work.step(operation, os(libc::EOPNOTSUPP)), Next::Done(40)));
-    assert!(Work::unmap(0, Vec::new(), 512, 8).is_none());
+    assert!(Work::unmap(0, Vec::new(), 512, 8, false).is_none());
 }
 
 #[test]
 fn zeroes_are_written_where_the_file_system_knows_no_better() {
-    let (mut work, operation) = Work::same(0, 512, 600 * 1024, true, Box::from([0; 512]), 512);
+    let (mut work, operation) = Work::same(0, 512, 600 * 1024, true, Box::from([0; 512]), 512, false);
     assert!(matches!(operation.kind, Kind::Punch { .. }));
     let Next::Again(operation) = work.step(operation, os(libc::EOPNOTSUPP)) else { panic!() };
     assert!(matches!(operation.kind, Kind::Zero { offset: 512, len: 614_400 }));
@@ -73,6 +73,33 @@ fn zeroes_are_written_where_the_file_system_knows_no_better() {
     }
     let rest = 512 + 600 * 1024 - at;
     assert!(matches!(work.step(operation, Ok(rest as u32)), Next::Done(512)));
+}
+
+/// Where writes are on stable storage when they end, so is this.
+#[test]
+fn what_is_no_write_is_made_stable_where_writes_are() {
+    let ranges = vec![Blocks { lba: 1, count: 2 }, Blocks { lba: 8, count: 8 }];
+    let flushed = |mut work: Work, operation, result: io::Result<u32>, moved| {
+        let Next::Again(flush) = work.step(operation, result) else { panic!() };
+        assert_eq!((flush.kind, flush.file), (Kind::Flush, 3));
+        assert!(matches!(work.step(flush, Ok(0)), Next::Done(done) if done == moved));
+    };
+    for result in [Ok(0), os(libc::EOPNOTSUPP)] {
+        let (mut work, operation) = Work::unmap(3, ranges.clone(), 512, 40, true).unwrap();
+        let Next::Again(operation) = work.step(operation, Ok(0)) else { panic!() };
+        assert!(matches!(operation.kind, Kind::Punch { offset: 4096, .. }));
+        flushed(work, operation, result, 40);
+    }
+    for unmap in [true, false] {
+        let (work, operation) = Work::same(3, 512, 4096, unmap, Box::from([0; 512]), 512, true);
+        flushed(work, operation, Ok(0), 512);
+    }
+    let (mut work, operation) = Work::same(3, 512, 4096, false, Box::from([1; 512]), 512, true);
+    assert!(matches!(work.step(operation, Ok(4096)), Next::Done(512)), "these are writes");
+    let (mut work, operation) = Work::unmap(3, ranges, 512, 40, true).unwrap();
+    let Next::Again(operation) = work.step(operation, Ok(0)) else { panic!() };
+    let Next::Again(flush) = work.step(operation, Ok(0)) else { panic!() };
+    assert!(matches!(work.step(flush, os(libc::EIO)), Next::Failed(Sense::WRITE_ERROR, _)));
 }
 
 fn filled(bytes: &[u8]) -> GuestBuffer {

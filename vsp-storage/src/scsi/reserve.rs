@@ -290,6 +290,12 @@ impl Registry {
         Ok(notices)
     }
 
+    /// Whether nobody but this one is registered or holds the reservation.
+    pub fn is_only(&self, nexus: Nexus) -> bool {
+        self.registrants.iter().all(|one| one.nexus == nexus)
+            && self.reservation.is_none_or(|held| held.holder == nexus)
+    }
+
     /// Nobody is registered and never was.
     pub fn is_default(&self) -> bool {
         *self == Registry::default()
@@ -317,7 +323,11 @@ impl Registry {
         }
         let mut registrants = Vec::with_capacity(count.into());
         for _ in 0..count {
-            registrants.push(Registrant { nexus: Nexus(from.u64()?), key: from.u64()? });
+            let (nexus, key) = (Nexus(from.u64()?), from.u64()?);
+            if registrants.iter().any(|one: &Registrant| one.nexus == nexus) {
+                return None;
+            }
+            registrants.push(Registrant { nexus, key });
         }
         let reservation = match kind {
             0 => None,

@@ -160,10 +160,14 @@ impl Sense {
 
 /// Whether a failed flush, or a write that had to be stable, may have cost data that was acknowledged before.
 /// Not if it failed before the kernel tried anything.
-pub fn may_lose_writes(error: &io::Error) -> bool {
+pub fn may_lose_writes(error: &io::Error, writing: bool) -> bool {
     const NOT_BEGUN: [i32; 7] =
         [libc::EAGAIN, libc::EINTR, libc::ECANCELED, libc::EBADF, libc::EROFS, libc::EPERM, libc::EOPNOTSUPP];
-    !error.raw_os_error().is_some_and(|code| NOT_BEGUN.contains(&code))
+    /// What is wrong with the request itself is seen before a write begins. A flush has nothing that could be wrong.
+    const NOT_ASKED_RIGHT: [i32; 2] = [libc::EINVAL, libc::EFAULT];
+    !error
+        .raw_os_error()
+        .is_some_and(|code| NOT_BEGUN.contains(&code) || writing && NOT_ASKED_RIGHT.contains(&code))
 }
 
 #[cfg(test)]
@@ -185,6 +189,15 @@ mod tests {
         assert_eq!((bytes[12], &bytes[15..18]), (0x26, &[0x80, 0, 20][..]));
         let bytes = Sense::miscompare(0x0102_0304).to_fixed();
         assert_eq!((bytes[0], bytes[2], &bytes[3..7]), (0xF0, 0xE, &[1, 2, 3, 4][..]));
+    }
+
+    #[test]
+    fn what_was_refused_at_once_has_lost_nothing() {
+        let lost = |code, writing| may_lose_writes(&io::Error::from_raw_os_error(code), writing);
+        for code in [libc::EINVAL, libc::EFAULT] {
+            assert_eq!((lost(code, true), lost(code, false)), (false, true));
+        }
+        assert!(lost(libc::EIO, true) && !lost(libc::EROFS, false));
     }
 
     #[test]

@@ -4,7 +4,10 @@
 //! There is little of it, so data goes in pieces and whoever finds none waits: a guest that misaligns everything is slow,
 //! and takes nothing from others.
 
+use vsp::Span;
+
 use super::{Kind, Memory, Operation, Scratch};
+use crate::direct::Direct;
 
 /// Bytes of a piece. Large enough that a misaligned stream still comes near the disk's pace.
 const PIECE: usize = 64 * 1024;
@@ -15,29 +18,29 @@ const PIECES: usize = 16;
 #[derive(Debug, Default)]
 pub(super) struct Bouncer {
     /// What each file wants of memory; files without a word want nothing.
-    alignments: Vec<u32>,
+    wants: Vec<Option<Direct>>,
     free: Vec<Scratch>,
     lent: usize,
 }
 
 impl Bouncer {
-    pub fn align(&mut self, file: usize, alignment: u32) {
-        if self.alignments.len() <= file {
-            self.alignments.resize(file + 1, 1);
+    pub fn align(&mut self, file: usize, direct: Option<Direct>) {
+        if self.wants.len() <= file {
+            self.wants.resize(file + 1, None);
         }
-        self.alignments[file] = alignment.max(1);
+        self.wants[file] = direct;
     }
 
     /// Whether the operation cannot be done with its own memory.
     #[inline]
     pub fn is_needed(&self, operation: &Operation) -> bool {
-        let mask = match self.alignments.get(operation.file as usize) {
-            None | Some(1) => return false,
-            Some(alignment) => *alignment as usize - 1,
-        };
+        let Some(Some(direct)) = self.wants.get(operation.file as usize) else { return false };
+        // The kernel asks where each piece begins, and whether it has whole blocks (`bdev_iter_is_aligned`).
+        let (begin, blocks) = (direct.memory as usize - 1, direct.offset as usize - 1);
         match (&operation.memory, operation.kind) {
             (Memory::Guest(buffer), Kind::Read { .. } | Kind::Write { .. }) => {
-                buffer.spans().iter().any(|span| (span.address().addr().get() | span.len()) & mask != 0)
+                let fits = |span: &Span| span.address().addr().get() & begin == 0 && span.len() & blocks == 0;
+                !buffer.spans().iter().all(fits)
             }
             (Memory::Pattern(_), Kind::Write { .. }) => true,
             _ => false,

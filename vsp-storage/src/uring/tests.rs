@@ -22,6 +22,10 @@ fn file() -> File {
     file
 }
 
+fn blocks_of(bytes: u32) -> Option<Direct> {
+    Some(Direct { memory: bytes, offset: bytes })
+}
+
 fn ram() -> Arc<GuestRam> {
     let memory = SharedMemory::create("ram", 1 << 16).unwrap();
     Arc::new(GuestRam::new(&memory, &[RamRegion { gpa: 0, len: 1 << 16, offset: 0 }]).unwrap())
@@ -181,7 +185,7 @@ fn only_what_was_not_taken_is_announced() {
 fn memory_that_a_disk_cannot_use_takes_a_detour() {
     let (file, ram) = (file(), ram());
     let mut uring = Uring::new(vec![file.try_clone().unwrap()]).unwrap();
-    uring.align(0, 512);
+    uring.align(0, blocks_of(512));
     let data: Vec<u8> = (0..4096u32).map(|n| (n % 251) as u8).collect();
     ram.write(100, &data).unwrap();
     let buffer = |pieces: &[(u64, u64)]| GuestBuffer::new(&ram, pieces.iter().copied()).unwrap();
@@ -218,7 +222,7 @@ fn memory_that_a_disk_cannot_use_takes_a_detour() {
 fn a_guest_that_misaligns_everything_waits_for_itself() {
     let (file, ram) = (file(), ram());
     let mut uring = Uring::new(vec![file]).unwrap();
-    uring.align(0, 4096);
+    uring.align(0, blocks_of(4096));
     for n in 0..200u32 {
         let buffer = GuestBuffer::new(&ram, [(1, 4096)]).unwrap();
         let memory = Memory::Guest(buffer);
@@ -236,11 +240,78 @@ fn a_guest_that_misaligns_everything_waits_for_itself() {
     assert_eq!(order, (0..200).collect::<Vec<_>>());
 }
 
+/// Transfers that are longer than a piece: each comes back for its rest while others wait for memory.
+fn start_long_misaligned(uring: &mut Uring<usize>, ram: &Arc<GuestRam>) -> Vec<Option<GuestBuffer>> {
+    let whole = GuestBuffer::new(ram, (0..32).map(|n| (n % 8 * 8192 + 1, 4096))).unwrap();
+    let buffers = vec![Some(whole); 40];
+    for (n, buffer) in buffers.iter().enumerate() {
+        let memory = Memory::Guest(buffer.clone().unwrap());
+        uring.start(Operation { kind: Kind::Read { offset: 0 }, file: 0, memory }, n).unwrap();
+    }
+    buffers
+}
+
+#[test]
+fn pieces_are_all_given_back_whoever_waits() {
+    let (file, ram) = (file(), ram());
+    let mut uring = Uring::new(vec![file]).unwrap();
+    uring.align(0, blocks_of(512));
+    for _ in 0..3 {
+        let mut left = start_long_misaligned(&mut uring, &ram);
+        let begin = std::time::Instant::now();
+        while uring.in_flight() > 0 {
+            assert!(begin.elapsed().as_secs() < 10, "{} wait for ever", uring.in_flight());
+            uring.submit().unwrap();
+            while let Some((n, operation, result)) = uring.take_ended() {
+                let mut buffer = left[n].take().unwrap();
+                buffer.advance(result.unwrap() as usize);
+                if !buffer.is_empty() {
+                    left[n] = Some(buffer.clone());
+                    uring.start(Operation { memory: Memory::Guest(buffer), ..operation }, n).unwrap();
+                }
+            }
+        }
+        assert!(left.iter().all(Option::is_none));
+    }
+}
+
+#[test]
+fn the_end_waits_for_nothing_that_has_not_begun() {
+    let (over, ended) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        let mut uring = Uring::new(vec![file()]).unwrap();
+        uring.align(0, blocks_of(512));
+        start_long_misaligned(&mut uring, &ram());
+        drop(uring);
+        over.send(()).unwrap();
+    });
+    assert_eq!(ended.recv_timeout(std::time::Duration::from_secs(10)), Ok(()));
+}
+
+/// A piece begins where memory wants it and has whole blocks: only both will do.
+#[test]
+fn addresses_and_lengths_are_asked_for_different_things() {
+    let (file, ram) = (file(), ram());
+    let mut uring = Uring::new(vec![file]).unwrap();
+    uring.align(0, Some(Direct { memory: 4, offset: 512 }));
+    let cases: [(&[(u64, u64)], bool); 4] = [
+        (&[(4, 512), (8192, 1024)], false),
+        (&[(4, 508), (8192, 516)], true),
+        (&[(2, 512)], true),
+        (&[(1536, 4096)], false),
+    ];
+    for (pieces, detour) in cases {
+        let memory = Memory::Guest(GuestBuffer::new(&ram, pieces.iter().copied()).unwrap());
+        let operation = Operation { kind: Kind::Read { offset: 0 }, file: 0, memory };
+        assert_eq!(uring.start(operation, 0).unwrap(), detour, "{pieces:?}");
+    }
+}
+
 #[test]
 fn a_pattern_is_copied_where_it_cannot_be_pointed_at() {
     let file = file();
     let mut uring = Uring::new(vec![file.try_clone().unwrap()]).unwrap();
-    uring.align(0, 512);
+    uring.align(0, blocks_of(512));
     let mut pattern = Pattern::new(Box::from(*b"abc"));
     pattern.select(4, 1024);
     let kind = Kind::Write { offset: 0, stable: false };

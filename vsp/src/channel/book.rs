@@ -60,6 +60,8 @@ pub(super) struct Again {
     pub slot: u32,
     pub spine: Spine,
     pub attempts: u32,
+    /// It had begun to have its effect.
+    pub begun: bool,
 }
 
 /// Whether a predecessor's requests run one at a time.
@@ -290,6 +292,12 @@ impl<L: LedgerMemory> Book<L> {
         !self.reruns.is_empty() || self.careful != Careful::No
     }
 
+    /// Whether the next request to run again had begun to have its effect.
+    #[inline]
+    pub fn has_begun(&self) -> bool {
+        self.reruns.front().is_some_and(|again| again.begun)
+    }
+
     /// Whether there is a request to run again, or else a slot for a new one.
     #[inline]
     pub fn may_take(&self) -> bool {
@@ -304,13 +312,15 @@ impl<L: LedgerMemory> Book<L> {
         if let Careful::Running(_) = self.careful {
             return Rerun::Wait;
         }
-        let Some(Again { slot, spine, attempts }) = self.reruns.pop_front() else { return Rerun::None };
+        let Some(Again { slot, spine, attempts, begun }) = self.reruns.pop_front() else {
+            return Rerun::None;
+        };
         let ticket = Ticket {
             transaction_id: spine.transaction_id,
             wants_completion: spine.wants_completion,
             sequence: spine.sequence,
             slot,
-            begun: self.ledger.begun(slot, spine.sequence),
+            begun,
         };
         if self.careful == Careful::Ready {
             self.enter(spine.sequence);

@@ -134,7 +134,8 @@ impl Survey {
             let spine = ledger.spine(slot, state.sequence)?;
             let fate = survey.fate(ledger, slot, state.phase, spine.read_after)?;
             let attempts = ledger.attempts(slot, state.sequence).count;
-            survey.claims.push(Claim { again: Again { slot, spine, attempts }, fate });
+            let begun = ledger.begun(slot, state.sequence);
+            survey.claims.push(Claim { again: Again { slot, spine, attempts, begun }, fate });
         }
         survey.claims.sort_unstable_by_key(|claim| claim.again.spine.sequence);
         survey.state = ledger.read_state(survey.generation)?;
@@ -204,6 +205,8 @@ impl Survey {
             KillPoint::AdoptSettled.reached();
             book.free.push(slot);
         }
+        // Nothing else may get between the two steps of a request.
+        book.reruns.make_contiguous().sort_by_key(|again| !again.begun);
         book.ledger.set_position(Word::ReadBase, book.read.at);
         book.ledger.set_position(Word::WriteBase, book.write.at);
         KillPoint::AdoptNoted.reached();

@@ -31,7 +31,7 @@ impl<D: Device> Runtime<D> {
         let mut timeout = self.pause(timeout);
         let begin = Instant::now();
         let what = if self.device.is_idle() { For::Guest } else { For::Resource };
-        let serving = matches!(self.role, Role::Serving);
+        let serving = self.takes();
         self.events.clear();
         let mut quick = (serving || matches!(self.role, Role::Quiescing)) && self.look();
         let dry = !quick;
@@ -54,21 +54,22 @@ impl<D: Device> Runtime<D> {
             }
         }
         self.polling.listened(now);
-        match self.poll.poll(&mut self.events, timeout) {
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => return Ok(Waited::Interrupted),
-            other => other?,
-        }
+        let polled = self.poll.poll(&mut self.events, timeout);
+        // Before it is asked how it ended: what the resource has ended may be announced as a signal would be.
         if serving && !quick && timeout != Some(Duration::ZERO) {
             // Nothing at all counts as well: it is how long nothing came.
             self.polling.waited(what, begin.elapsed());
         }
-        Ok(Waited::Over)
+        match polled {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(Waited::Interrupted),
+            other => Ok(other.map(|()| Waited::Over)?),
+        }
     }
 
     /// Looks once; whether there is something to do.
     fn look(&mut self) -> bool {
         let ended = self.device.poll(&mut self.channels);
-        if !matches!(self.role, Role::Serving) {
+        if !self.takes() {
             return ended;
         }
         self.channels.look();
@@ -101,7 +102,7 @@ impl<D: Device> Runtime<D> {
     fn pause(&mut self, timeout: Option<Duration>) -> Option<Duration> {
         let beat = self.setting.notifier.alive();
         let busy = match &self.role {
-            Role::Serving if self.channels.any_ready() => Some(Duration::ZERO),
+            Role::Serving if self.takes() && self.channels.any_ready() => Some(Duration::ZERO),
             Role::Fencing(fencing) => Some(fencing.pause()),
             _ => None,
         };

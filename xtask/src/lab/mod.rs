@@ -15,12 +15,12 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::RecvTimeoutError;
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail};
 
 use crate::images::{GUEST_DISK, Images};
-use crate::job::{Job, LAB_FAILED, Outcome, TIMED_OUT};
+use crate::job::{self, Job, LAB_FAILED, Outcome, TIMED_OUT};
 use crate::{cache, sh};
 use freeze::Frozen;
 use ports::Event;
@@ -30,6 +30,8 @@ use qemu::{Machine, Setup};
 const KEPT: &str = "kept";
 /// Lines of the lab host's console that are shown when a run failed.
 const KERNEL_LINES: usize = 15;
+/// How often it is looked at while nothing else happens.
+const GLANCE: Duration = Duration::from_secs(2);
 /// And when its kernel fell, from where that began: enough for the registers and the whole trace.
 const FALL_LINES: usize = 120;
 
@@ -86,7 +88,7 @@ fn follow(machine: &mut Machine, job: &Job, start: Instant) -> Outcome {
     let mut output = Vec::new();
     let status = loop {
         let left = job.timeout.saturating_sub(start.elapsed());
-        match machine.events.recv_timeout(left) {
+        match machine.events.recv_timeout(left.min(GLANCE)) {
             Ok(Event::Text(text)) => {
                 if job.live {
                     let mut stdout = std::io::stdout().lock();
@@ -97,6 +99,9 @@ fn follow(machine: &mut Machine, job: &Job, start: Instant) -> Outcome {
             Ok(Event::Ready) => {}
             Ok(Event::Done { status }) => break status,
             Ok(Event::Closed) | Err(RecvTimeoutError::Disconnected) => break LAB_FAILED,
+            // It may take minutes more to end.
+            Err(RecvTimeoutError::Timeout) if job::fell(&kernel(machine)) => break LAB_FAILED,
+            Err(RecvTimeoutError::Timeout) if start.elapsed() < job.timeout => {}
             Err(RecvTimeoutError::Timeout) => {
                 sh::say(&format!("{}: no end after {} s: killed", job.name, job.timeout.as_secs()));
                 break TIMED_OUT;
@@ -106,11 +111,16 @@ fn follow(machine: &mut Machine, job: &Job, start: Instant) -> Outcome {
     Outcome {
         status,
         output: String::from_utf8_lossy(&output).into_owned(),
-        kernel: fs::read(&machine.serial_log)
-            .map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
-            .unwrap_or_default(),
+        kernel: kernel(machine),
         elapsed: start.elapsed(),
     }
+}
+
+/// What the lab host's kernel has said so far.
+fn kernel(machine: &Machine) -> String {
+    fs::read(&machine.serial_log)
+        .map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
+        .unwrap_or_default()
 }
 
 /// After a failure: what the lab host's kernel and QEMU had to say.

@@ -197,3 +197,25 @@ fn sub_channels_leave_room_for_primary_channels() {
     assert!(told(&a).is_none() && !rig.is_shared(4));
     rig.open(&b, 2, 2);
 }
+
+#[test]
+fn a_successor_is_told_when_it_has_all_channels() {
+    let (mut rig, a, _b) = Rig::running();
+    assert_eq!(told_next(&a), Some(ToVsp::Adopted {}), "there was none to take over");
+    rig.open(&a, 1, 1);
+    assert_eq!(told_next(&a), None, "what the guest opens later is nobody's legacy");
+    drop(a);
+    rig.poll();
+    let next = rig.attach_again("a");
+    assert!(matches!(told_next(&next), Some(ToVsp::ChannelOpen { channel: 1, .. })));
+    assert_eq!((told_next(&next), told_next(&next)), (Some(ToVsp::Adopted {}), None));
+    drop(next);
+    rig.poll();
+    let ToCore::Hello { device, offer, ledger, build, .. } = hello("a") else { unreachable!() };
+    let versions = Versions { min: 2, max: 2 };
+    let old = rig.meet(&ToCore::Hello { versions, device, offer, ledger, build });
+    assert!(matches!(told_next(&old), Some(ToVsp::Welcome { version: 2, .. })));
+    rig.serve(&old, true);
+    assert!(matches!(told_next(&old), Some(ToVsp::ChannelOpen { channel: 1, .. })));
+    assert_eq!(told_next(&old), None, "an older build would not understand it");
+}
