@@ -2,6 +2,7 @@
 //! happens to a process unless the test does it. For a VM under the real supervisor see [`crate::supervised`].
 
 use std::{
+    io::ErrorKind,
     os::fd::AsFd,
     path::{Path, PathBuf},
     sync::{
@@ -200,10 +201,15 @@ fn slot(index: usize, device: &DeviceSpec) -> DeviceSlot {
 /// A directory of this test's own below the system's temporary one.
 pub(crate) fn scratch() -> anyhow::Result<PathBuf> {
     static NEXT: AtomicU32 = AtomicU32::new(0);
-    let n = NEXT.fetch_add(1, Ordering::Relaxed);
-    let directory = std::env::temp_dir().join(format!("bulkhead-test-{}-{n}", std::process::id()));
-    std::fs::create_dir_all(&directory)?;
-    Ok(directory)
+    loop {
+        let n = NEXT.fetch_add(1, Ordering::Relaxed);
+        let directory = std::env::temp_dir().join(format!("bulkhead-test-{}-{n}", std::process::id()));
+        match std::fs::create_dir(&directory) {
+            // Process numbers come again, and a test that was killed may have left its directory.
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
+            made => return Ok(made.map(|()| directory)?),
+        }
+    }
 }
 
 /// Where cargo put a binary: beside the test's own directory.

@@ -11,6 +11,7 @@ use std::process::Command;
 use anyhow::{Context, Result};
 
 use crate::cpio::Archive;
+use crate::emulator::Emulator;
 use crate::{apt, cache, guest_kernel, sh};
 
 /// Size of every guest disk; all have the same, because the frozen lab host has seen that size.
@@ -52,6 +53,8 @@ pub enum With {
 /// Directories of what has been made.
 #[derive(Debug)]
 pub struct Images {
+    /// What runs the lab host.
+    pub emulator: Emulator,
     /// `root.qcow2`, `vmlinuz`, `initrd.img`, `busybox`.
     pub host: PathBuf,
     /// `root.img` (raw ext4), `vmlinuz`, `initrd.img`, `vmlinux` (ELF with a PVH note), `packages.txt`.
@@ -66,7 +69,6 @@ impl Images {
     /// Makes what is not in the cache yet.
     pub fn ready(with: With) -> Result<Self> {
         let mut packages = vec![
-            "qemu-system-x86",
             "qemu-utils",
             "mmdebstrap",
             "debian-archive-keyring",
@@ -80,6 +82,7 @@ impl Images {
             packages.extend(["fakeroot", "uidmap"]);
         }
         apt::ensure(&packages)?;
+        let emulator = Emulator::ready()?;
         let host = host()?;
         let bookworm = guest("bookworm", "linux-image-cloud-amd64")?;
         let trixie = match with {
@@ -87,7 +90,7 @@ impl Images {
             With::Trixie => Some(guest("trixie", "linux-image-amd64")?),
         };
         let tiny = tiny(&host, &bookworm)?;
-        Ok(Self { host, bookworm, trixie, tiny })
+        Ok(Self { emulator, host, bookworm, trixie, tiny })
     }
 }
 

@@ -32,6 +32,10 @@ ours() { # prints the processes of the product
     ps -e -o pid=,comm= | awk '$2 ~ /^(bulkhead|core-vmm|vsp-[a-z]+)$/ { print $1; found = 1 } END { exit !found }'
 }
 
+our_programs() { # how many different programs of the product run
+    for pid in $(ours); do cat "/proc/$pid/comm"; done | sort -u | wc -l
+}
+
 guest_end() { # waits for the guest's own end; returns what bulkhead returned
     wait $guest_tee
     echo

@@ -51,7 +51,7 @@ pub enum Memory {
 
 /// What differs from one start to the next.
 pub struct Setup<'a> {
-    /// The lab host's kernel.
+    /// QEMU, and the lab host's kernel.
     pub images: &'a Images,
     /// The memory.
     pub memory: Memory,
@@ -71,12 +71,6 @@ pub struct Setup<'a> {
     pub incoming: Option<PathBuf>,
     /// Show the command line and the serial port.
     pub verbose: bool,
-}
-
-/// QEMU's version, part of what a frozen state depends on.
-pub fn version() -> Result<String> {
-    let text = sh::output(Command::new("qemu-system-x86_64").arg("--version"))?;
-    Ok(text.lines().next().unwrap_or_default().to_owned())
 }
 
 /// Everything of the command line that does not differ from start to start.
@@ -213,7 +207,10 @@ impl Machine {
         let log = setup.directory.join("qemu.log");
         let serial_log = setup.directory.join("serial.log");
         let mut command = Command::new("setpriv");
-        command.args(["--pdeathsig", "KILL", "qemu-system-x86_64"]).args(arguments(setup, &sockets.0));
+        command
+            .args(["--pdeathsig", "KILL"])
+            .args(setup.images.emulator.command_line())
+            .args(arguments(setup, &sockets.0));
         if setup.verbose {
             let words: Vec<_> = command.get_args().map(|word| word.to_string_lossy()).collect();
             sh::say(&words.join(" "));

@@ -118,7 +118,7 @@ pub fn all() -> Vec<Scenario> {
         Scenario {
             name: "killed-supervisor",
             spec: Spec { vcpus: 1, memory: 512, ..Spec::new(Guest::Bookworm, "") },
-            script: "guest_start; sleep 15; [ $(ours | wc -l) = 3 ] && pkill -KILL -x bulkhead && nothing_left && echo all: gone",
+            script: "guest_start; sleep 15; [ $(our_programs) = 3 ] && pkill -KILL -x bulkhead && nothing_left && echo all: gone",
             status: 0,
             expect: &["all: gone"],
             limit: 120,
