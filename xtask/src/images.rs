@@ -11,7 +11,6 @@ use std::process::Command;
 use anyhow::{Context, Result};
 
 use crate::cpio::Archive;
-use crate::emulator::Emulator;
 use crate::{apt, cache, guest_kernel, sh};
 
 /// Size of every guest disk; all have the same, because the frozen lab host has seen that size.
@@ -53,8 +52,6 @@ pub enum With {
 /// Directories of what has been made.
 #[derive(Debug)]
 pub struct Images {
-    /// What runs the lab host.
-    pub emulator: Emulator,
     /// `root.qcow2`, `vmlinuz`, `initrd.img`, `busybox`.
     pub host: PathBuf,
     /// `root.img` (raw ext4), `vmlinuz`, `initrd.img`, `vmlinux` (ELF with a PVH note), `packages.txt`.
@@ -69,6 +66,7 @@ impl Images {
     /// Makes what is not in the cache yet.
     pub fn ready(with: With) -> Result<Self> {
         let mut packages = vec![
+            "qemu-system-x86",
             "qemu-utils",
             "mmdebstrap",
             "debian-archive-keyring",
@@ -82,7 +80,6 @@ impl Images {
             packages.extend(["fakeroot", "uidmap"]);
         }
         apt::ensure(&packages)?;
-        let emulator = Emulator::ready()?;
         let host = host()?;
         let bookworm = guest("bookworm", "linux-image-cloud-amd64")?;
         let trixie = match with {
@@ -90,7 +87,7 @@ impl Images {
             With::Trixie => Some(guest("trixie", "linux-image-amd64")?),
         };
         let tiny = tiny(&host, &bookworm)?;
-        Ok(Self { emulator, host, bookworm, trixie, tiny })
+        Ok(Self { host, bookworm, trixie, tiny })
     }
 }
 

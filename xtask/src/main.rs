@@ -18,7 +18,6 @@ mod cache;
 mod chaos;
 mod cpio;
 mod demo;
-mod emulator;
 mod guest_kernel;
 mod images;
 mod job;

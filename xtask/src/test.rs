@@ -156,7 +156,17 @@ fn unit_tests(verbose: bool) -> Result<Count> {
         apt::ensure(&["strace"])?;
     }
     if build::cargo().args(["nextest", "--version"]).output().is_ok_and(|output| output.status.success()) {
-        counted(&["nextest", "run", "--workspace", "--no-fail-fast", "--color=never"], verbose)
+        counted(
+            &[
+                "nextest",
+                "run",
+                "--workspace",
+                "--no-fail-fast",
+                "--failure-output=immediate-final",
+                "--color=never",
+            ],
+            verbose,
+        )
     } else {
         counted(&["test", "--workspace", "--no-fail-fast"], verbose)
     }

@@ -2,6 +2,25 @@
 # Console: out/console (and standard output). The supervisor's log: out/log. Exit status: out/status.
 mkdir -p out
 
+# A guest that hangs leaves nothing to read, so what its processors do is shown a little before the scenario's time is up.
+autopsy() {
+    local task
+    echo '--- the time is nearly up ---'
+    for task in /proc/"$(pidof -s core-vmm)"/task/*; do
+        echo "$(cat "$task/comm") $(awk '{ print $3, $14, $15 }' "$task/stat"): $(tr '\n' ' ' < "$task/stack")"
+    done
+    for _ in 1 2; do
+        (cd /sys/kernel/debug/kvm && grep -s . */vcpu*/{exits,halt_exits,irq_exits,irq_window_exits,io_exits,mmio_exits,request_irq_exits,nmi_injections,pid} exits irq_injections)
+        sleep 1
+        echo
+    done
+    tail -n 5 out/log
+}
+if [ -n "${LIMIT-}" ]; then
+    { sleep $(( LIMIT - 30 )) &> /dev/null && autopsy; } &
+    trap "kill $! 2> /dev/null" EXIT
+fi
+
 guest_start() { # [SPEC]
     rm -f out/status input
     : > out/console

@@ -49,7 +49,7 @@ impl Frozen {
 /// The frozen lab host, booted if there is none yet.
 pub fn frozen_host(images: &Images) -> Result<Frozen> {
     let host = images.host.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    let key = cache::key(["frozen 1", &host, &images.emulator.version()?, &qemu::recipe()]);
+    let key = cache::key(["frozen 1", &host, &qemu::version()?, &qemu::recipe()]);
     let directory = cache::entry("frozen", &key, |directory| {
         sh::step("booting the lab host once (about a minute)", || boot(images, directory))
     })?;

@@ -24,7 +24,8 @@ use crate::sh;
 pub const JOB_DISK: u64 = 1 << 30;
 /// Lazily allocated; the largest guest of the tests has 6 GiB.
 const MEMORY: &str = "10G";
-const PROCESSORS: &str = "2";
+/// The first one only takes interrupts: see [`KERNEL_COMMAND_LINE`].
+const PROCESSORS: &str = "3";
 /// Nested SVM with nested paging, which Debian's KVM builds its Hyper-V enlightenments on. QEMU's emulation of XSAVE in a
 /// nested guest breaks signal frames (stock QEMU on KVM shows it too: klibc's init dies), so there is no XSAVE, nothing
 /// that needs it, and no AES, whose kernel module takes AVX for granted.
@@ -33,9 +34,14 @@ const PROCESSOR: &str = "EPYC,+svm,+npt,-xsave,-avx,-avx2,-fma,-f16c,-aes";
 const TRANSLATION_CACHE: &str = "1024";
 /// KVM hands its guests a TSC page only while the host's own clock is the TSC, which the kernel would not trust
 /// here by itself; mitigations against hardware that is not there are only slow.
+///
+/// No process may run on the first processor, since no guest must: whenever *any* processor loads x87 state, QEMU's emulation clears IGNNE#
+/// in the first one's `hflags2`, from another thread and not atomically (`cpu_clear_ignne`, up to 10.0 at least). If that meets a change of
+/// the global interrupt flag by VMRUN, STGI or CLGI there, the change is lost: guests were reset, the lab host's kernel ran with a guest's GS
+/// base. Where no guest runs the word never changes.
 const KERNEL_COMMAND_LINE: &str = "root=/dev/vda rw console=ttyS0 loglevel=5 tsc=reliable clocksource=tsc \
     no_timer_check mitigations=off nowatchdog rcupdate.rcu_cpu_stall_suppress=1 audit=0 net.ifnames=0 \
-    systemd.show_status=0 systemd.log_color=0 panic=-1";
+    systemd.show_status=0 systemd.log_color=0 systemd.cpu_affinity=1-2 panic=-1";
 /// How long QEMU may take to open its sockets.
 const CONNECT_LIMIT: Duration = Duration::from_secs(60);
 const PORTS: [&str; 4] = ["qmp", "serial", "control", "output"];
@@ -51,7 +57,7 @@ pub enum Memory {
 
 /// What differs from one start to the next.
 pub struct Setup<'a> {
-    /// QEMU, and the lab host's kernel.
+    /// The lab host's kernel.
     pub images: &'a Images,
     /// The memory.
     pub memory: Memory,
@@ -71,6 +77,12 @@ pub struct Setup<'a> {
     pub incoming: Option<PathBuf>,
     /// Show the command line and the serial port.
     pub verbose: bool,
+}
+
+/// QEMU's version, part of what a frozen state depends on.
+pub fn version() -> Result<String> {
+    let text = sh::output(Command::new("qemu-system-x86_64").arg("--version"))?;
+    Ok(text.lines().next().unwrap_or_default().to_owned())
 }
 
 /// Everything of the command line that does not differ from start to start.
@@ -207,10 +219,7 @@ impl Machine {
         let log = setup.directory.join("qemu.log");
         let serial_log = setup.directory.join("serial.log");
         let mut command = Command::new("setpriv");
-        command
-            .args(["--pdeathsig", "KILL"])
-            .args(setup.images.emulator.command_line())
-            .args(arguments(setup, &sockets.0));
+        command.args(["--pdeathsig", "KILL", "qemu-system-x86_64"]).args(arguments(setup, &sockets.0));
         if setup.verbose {
             let words: Vec<_> = command.get_args().map(|word| word.to_string_lossy()).collect();
             sh::say(&words.join(" "));

@@ -23,9 +23,8 @@ pub const GUEST_FUNCTIONS: &str = include_str!("../../recipes/lab/guest.sh");
 /// Words that never belong into the lab host's kernel log.
 const HOST_TROUBLE: [&str; 5] = ["BUG:", "Oops", "general protection", "KASAN", "soft lockup"];
 
-/// How often a scenario whose lab host fell is tried: with half of the long ones falling on a bad day (measured), one
-/// in a hundred is left.
-const ATTEMPTS: u32 = 7;
+/// How often a scenario whose lab host fell is tried: none has since the guests keep off its first processor (`lab::qemu`).
+const ATTEMPTS: u32 = 2;
 
 /// All of them, the quickest to break first.
 pub fn all() -> Vec<Scenario> {
@@ -75,7 +74,7 @@ impl Scenario {
         if self.spec.guest == Guest::Trixie {
             job.with(With::Trixie);
         }
-        job.script(&format!("{GUEST_FUNCTIONS}\n{}", self.script));
+        job.script(&format!("LIMIT={}\n{GUEST_FUNCTIONS}\n{}", self.limit, self.script));
         let mut attempt = 1;
         let outcome = loop {
             let outcome = lab::run(&job);
