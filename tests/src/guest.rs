@@ -26,6 +26,7 @@ use vsc::{
     platform::{BoxError, Platform, PostError},
 };
 
+use crate::bench::wait::readable;
 use crate::line::{ToGuest, ToPartition};
 
 const PAGE: u64 = 4096;
@@ -55,13 +56,15 @@ pub enum Interrupts {
     /// From the thread that plays the processor; any number of threads may wait for each VP.
     #[default]
     Shared,
-    /// By itself, without a change of threads: as a VP that sleeps and is woken. One thread a VP.
-    Direct,
+    /// By itself, without a change of threads: as a VP that looks out for so long, then sleeps and is woken. One thread a VP.
+    Direct(Duration),
 }
 
 /// Wires that the waiting threads listen to themselves.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Direct {
+    /// How long an interrupt is looked out for before the thread sleeps.
+    looks_out: Duration,
     wires: Mutex<Vec<Arc<Doorbell>>>,
     /// Interrupts so far, of all VPs.
     count: AtomicU64,
@@ -70,9 +73,7 @@ struct Direct {
 impl Direct {
     fn wait(&self, vp: u32, timeout: Duration) {
         let Some(wire) = lock(&self.wires).get(vp as usize).cloned() else { return };
-        // Rounded up, or a wait of less than a millisecond would be none.
-        let timeout = PollTimeout::try_from(timeout + Duration::from_millis(1)).unwrap_or(PollTimeout::MAX);
-        let _ = poll(&mut [PollFd::new(wire.as_fd(), PollFlags::POLLIN)], timeout);
+        readable(wire.as_fd(), self.looks_out, timeout);
         if wire.drain().unwrap_or(false) {
             self.count.fetch_add(1, Ordering::SeqCst);
         }
@@ -131,7 +132,12 @@ impl SoftPlatform {
             doorbells: Mutex::default(),
             interrupts: Mutex::new(vec![0; vps as usize]),
             interrupted: Condvar::new(),
-            direct: (interrupts == Interrupts::Direct).then(Direct::default),
+            direct: match interrupts {
+                Interrupts::Shared => None,
+                Interrupts::Direct(looks_out) => {
+                    Some(Direct { looks_out, wires: Mutex::default(), count: AtomicU64::new(0) })
+                }
+            },
             answers: Mutex::default(),
             answered: Condvar::new(),
             started: Mutex::default(),

@@ -3,7 +3,7 @@
 use std::os::unix::fs::FileExt;
 use std::time::Duration;
 
-use bulkhead_tests::bench::{Work, guest::SoftGuest, guest::Wait, measure, serve};
+use bulkhead_tests::bench::{Work, guest::SoftGuest, measure, serve, wait::Wait};
 use bulkhead_tests::disk::Disk;
 
 const SIZE: u64 = 8 << 20;
@@ -23,7 +23,7 @@ fn disk() -> Disk {
 #[test]
 fn reads_end_with_and_without_interrupts() {
     let disk = disk();
-    for wait in [Wait::Interrupt, Wait::Poll] {
+    for wait in [Wait::Halt, Wait::Poll] {
         let mut guest = SoftGuest::start(disk.path(), "", wait).unwrap();
         assert_eq!(guest.size(), SIZE);
         for (block, depth, random) in [(4096, 32, true), (131_072, 8, false), (4096, 1, true)] {
@@ -37,7 +37,7 @@ fn reads_end_with_and_without_interrupts() {
 #[test]
 fn orders_are_answered() {
     let disk = disk();
-    let mut guest = SoftGuest::start(disk.path(), "", Wait::Interrupt).unwrap();
+    let mut guest = SoftGuest::start(disk.path(), "", Wait::Halt).unwrap();
     let mut answers = Vec::new();
     serve(&mut guest, SIZE, &b"4096 4 random 20\n"[..], &mut answers).unwrap();
     let answers = String::from_utf8(answers).unwrap();

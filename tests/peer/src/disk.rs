@@ -6,9 +6,9 @@ use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context, ensure};
+use bulkhead_tests::bench::wait::{Wait, readable};
 use bulkhead_tests::bench::{DEEPEST, LONGEST, Side};
 use bulkhead_tests::steps::LIMIT;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use virtio_driver::{
     EventFd, QueueNotifier, VhostUser, VirtioBlkQueue, VirtioBlkTransport, VirtioFeatureFlags,
 };
@@ -25,7 +25,7 @@ pub struct Disk {
     queue: VirtioBlkQueue<'static, usize>,
     notifier: Box<dyn QueueNotifier>,
     completed: Arc<EventFd>,
-    poll: bool,
+    wait: Wait,
     size: u64,
     memory: Memory,
     // The queue's memory is its; so it is dropped last.
@@ -34,7 +34,7 @@ pub struct Disk {
 
 impl Disk {
     /// Connects.
-    pub fn connect(socket: &Path, poll: bool) -> anyhow::Result<Self> {
+    pub fn connect(socket: &Path, wait: Wait) -> anyhow::Result<Self> {
         let wanted = VirtioFeatureFlags::VERSION_1 | VirtioFeatureFlags::RING_EVENT_IDX;
         let socket = socket.to_str().context("the socket's name is no text")?;
         let mut transport: Box<VirtioBlkTransport> =
@@ -43,10 +43,10 @@ impl Disk {
         transport.map_mem_region(memory.address(), memory.len(), memory.file().as_raw_fd(), 0)?;
         let mut queues = VirtioBlkQueue::setup_queues(&mut *transport, 1, QUEUE)?;
         let mut queue = queues.pop().context("no queue")?;
-        queue.set_used_notif_enabled(!poll);
+        queue.set_used_notif_enabled(wait != Wait::Poll);
         let size = u64::from(transport.get_config()?.capacity) * SECTOR;
         let (notifier, completed) = (transport.get_submission_notifier(0), transport.get_completion_fd(0));
-        Ok(Self { queue, notifier, completed, poll, size, memory, _transport: transport })
+        Ok(Self { queue, notifier, completed, wait, size, memory, _transport: transport })
     }
 
     /// Bytes of the disk.
@@ -56,9 +56,7 @@ impl Disk {
 
     /// Waits for a notification. The server may have made the eventfd non-blocking, which is no business of the driver.
     fn sleep(&self) -> anyhow::Result<()> {
-        let fd = PollFd::new(self.completed.as_fd(), PollFlags::POLLIN);
-        let ready = poll(&mut [fd], PollTimeout::try_from(LIMIT)?)?;
-        ensure!(ready == 1, "a read does not end");
+        ensure!(readable(self.completed.as_fd(), self.wait.looks_out(), LIMIT), "a read does not end");
         self.completed.read()?;
         Ok(())
     }
@@ -88,7 +86,7 @@ impl Side for Disk {
     }
 
     fn reap(&mut self, ended: &mut Vec<usize>) -> anyhow::Result<()> {
-        if self.poll {
+        if self.wait == Wait::Poll {
             loop {
                 self.take(ended)?;
                 if !ended.is_empty() {

@@ -11,7 +11,7 @@ mod memory;
 
 use std::path::PathBuf;
 
-use bulkhead_tests::bench::serve;
+use bulkhead_tests::bench::{serve, wait::Wait};
 use clap::Parser;
 
 #[derive(Parser)]
@@ -19,14 +19,14 @@ struct Args {
     /// The server's socket
     #[arg(long)]
     socket: PathBuf,
-    /// Look at the queue all the time instead of waiting for notifications
-    #[arg(long)]
-    poll: bool,
+    /// How it waits for the end of a read
+    #[arg(long, value_enum, default_value_t)]
+    wait: Wait,
 }
 
 fn main() -> anyhow::Result<()> {
     let args = Args::parse();
-    let mut disk = disk::Disk::connect(&args.socket, args.poll)?;
+    let mut disk = disk::Disk::connect(&args.socket, args.wait)?;
     let size = disk.size();
     serve(&mut disk, size, std::io::stdin().lock(), std::io::stdout().lock())
 }

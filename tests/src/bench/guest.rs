@@ -6,7 +6,7 @@ use anyhow::{Context, ensure};
 use vsc::Platform;
 use vsc::storage::{Buffer, Completion, Storage, StorageOptions, scsi::read_16, wire::Direction};
 
-use super::{DEEPEST, LONGEST, Side};
+use super::{DEEPEST, LONGEST, Side, wait::Wait};
 use crate::guest::{Interrupts, SoftPlatform};
 use crate::steps::{Guest, LIMIT};
 use crate::vm::Vm;
@@ -15,15 +15,6 @@ use crate::vm::Vm;
 const DEVICE: &str = "disk0";
 /// Bytes of a block.
 const BLOCK: u32 = 512;
-
-/// How the guest waits.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Wait {
-    /// Sleeps until it is interrupted, as a stock driver does.
-    Interrupt,
-    /// Looks at the ring all the time.
-    Poll,
-}
 
 /// A guest with one disk.
 pub struct SoftGuest {
@@ -42,7 +33,10 @@ impl SoftGuest {
     /// A guest whose disk is `path`; `options` begin with a comma if there are any.
     pub fn start(path: &Path, options: &str, wait: Wait) -> anyhow::Result<Self> {
         let disk = format!("path={}{options}", path.display());
-        let vm = Vm::builder().interrupts(Interrupts::Direct).storage(DEVICE, &[disk]).start()?;
+        let vm = Vm::builder()
+            .interrupts(Interrupts::Direct(wait.looks_out()))
+            .storage(DEVICE, &[disk])
+            .start()?;
         let mut guest = Guest::connect(&vm)?;
         let offer = guest.offer(0)?;
         let options = StorageOptions { depth: DEEPEST, ..StorageOptions::default() };
@@ -83,7 +77,7 @@ impl Side for SoftGuest {
     }
 
     fn reap(&mut self, ended: &mut Vec<usize>) -> anyhow::Result<()> {
-        if self.wait == Wait::Interrupt {
+        if self.wait != Wait::Poll {
             let done = self.storage.completion(LIMIT)?.context("a read does not end")?;
             self.end(&done, ended)?;
         }

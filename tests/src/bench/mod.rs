@@ -4,11 +4,13 @@
 //! at the clock; [`serve`] does so on demand, so that whoever compares several sides can let them take turns.
 //!
 //! * [`work`]: what is to be read
+//! * [`wait`]: how its end is waited for
 //! * [`guest`]: the side of a guest on the software partition
 
 pub mod guest;
 mod measure;
 mod orders;
+pub mod wait;
 pub mod work;
 
 pub use measure::{Measured, measure};

@@ -4,10 +4,7 @@
 
 use std::path::PathBuf;
 
-use bulkhead_tests::bench::{
-    guest::{SoftGuest, Wait},
-    serve,
-};
+use bulkhead_tests::bench::{guest::SoftGuest, serve, wait::Wait};
 use clap::Parser;
 
 #[derive(Parser)]
@@ -18,15 +15,14 @@ struct Args {
     /// More of `vsp-storage --disk`, with a comma first
     #[arg(long, default_value = "")]
     options: String,
-    /// Look at the ring all the time instead of waiting for interrupts
-    #[arg(long)]
-    poll: bool,
+    /// How it waits for the end of a read
+    #[arg(long, value_enum, default_value_t)]
+    wait: Wait,
 }
 
 fn main() -> anyhow::Result<()> {
     let args = Args::parse();
-    let wait = if args.poll { Wait::Poll } else { Wait::Interrupt };
-    let mut guest = SoftGuest::start(&args.path, &args.options, wait)?;
+    let mut guest = SoftGuest::start(&args.path, &args.options, args.wait)?;
     let size = guest.size();
     serve(&mut guest, size, std::io::stdin().lock(), std::io::stdout().lock())
 }

@@ -36,9 +36,9 @@ pub struct Arguments {
     /// storage: how long each measurement takes, in milliseconds.
     #[arg(long, default_value_t = 2000, value_name = "MS")]
     time: u64,
-    /// storage: the guests look at their rings all the time instead of waiting for interrupts.
-    #[arg(long)]
-    poll: bool,
+    /// storage: how the guests wait for the end of a read.
+    #[arg(long, value_enum, default_value_t)]
+    wait: storage::Wait,
     /// storage: in the lab, with fio in a guest, against QEMU's virtio-blk.
     #[arg(long)]
     lab: bool,
@@ -82,7 +82,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
                 build: !arguments.no_build,
                 rounds: arguments.rounds,
                 time: Duration::from_millis(arguments.time),
-                poll: arguments.poll,
+                wait: arguments.wait,
             };
             ("storage", storage::measure(options)?)
         }

@@ -27,6 +27,28 @@ enum Cache {
     Direct,
 }
 
+/// How the guests wait for the end of a read; the programs of the sides know it by the same words.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum Wait {
+    /// For an interrupt, which KVM looks out for 200 microseconds (its `halt_poll_ns`) before the processor's thread sleeps.
+    #[default]
+    Halt,
+    /// For an interrupt, and the processor's thread sleeps at once.
+    Sleep,
+    /// They look at their rings all the time.
+    Poll,
+}
+
+impl Wait {
+    fn word(self) -> &'static str {
+        match self {
+            Wait::Halt => "halt",
+            Wait::Sleep => "sleep",
+            Wait::Poll => "poll",
+        }
+    }
+}
+
 /// What is read.
 #[derive(Clone, Copy, Debug)]
 struct Work {

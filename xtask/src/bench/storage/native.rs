@@ -7,7 +7,7 @@ use anyhow::{Context, Result, ensure};
 
 use super::disk::Disk;
 use super::side::Side;
-use super::{Cache, Measured, Work, fio};
+use super::{Cache, Measured, Wait, Work, fio};
 use crate::bench::table::{Asked, Figure, Peer, Reference, median};
 use crate::{apt, build, sh};
 
@@ -85,8 +85,8 @@ pub struct Options {
     pub rounds: u32,
     /// How long each time.
     pub time: Duration,
-    /// The guests look at their rings all the time instead of waiting for interrupts.
-    pub poll: bool,
+    /// How the guests wait.
+    pub wait: Wait,
 }
 
 /// One side's measurements of a row, in the order in which they were made.
@@ -125,13 +125,13 @@ fn part(
     options: Options,
     figures: &mut Vec<Figure>,
 ) -> Result<f64> {
-    let mut ours = Side::ours(programs, disk.path(), cache, options.poll)?;
+    let mut ours = Side::ours(programs, disk.path(), cache, options.wait)?;
     for row in ROWS.iter().filter(|row| row.cache == cache) {
         if cache == Cache::Warm {
             // Again each time, for a busy machine takes pages away.
             disk.warm()?;
         }
-        let mut qemu = Side::qemu(programs, disk.path(), cache, row.qemu, options.poll)?;
+        let mut qemu = Side::qemu(programs, disk.path(), cache, row.qemu, options.wait)?;
         let mut sides: [&mut dyn FnMut() -> Result<Measured>; 3] = [
             &mut || fio::measure(disk.path(), cache, &row.work, options.time).context("fio"),
             &mut || ours.measure(&row.work, options.time).context("ours"),

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 
-use super::{Cache, Measured, Work};
+use super::{Cache, Measured, Wait, Work};
 
 /// How long QEMU's server may take until one can connect.
 const STARTS_WITHIN: Duration = Duration::from_secs(10);
@@ -25,25 +25,25 @@ pub struct Side {
 
 impl Side {
     /// Ours: a guest on the software partition. The programs are in `programs`.
-    pub fn ours(programs: &Path, disk: &Path, cache: Cache, poll: bool) -> Result<Self> {
+    pub fn ours(programs: &Path, disk: &Path, cache: Cache, wait: Wait) -> Result<Self> {
         let mut command = Command::new(programs.join("bench-storage"));
         command.arg("--path").arg(disk);
         if cache == Cache::Direct {
             command.args(["--options", ",cache=none"]);
         }
-        Self::start(command, poll, None)
+        Self::start(command, wait, None)
     }
 
     /// QEMU's `vhost-user-blk` export, driven by a virtio driver.
-    pub fn qemu(programs: &Path, disk: &Path, cache: Cache, aio: &str, poll: bool) -> Result<Self> {
+    pub fn qemu(programs: &Path, disk: &Path, cache: Cache, aio: &str, wait: Wait) -> Result<Self> {
         let server = Server::start(disk, cache, aio)?;
         let mut command = Command::new(programs.join("bulkhead-peer"));
         command.arg("--socket").arg(&server.socket);
-        Self::start(command, poll, Some(server))
+        Self::start(command, wait, Some(server))
     }
 
-    fn start(mut command: Command, poll: bool, server: Option<Server>) -> Result<Self> {
-        command.args(poll.then_some("--poll")).stdin(Stdio::piped()).stdout(Stdio::piped());
+    fn start(mut command: Command, wait: Wait, server: Option<Server>) -> Result<Self> {
+        command.args(["--wait", wait.word()]).stdin(Stdio::piped()).stdout(Stdio::piped());
         let name = command.get_program().to_string_lossy().into_owned();
         let mut child = command.spawn().with_context(|| format!("starting {name}"))?;
         let input = child.stdin.take();
