@@ -23,7 +23,7 @@ fn disk() -> Disk {
 #[test]
 fn reads_end_with_and_without_interrupts() {
     let disk = disk();
-    for wait in [Wait::Halt, Wait::Poll] {
+    for wait in [Wait::Halt, Wait::Sleep, Wait::Poll] {
         let mut guest = SoftGuest::start(disk.path(), "", wait).unwrap();
         assert_eq!(guest.size(), SIZE);
         for (block, depth, random) in [(4096, 32, true), (131_072, 8, false), (4096, 1, true)] {

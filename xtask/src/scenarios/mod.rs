@@ -23,8 +23,8 @@ pub const GUEST_FUNCTIONS: &str = include_str!("../../recipes/lab/guest.sh");
 /// Words that never belong into the lab host's kernel log.
 const HOST_TROUBLE: [&str; 5] = ["BUG:", "Oops", "general protection", "KASAN", "soft lockup"];
 
-/// How often a scenario whose lab host fell is tried: once in a hundred runs it stands still
-/// or resets, also since the guests keep off its first processor (`lab::qemu`).
+/// How often a scenario whose lab host fell is tried: one in some forty runs has stood still since
+/// the guests keep off its first processor (`lab::qemu`).
 const ATTEMPTS: u32 = 3;
 
 /// All of them, the quickest to break first.
@@ -123,5 +123,24 @@ impl Scenario {
             why += &format!("; the lab host's kernel: {}", trouble.join("; "));
         }
         bail!("{why}\n{}", crate::sh::tail(&outcome.output, 50))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_silence_to_the_end_is_the_hosts_fault() {
+        assert!(GUEST_FUNCTIONS.contains(NEARLY_UP), "what is waited for is what is printed");
+        let outcome = |status, output: &str| Outcome {
+            status,
+            output: output.to_owned(),
+            kernel: String::new(),
+            elapsed: Duration::ZERO,
+        };
+        assert!(stood_still(&outcome(TIMED_OUT, "the guest boots")));
+        assert!(!stood_still(&outcome(TIMED_OUT, NEARLY_UP)), "a guest that hangs is judged");
+        assert!(!stood_still(&outcome(1, "")));
     }
 }
