@@ -8,6 +8,7 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::device::command as device;
 use crate::disk::command as disk;
+use crate::net::command as net;
 
 const ABOUT: &str = "Runs virtual machines whose devices are sandboxed processes";
 
@@ -23,14 +24,15 @@ Examples:
 
   bulkhead device ls          The device processes of the VMs that run
   bulkhead disk add debian disk0 path=data.img     A disk more
+  bulkhead net ls             Bridges, ports, VLANs and limits
 
-More: bulkhead run --help, bulkhead check --help, bulkhead device --help, bulkhead disk --help, bulkhead units --help";
+More: bulkhead run --help, bulkhead check --help, bulkhead device --help, bulkhead disk --help, bulkhead net --help, bulkhead units --help";
 
 const RUN_ABOUT: &str = "Boots a VM and stays with it until it ends";
 
 const RUN_LONG_ABOUT: &str = "\
-Boots the VM that a spec describes and supervises its processes in the foreground: core-vmm, and one vsp-storage for each \
-[[storage]]. None of them outlives this command, however it ends.
+Boots the VM that a spec describes and supervises its processes in the foreground: core-vmm, one vsp-storage for each [[storage]], \
+one vsp-net for each [[net]] and, where a NIC is connected to one, a passt. None of them outlives this command, however it ends.
 
 A device process that dies, hangs or makes a system call that its policy forbids is replaced by a new one at once, and what the guest \
 has asked of it is done by that: the guest notices a pause of milliseconds. With spare = true a second process stands by, started and \
@@ -104,14 +106,32 @@ A spec:
   serial = \"A-1\"                # if left out: made of the names above
   iops = 500                    # at most so many commands a second; if left out: no limit
   bandwidth = \"100MiB\"          # at most so much data a second
-  burst = 2                     # seconds for which what is not used of the limits is saved up";
+  burst = 2                     # seconds for which what is not used of the limits is saved up
+
+  [[net]]                       # one NIC, one process
+  name = \"nic0\"
+  backend = \"passt\"             # NAT, DHCP and DNS without any privilege; the default. The guest reaches what
+                                # listens on this host's own 127.0.0.1 at the address of its gateway. Or one of
+  # tap = \"tap0\"                # a TAP (bulkhead net port add), on a bridge for instance
+  # macvtap = \"macvtap0\"        # a macvtap
+  mac = \"02:00:00:12:34:56\"     # if left out: made of the names above, always the same; a macvtap's own
+  queues = 1                    # up to 8, one a processor; if left out: 1, on a TAP as many as processors
+  mtu = 1500                    # the largest, up to 9000; on a TAP, its own has to be as large, and the bridge's
+  memory = \"confined\"           # its process maps its rings and buffers, and can have no guest memory written;
+                                # but taken over by a guest, it can have the core copy any of it out, by a forged
+                                # packet. Or \"full\": it maps all guest memory
+  antispoof = false             # drop what the guest sends from another address than `mac`
+  link = \"up\"                   # or \"down\": the cable is not plugged in at first
+  spare = false                 # a second process stands by";
 
 const UNITS_ABOUT: &str = "Writes the systemd units of a VM";
 
 const UNITS_LONG_ABOUT: &str = "\
 Writes what systemd needs to run the VM that a spec describes, every process as a unit of its own: bulkhead-vm@NAME.target is the \
-VM, bulkhead-core@NAME.service its core, vsp-storage@NAME:DEVICE.service a device. Starts nothing. Doing it again after a change \
-of the spec changes what has to change.
+VM, bulkhead-core@NAME.service its core, vsp-storage@NAME:DEVICE.service or vsp-net@NAME:DEVICE.service a device, \
+bulkhead-net@NAME:DEVICE.service what a NIC is connected to. Starts nothing. Doing it again after a change of the spec changes what has to change.
+
+A TAP has to be its device's: sudo bulkhead net port add tap0 --bridge br0 --owner NAME:DEVICE, once the units are written.
 
 The VM may run meanwhile. After systemctl daemon-reload, a process that is started again is what is written now: do not change the \
 disks of a VM that runs.
@@ -172,6 +192,9 @@ pub enum Command {
     #[command(about = disk::ABOUT, long_about = disk::LONG_ABOUT, after_help = disk::AFTER_HELP)]
     /// Adds, removes and resizes disks of running VMs.
     Disk(disk::Disk),
+    #[command(about = net::ABOUT, long_about = net::LONG_ABOUT, after_help = net::AFTER_HELP)]
+    /// Bridges, ports and cables.
+    Net(net::Net),
     #[command(about = UNITS_ABOUT, long_about = UNITS_LONG_ABOUT, after_help = UNITS_AFTER_HELP)]
     /// Writes the systemd units of a VM.
     Units(Units),
@@ -194,7 +217,7 @@ pub struct Run {
     #[arg(long)]
     pub overcommit: bool,
 
-    /// Where core-vmm and vsp-storage are [default: beside bulkhead, then in PATH]
+    /// Where core-vmm, vsp-storage and vsp-net are [default: beside bulkhead, then in PATH]
     #[arg(long, value_name = "DIR", env = "BULKHEAD_BIN_DIR", hide_env_values = true)]
     pub bin_dir: Option<PathBuf>,
 
@@ -234,7 +257,7 @@ pub struct Units {
     #[arg(long, value_name = "DIR")]
     pub output: Option<PathBuf>,
 
-    /// Where core-vmm and vsp-storage are [default: beside bulkhead, then in PATH]
+    /// Where core-vmm, vsp-storage and vsp-net are [default: beside bulkhead, then in PATH]
     #[arg(long, value_name = "DIR", env = "BULKHEAD_BIN_DIR", hide_env_values = true)]
     pub bin_dir: Option<PathBuf>,
 }

@@ -27,6 +27,12 @@ pub fn execute(cli: &Cli) -> anyhow::Result<ExitCode> {
         Command::Check(options) => Ok(check(options)),
         Command::Device(options) => device::command::execute(options),
         Command::Disk(options) => crate::disk::command::execute(options),
+        Command::Net(options) => {
+            if let crate::net::command::Command::Hold(_) = options.command {
+                logs::init(cli.log_format, cli.log_level.unwrap_or(logs::Level::INFO), "bulkhead");
+            }
+            crate::net::command::execute(options)
+        }
         Command::Units(options) => crate::units::command::execute(options),
         Command::Man { directory } => {
             man::write_pages(directory)
@@ -43,7 +49,7 @@ fn run(cli: &Cli, options: &Run) -> anyhow::Result<ExitCode> {
     if !options.skip_host_checks {
         host::check(&spec.machine, options.overcommit).with_context(|| spec.name.clone())?;
     }
-    let programs = Programs::find(options.bin_dir.as_deref())?;
+    let programs = Programs::find(options.bin_dir.as_deref(), &spec)?;
     let logging = Logging { format: cli.log_format, level: log_level(cli, &spec) };
     logs::init(logging.format, logging.level, "bulkhead");
     let signals = Signals::take().context("cannot listen for signals")?;
@@ -134,6 +140,16 @@ fn summary(spec: &Spec) -> String {
             let (path, size) = (disk.path.display(), Bytes(disk.bytes));
             out.push_str(&format!("      LUN {}  {path}, {size}{access}{}\n", disk.lun, disk.options));
         }
+    }
+    for net in &spec.net {
+        let spare = if net.spare { ", and a spare" } else { "" };
+        let mac = net.mac.map_or(String::new(), |mac| format!(", {mac}"));
+        let queues = if net.queues == 1 { String::new() } else { format!(", {} queues", net.queues) };
+        let link = if net.link { "" } else { ", link down" };
+        out.push_str(&format!(
+            "    vsp-net {}{spare}\n      {}{mac}, MTU {}{queues}{link}\n",
+            net.name, net.backend, net.mtu
+        ));
     }
     out
 }

@@ -8,7 +8,8 @@ use std::slice;
 use ipc::config::{Console, CoreConfig, DeviceSlot, OnCrash};
 
 use crate::programs::Programs;
-use crate::spec::{self, Disk, Spec, Storage};
+use crate::spec::net::{Backend, Exposure, Mac};
+use crate::spec::{self, Disk, Net, Spec, Storage};
 
 /// Numbers of the user and group ids that Bulkhead's processes run as when root starts them: from this one ("BH" in
 /// ASCII, so that it is recognised in `ps`), a block of [`IDS_PER_VM`] for each VM of the host. They are far above people, services
@@ -47,6 +48,36 @@ pub struct Device {
     pub id: Option<u32>,
     /// A second process stands by.
     pub spare: bool,
+    /// What a NIC is connected to. Its descriptors are opened once, and outlive its processes.
+    pub network: Option<Network>,
+}
+
+/// The other end of a NIC's cable, and what opening it takes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Network {
+    /// A TAP: its name, and how many queues.
+    Tap {
+        /// The interface.
+        name: String,
+        /// Descriptors.
+        queues: u32,
+    },
+    /// A macvtap, in the same way.
+    Macvtap {
+        /// The interface.
+        name: String,
+        /// Descriptors.
+        queues: u32,
+    },
+    /// A process of its own.
+    Passt {
+        /// Its program.
+        program: PathBuf,
+        /// What it tells the guest.
+        mtu: u16,
+        /// The user and group that it becomes; `None`: it stays what bulkhead is.
+        id: Option<u32>,
+    },
 }
 
 impl Plan {
@@ -56,17 +87,27 @@ impl Plan {
             // At most `MOST_DEVICES` positions: they fit in a block.
             first_id.map(|first| first + u32::try_from(position).unwrap_or(0))
         };
-        let devices: Vec<Device> = spec
+        let mut devices: Vec<Device> = spec
             .storage
             .iter()
             .enumerate()
             .map(|(position, storage)| storage_device(storage, programs, ids(position + 1)))
             .collect();
-        let slots = devices.iter().map(|device| DeviceSlot {
+        // Behind the devices come the users of what NICs are connected to: one each, so that none moves when a backend changes.
+        let (first, count) = (devices.len() + 1, spec.net.len());
+        devices.extend(spec.net.iter().enumerate().map(|(position, net)| {
+            let position = first + position;
+            net_device(&spec.name, net, programs, ids(position), ids(position + count))
+        }));
+        // Storage requests name guest pages; what a NIC's do is in its buffers, but for a few that the core fetches.
+        let names_pages = spec.storage.iter().map(|_| true);
+        let names_pages = names_pages.chain(spec.net.iter().map(|net| net.memory == Exposure::Full));
+        let slots = devices.iter().zip(names_pages).map(|(device, guest_ram)| DeviceSlot {
             name: device.name.clone(),
             instance: instance_guid(&spec.name, &device.name),
             uid: device.id,
-            guest_ram: true, // Storage requests name guest pages.
+            guest_ram,
+            fetch: !guest_ram,
         });
         let core = CoreConfig {
             name: spec.name.clone(),
@@ -108,7 +149,61 @@ fn storage_device(storage: &Storage, programs: &Programs, id: Option<u32>) -> De
         args,
         id,
         spare: storage.spare,
+        network: None,
     }
+}
+
+/// `helper` is the user of what it is connected to, where that is a process.
+fn net_device(vm: &str, net: &Net, programs: &Programs, id: Option<u32>, helper: Option<u32>) -> Device {
+    let mac = net.mac.unwrap_or_else(|| made_up_mac(vm, &net.name));
+    let mut args: Vec<OsString> = Vec::new();
+    for (option, value) in [
+        ("--device", net.name.clone()),
+        ("--mac", mac.to_string()),
+        ("--mtu", net.mtu.to_string()),
+        ("--memory", net.memory.name().to_owned()),
+        ("--queues", net.queues.to_string()),
+        (LINK, link_word(net.link).to_owned()),
+    ] {
+        args.extend([option.into(), value.into()]);
+    }
+    if net.antispoof {
+        args.push("--antispoof".into());
+    }
+    if let Some(id) = id {
+        args.extend(["--uid".into(), id.to_string().into(), "--gid".into(), id.to_string().into()]);
+    }
+    let queues = net.queues;
+    let network = match &net.backend {
+        Backend::Tap(name) => Network::Tap { name: name.clone(), queues },
+        Backend::Macvtap(name) => Network::Macvtap { name: name.clone(), queues },
+        Backend::Passt => {
+            Network::Passt { program: programs.passt.clone().unwrap_or_default(), mtu: net.mtu, id: helper }
+        }
+    };
+    Device {
+        name: net.name.clone(),
+        program: programs.vsp_net.clone().unwrap_or_default(),
+        args,
+        id,
+        spare: net.spare,
+        network: Some(network),
+    }
+}
+
+/// Before the state of the cable that a process begins with.
+pub const LINK: &str = "--link";
+
+/// The state of a cable, as `vsp-net` takes it.
+pub fn link_word(is_up: bool) -> &'static str {
+    if is_up { "up" } else { "down" }
+}
+
+/// The address of a NIC that is given none: the same for the same names for ever, like [`instance_guid`], and locally administered.
+fn made_up_mac(vm: &str, device: &str) -> Mac {
+    let [.., a, b, c, d, e, f] = fnv1a(format!("{vm}/{device}").as_bytes(), 2).to_be_bytes();
+    // The two lowest bits of the first byte: one station's, and of no manufacturer.
+    Mac([a & 0xfc | 2, b, c, d, e, f])
 }
 
 /// A disk as `vsp-storage` takes it.
@@ -188,11 +283,18 @@ mod tests {
                 },
                 Storage { name: "disk1".to_owned(), disks: vec![disk("/c.img", false, 0)], spare: false },
             ],
+            net: Vec::new(),
         }
     }
 
     fn programs() -> Programs {
-        Programs { core_vmm: "/bin/core-vmm".into(), vsp_storage: "/bin/vsp-storage".into() }
+        Programs {
+            bulkhead: "/bin/bulkhead".into(),
+            core_vmm: "/bin/core-vmm".into(),
+            vsp_storage: "/bin/vsp-storage".into(),
+            vsp_net: Some("/bin/vsp-net".into()),
+            passt: Some("/bin/passt".into()),
+        }
     }
 
     #[test]
@@ -246,6 +348,64 @@ mod tests {
             plan.devices[0].args[3],
             "lun=0,path=/a,,b.img,cache=none,block_size=4096,serial=X,,1,iops=500,bandwidth=104857600,burst=2"
         );
+    }
+
+    fn nic(name: &str, backend: Backend) -> Net {
+        Net {
+            name: name.to_owned(),
+            mac: None,
+            backend,
+            queues: 2,
+            memory: Exposure::Confined,
+            antispoof: true,
+            mtu: 1500,
+            link: true,
+            spare: true,
+        }
+    }
+
+    #[test]
+    fn a_nic_is_told_how_it_is_and_what_it_is_connected_to_is_opened_by_others() {
+        let mut spec = spec();
+        spec.net = vec![
+            nic("nic0", Backend::Passt),
+            Net {
+                mac: Some(Mac([2, 0, 0, 0, 0, 9])),
+                memory: Exposure::Full,
+                ..nic("nic1", Backend::Tap("t0".into()))
+            },
+        ];
+        let plan = Plan::new(&spec, &programs(), Some(1000));
+        let words = |device: &Device| {
+            device.args.iter().map(|word| word.to_string_lossy().into_owned()).collect::<Vec<_>>().join(" ")
+        };
+        let (first, second) = (&plan.devices[2], &plan.devices[3]);
+        let mac = made_up_mac("debian", "nic0");
+        assert_eq!(
+            words(first),
+            format!(
+                "--device nic0 --mac {mac} --mtu 1500 --memory confined --queues 2 --link up --antispoof --uid 1003 --gid 1003"
+            )
+        );
+        assert!(words(second).contains("--mac 02:00:00:00:00:09 --mtu 1500 --memory full"));
+        assert_eq!((first.id, second.id, first.spare), (Some(1003), Some(1004), true));
+        let passt = Network::Passt { program: "/bin/passt".into(), mtu: 1500, id: Some(1005) };
+        assert_eq!(first.network, Some(passt));
+        assert_eq!(second.network, Some(Network::Tap { name: "t0".into(), queues: 2 }));
+        let ram: Vec<bool> = plan.core.devices.iter().map(|slot| slot.guest_ram).collect();
+        assert_eq!(ram, [true, true, false, true]);
+        let fetch: Vec<bool> = plan.core.devices.iter().map(|slot| slot.fetch).collect();
+        assert_eq!(fetch, [false, false, true, false], "only those that are confined");
+    }
+
+    #[test]
+    fn made_up_addresses_never_change_and_are_nobodys() {
+        assert_eq!(made_up_mac("debian", "nic0"), made_up_mac("debian", "nic0"));
+        assert_ne!(made_up_mac("debian", "nic0"), made_up_mac("debian", "nic1"));
+        for n in 0..1000 {
+            let Mac([first, ..]) = made_up_mac("vm", &format!("nic{n}"));
+            assert_eq!(first & 3, 2, "one station's, locally administered");
+        }
     }
 
     #[test]

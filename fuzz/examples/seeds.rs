@@ -285,6 +285,204 @@ fn device_scripts() -> Vec<Vec<u8>> {
     ]
 }
 
+/// What a driver and a device say to each other before frames go, and then.
+fn nvsp_messages() -> Vec<Vec<u8>> {
+    use vsp_net::nvsp::{
+        Capabilities, ChannelType, GuestMessage, HostMessage, ReceiveSection, RndisPacket, Section, Status,
+        Version,
+    };
+    let section = Some(Section { index: 3, size: 1500 });
+    let guest = [
+        GuestMessage::Init { min: 0x6_0001, max: 0x6_0001 },
+        GuestMessage::NdisConfig { mtu: 1514, capabilities: Capabilities::IEEE8021Q | Capabilities::RSC },
+        GuestMessage::NdisVersion { major: 6, minor: 30 },
+        GuestMessage::SendReceiveBuffer { gpadl: 0xe1e10, id: 0xcafe },
+        GuestMessage::SendSendBuffer { gpadl: 0xe1e11, id: 0 },
+        GuestMessage::RndisPacket(RndisPacket { channel: ChannelType::Control, section: None }),
+        GuestMessage::RndisPacket(RndisPacket { channel: ChannelType::Data, section }),
+        GuestMessage::RndisPacketComplete { status: Status::Success },
+        GuestMessage::Subchannel { operation: 1, count: 3 },
+        GuestMessage::SwitchDataPath { active: 1 },
+        GuestMessage::RevokeReceiveBuffer { id: 0xcafe },
+        GuestMessage::RevokeSendBuffer { id: 0 },
+    ];
+    let status = Status::Success;
+    let section = Some(ReceiveSection { offset: 0, len: 0x2_0000, count: 127, end: 0xfe_0000 });
+    let host = [
+        HostMessage::InitComplete { status },
+        HostMessage::ReceiveBufferComplete { status, section },
+        HostMessage::SendBufferComplete { status, section_size: 66_048 },
+        HostMessage::RndisPacket { channel: ChannelType::Data },
+        HostMessage::RndisPacketComplete { status },
+        HostMessage::SubchannelComplete { status, count: 3 },
+        HostMessage::IndirectionTable(std::array::from_fn(|entry| entry as u32 % 4)),
+    ];
+    let guest = guest.iter().map(|message| message.encode().to_vec());
+    guest.chain(host.iter().map(|message| message.encode(Version::V61).to_vec())).collect()
+}
+
+/// A frame with TCP or UDP over IPv4 or IPv6, and `len` bytes behind the IP header.
+fn frame(ip6: bool, protocol: u8, len: usize) -> Vec<u8> {
+    let mut frame = vec![2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2];
+    if ip6 {
+        frame.extend_from_slice(&[0x86, 0xdd, 0x60, 0, 0, 0, 0, len as u8, protocol, 64]);
+        frame.extend_from_slice(&[0xfd; 32]);
+    } else {
+        frame.extend_from_slice(&[8, 0, 0x45, 0, 0, 20 + len as u8, 0, 1, 0x40, 0, 64, protocol, 0, 0]);
+        frame.extend_from_slice(&[10, 0, 0, 1, 10, 0, 0, 2]);
+    }
+    let transport = frame.len();
+    frame.resize(transport + len, 0x5a);
+    frame[transport + 12] = 0x50;
+    frame
+}
+
+/// Inputs as [`bulkhead_fuzz::rndis`] reads them.
+fn rndis_messages() -> Vec<Vec<u8>> {
+    use vsp_net::oid::number;
+    use vsp_net::rndis::control::Message;
+    use vsp_net::rndis::frame::{compose, header};
+    use vsp_net::rndis::info::{LsoVersion, Transport};
+    use vsp_net::rndis::{
+        Indication, Lso, ReceiveChecksum, ReceiveInfo, Reply, RndisStatus, TransmitChecksum, TransmitInfo,
+        Vlan,
+    };
+
+    let vlan = Some(Vlan { priority: 1, cfi: false, id: 42 });
+    let checksum = Some(TransmitChecksum { transport: Some(Transport::Tcp), ip_header: false, offset: 34 });
+    let lso = Some(Lso { mss: 1448, offset: 34, version: LsoVersion::V2Ip4 });
+    let infos = [
+        TransmitInfo::default(),
+        TransmitInfo { checksum, ..TransmitInfo::default() },
+        TransmitInfo { checksum: None, lso, vlan, hash: Some(7) },
+    ];
+    let mut batch = vec![0];
+    let mut seeds = Vec::new();
+    for info in infos {
+        let data = frame(false, 6, 42);
+        let mut message = Vec::new();
+        compose(&info, data.len(), &mut message);
+        message.extend_from_slice(&data);
+        message.resize(message.len().next_multiple_of(8), 0);
+        let len = message.len() as u32;
+        message[4..8].copy_from_slice(&len.to_le_bytes());
+        seeds.push([&[0][..], &message].concat());
+        batch.extend_from_slice(&message);
+    }
+    seeds.push(batch);
+
+    let info = ReceiveInfo { checksum: Some(ReceiveChecksum::TCP_SUCCEEDED), vlan, hash: Some(1) };
+    seeds.push([&[1][..], &header(60, &info), &[0x5a; 60]].concat());
+    let (id, status) = (7, RndisStatus::SUCCESS);
+    for reply in [
+        Reply::InitializeComplete { id, status, max_packets: 8, max_transfer: 0x1_0000, alignment_shift: 3 },
+        Reply::QueryComplete { id, status, info: &[1, 2, 3, 4] },
+        Reply::SetComplete { id, status },
+        Reply::ResetComplete { status },
+        Reply::KeepAliveComplete { id, status },
+        Reply::Indicate(Indication::Connect),
+        Reply::Indicate(Indication::LinkSpeed(100_000_000)),
+    ] {
+        let mut bytes = vec![1];
+        reply.encode(&mut bytes);
+        seeds.push(bytes);
+    }
+
+    // Control messages in the order of Linux; all there are to ask; each with something to set.
+    let script = |messages: &[Message<'_>]| {
+        let mut all = vec![30 << 3];
+        for message in messages {
+            let mut bytes = Vec::new();
+            message.encode(&mut bytes);
+            all.extend_from_slice(&(bytes.len() as u16).to_le_bytes());
+            all.extend_from_slice(&bytes);
+        }
+        all
+    };
+    let query = |oid| Message::Query { id, oid, info: &[] };
+    let offload = [&[0x80, 3, 28, 0, 1, 4, 4, 4, 4, 0, 0, 2, 2][..], &[0; 9], &[2, 2, 0, 0, 0, 0]].concat();
+    let mut rss = vec![0x89, 2, 40, 0, 0, 0, 0, 0];
+    for word in [0x1701u32, 8, 40, 40, 48, 0, 0, 0, 0, 3] {
+        rss.extend_from_slice(&word.to_le_bytes());
+    }
+    rss.extend_from_slice(&[7; 40]);
+    let utf16 = |text: &str| text.encode_utf16().flat_map(u16::to_le_bytes).collect::<Vec<u8>>();
+    let parameter = |name: &str, value: &str| {
+        let (name, value) = (utf16(name), utf16(value));
+        let words = [20, name.len() as u32, 2, 20 + name.len() as u32, value.len() as u32];
+        [words.map(u32::to_le_bytes).as_flattened(), &name, &value].concat()
+    };
+    let (address, word) = (parameter("NetworkAddress", "020000000002"), parameter("*LsoV2IPv4", "0"));
+    let set = |oid, info| Message::Set { id, oid, info };
+    let sets = [
+        set(number::TCP_OFFLOAD_PARAMETERS, &offload[..]),
+        set(number::GEN_RECEIVE_SCALE_PARAMETERS, &rss),
+        set(number::GEN_CURRENT_PACKET_FILTER, &[0xd, 0, 0, 0]),
+        set(number::GEN_RNDIS_CONFIG_PARAMETER, &address),
+        set(number::GEN_RNDIS_CONFIG_PARAMETER, &word),
+        set(number::MULTICAST_LIST, &[1, 0, 0x5e, 0, 0, 1, 1, 0, 0x5e, 0, 0, 2]),
+        set(number::ADD_MULTICAST_ADDRESS, &[1, 0, 0x5e, 0, 0, 3]),
+        set(number::DELETE_MULTICAST_ADDRESS, &[1, 0, 0x5e, 0, 0, 1]),
+        set(number::CURRENT_ADDRESS, &[2, 0, 0, 0, 0, 3]),
+    ];
+    let capabilities =
+        Message::Query { id, oid: number::TCP_OFFLOAD_HARDWARE_CAPABILITIES, info: &[0xa7, 3, 156, 0] };
+    let linux = [
+        Message::Initialize { id: 1, major: 1, minor: 0, max_transfer: 0x4000 },
+        query(number::GEN_MAXIMUM_FRAME_SIZE),
+        query(number::PERMANENT_ADDRESS),
+        query(number::GEN_FRIENDLY_NAME),
+        capabilities,
+        sets[0],
+        query(number::GEN_MEDIA_CONNECT_STATUS),
+        query(number::GEN_LINK_SPEED),
+        query(number::GEN_RECEIVE_SCALE_CAPABILITIES),
+        sets[1],
+        sets[2],
+        Message::KeepAlive { id: 2 },
+        Message::Halt { id: 3 },
+    ];
+    seeds.push(script(&linux));
+    seeds.push(script(&sets));
+    let asks = [
+        number::GEN_SUPPORTED_LIST,
+        number::GEN_LINK_STATE,
+        number::GEN_STATISTICS,
+        number::GEN_XMIT_OK,
+        number::GEN_BYTES_RCV,
+        number::OFFLOAD_ENCAPSULATION,
+        number::MULTICAST_LIST,
+    ];
+    seeds.push(script(&asks.map(query)));
+    seeds.extend(sets.map(|message| script(&[message])));
+    seeds
+}
+
+/// Frames and what is said about them, as [`bulkhead_fuzz::net_offload`] reads them.
+fn frames_with_offloads() -> Vec<Vec<u8>> {
+    let mut seeds = Vec::new();
+    for (ip6, protocol) in [(false, 6), (false, 17), (true, 6), (true, 17)] {
+        let frame = frame(ip6, protocol, 60);
+        let transport = if protocol == 6 { 1u32 } else { 2 };
+        let version = if ip6 { 2u32 << 3 } else { 1 << 3 };
+        let large = [&frame[..], &[0x5a; 250]].concat();
+        let input = |which: u8, first: u32, second: u32, longer: u16, frame: &[u8]| {
+            [&[which][..], &first.to_le_bytes(), &second.to_le_bytes(), &longer.to_le_bytes(), frame].concat()
+        };
+        seeds.push(input(2, transport, 0, 0, &frame));
+        seeds.push(input(2 | 8, transport | 4, 0, 0, &frame));
+        seeds.push(input(4, version, 1448, 20_000, &large));
+        seeds.push(input(4 | 8, version, 100, 0, &large));
+        // Data that is valid, and a checksum to be filled in.
+        seeds.push(input(1, 2, 0, 0, &frame));
+        let (start, place) = (if ip6 { 54u32 } else { 34 }, if protocol == 6 { 16u32 } else { 6 });
+        seeds.push(input(1, 1, start | place << 16, 1000, &large));
+        let tagged = [&frame[..12], &[0x81, 0, 0x60, 42], &frame[12..]].concat();
+        seeds.push(input(1, 2, 0, 0, &tagged));
+    }
+    seeds
+}
+
 fn main() -> Result<(), Box<dyn Error>> {
     write("bus", &bus_scripts())?;
     write("device", &device_scripts())?;
@@ -306,6 +504,9 @@ fn main() -> Result<(), Box<dyn Error>> {
     write("packet", &packets)?;
     write("ipc_message", &ipc_messages())?;
     let commands: Vec<_> = commands().iter().map(|cdb| [&[8u8][..], cdb].concat()).collect();
+    write("nvsp", &nvsp_messages())?;
+    write("rndis", &rndis_messages())?;
+    write("net_offload", &frames_with_offloads())?;
     write("scsi_command", &commands)?;
     write("storvsc_packet", &packets_to_storage())?;
     let list = vsp_storage::scsi::unmap::list(&[(5, 7), (100, 1)]);

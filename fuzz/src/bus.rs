@@ -46,6 +46,8 @@ impl World {
                     assert!(self.held.contains_key(&relid), "a channel is closed that no device has");
                     assert!(self.closing.insert(relid), "a channel is closed twice");
                 }
+                // No device of this harness asks for any.
+                Effect::Unshare(gpadl) => panic!("GPADL {gpadl} is taken back from nobody"),
                 Effect::Retarget(relid, vp) => assert!(vp < VPS && self.held.contains_key(&relid)),
                 Effect::Send(message) => match HostMessage::parse(&message).expect("our own message") {
                     HostMessage::GpadlTorndown(gpadl) => {

@@ -148,7 +148,7 @@ fn serve(memory: &Memory, rings: &[TestRing; 2]) {
             Rerun::Wait => None,
             Rerun::None => match channel.take(&mut scratch) {
                 Taken::Packet(_, ticket) | Taken::Reject(_, ticket, _) => Some(ticket),
-                Taken::Wait => None,
+                Taken::Wait | Taken::Returned => None,
                 Taken::Empty | Taken::Failed(_) => break,
             },
         };

@@ -86,6 +86,9 @@ pub struct DeviceSlot {
     /// Whether the process is given guest RAM.
     #[serde(default)]
     pub guest_ram: bool,
+    /// Whether the process may have bytes fetched that a packet in its rings names ([`crate::message::ToCore::Fetch`]).
+    #[serde(default)]
+    pub fetch: bool,
 }
 
 fn yes() -> bool {
@@ -123,6 +126,7 @@ mod tests {
                 instance: "00000000-0000-0000-0000-000000000001".into(),
                 uid: Some(70000),
                 guest_ram: true,
+                fetch: false,
             }],
             uid: None,
             gid: None,

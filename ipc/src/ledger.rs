@@ -1,8 +1,8 @@
 //! The ledger of a channel: what has to outlive the process that serves it, beside the rings.
 //!
 //! A ledger is a memfd that the core makes, all zero, when a channel is opened. It has a header, two halves of
-//! device state, and slots: one for each request in flight, with what is needed to run it again. This module says how
-//! it is laid out and whether a field makes sense. It must never decide in which order things are written, what a crash
+//! device state, and slots: one for each request in flight, with what is needed to run it again; and a word for each loan,
+//! if the device lends its guest something. This module says how it is laid out and whether a field makes sense. It must never decide in which order things are written, what a crash
 //! between two stores means, or what happens to a request: that is `vsp::channel`.
 //!
 //! One process at a time uses a ledger, and the next one only after that has ended; the guest cannot see it. What has
@@ -15,6 +15,7 @@
 
 mod header;
 mod layout;
+mod loan;
 mod mapping;
 mod seal;
 mod slot;
@@ -26,6 +27,7 @@ use thiserror::Error;
 
 pub use header::{Found, Ledger, Rings, Word};
 pub use layout::bytes;
+pub use loan::Loan;
 pub use mapping::LedgerMapping;
 pub use slot::{Attempts, Completing, Outcome, Phase, Spine, State};
 
@@ -45,6 +47,9 @@ pub const LONGEST_STATE: usize = layout::STATE_HALF - layout::STATE;
 /// Most slots of a ledger, four times the depth of a device by default. Bounds what a damaged one can make a successor
 /// do; all of them fit into [`crate::message::MAX_LEDGER`].
 pub const MAX_SLOTS: u32 = 1024;
+
+/// Most loans of a channel: twice as many blocks of 128 KiB as the largest receive buffer of Linux' netvsc has.
+pub const MAX_LOANS: u32 = 256;
 
 /// Where the word lies, in bytes, that a dying process leaves the signal's number in.
 pub const CRASH_AT: usize = Word::Crash.offset();
@@ -127,6 +132,12 @@ pub enum LedgerError {
     /// A slot was overwritten, so that nobody can tell which request it stood for.
     #[error("its slot {0} was overwritten")]
     Slot(u32),
+    /// The word of a loan was overwritten.
+    #[error("its loan {0} was overwritten")]
+    Loan(u32),
+    /// The process that made it knew no loans, or fewer.
+    #[error("it has no room for the loans that this build of the device makes")]
+    NoLoans,
     /// The device state was overwritten.
     #[error("the device state in it was overwritten")]
     State,

@@ -14,11 +14,20 @@ use serde::{Deserialize, Serialize};
 /// The versions of this protocol that this build speaks.
 ///
 /// Version 1, without ledgers and standbys, was in no release. Version 3 has [`ToVsp::Control`] and
-/// [`ToVsp::Adopted`].
-pub const VERSIONS: Versions = Versions { min: 2, max: 3 };
+/// [`ToVsp::Adopted`], version 4 [`ToCore::ShareGpadl`] and [`ToCore::Fetch`].
+pub const VERSIONS: Versions = Versions { min: 2, max: 4 };
 
 /// The first version in which a process understands [`ToVsp::Control`] and waits for [`ToVsp::Adopted`].
 pub const CONTROL_VERSION: u32 = 3;
+/// The first version in which a core understands [`ToCore::ShareGpadl`], [`ToCore::ReturnGpadl`] and [`ToCore::Fetch`].
+pub const GPADL_VERSION: u32 = 4;
+/// GPADLs of one channel that may be shared with its device at a time. Linux' netvsc needs two.
+pub const MAX_SHARED_GPADLS: usize = 8;
+/// Largest GPADL that is shared with a device, in bytes. One range of a GPADL cannot have more than half of it
+/// (its length on the wire has 16 bits).
+pub const MAX_SHARED_GPADL: u64 = 64 << 20;
+/// Most bytes that one [`ToCore::Fetch`] brings: twice the largest frame of a network.
+pub const MAX_FETCH: u32 = 128 << 10;
 /// Longest payload of a [`ToVsp::Control`] and longest answer to it, in bytes: in JSON once more (where a quote takes two) it still fits into
 /// a message.
 pub const MAX_CONTROL: usize = 16 << 10;
@@ -112,6 +121,36 @@ pub enum ToCore {
         /// What the device says to it: at most [`MAX_CONTROL`] bytes that the core passes on unread; or why it was not done, a sentence.
         result: Result<String, String>,
     },
+    /// The device wants the pages of a GPADL that the guest has made for this channel (or its primary channel): one range of whole
+    /// pages, at most [`MAX_SHARED_GPADL`] bytes, at most [`MAX_SHARED_GPADLS`] a channel. Answered by [`ToVsp::GpadlShared`]. They stay
+    /// shared, beyond the process too, until the guest tears the GPADL down, closes the primary channel or begins anew, or the
+    /// device [returns](ToCore::ReturnGpadl) it. A successor asks again and gets the same memory. From version [`GPADL_VERSION`] on. No
+    /// descriptors.
+    ShareGpadl {
+        /// Channel concerned.
+        channel: u32,
+        /// The guest's number of the GPADL.
+        gpadl: u32,
+    },
+    /// The device is done with a GPADL; the guest may have torn it down already. It is not shared again. No answer, no
+    /// descriptors.
+    ReturnGpadl {
+        /// Channel concerned.
+        channel: u32,
+        /// The guest's number of the GPADL.
+        gpadl: u32,
+    },
+    /// The device wants bytes of the guest pages that a GPA-direct packet names. The packet has to lie in the channel's guest-to-host ring,
+    /// not published as read; the core reads its page list there itself. Answered by [`ToVsp::Fetched`], at once. Only for devices whose
+    /// slot says so ([`crate::config::DeviceSlot::fetch`]), from version [`GPADL_VERSION`] on. No descriptors.
+    Fetch {
+        /// Channel concerned.
+        channel: u32,
+        /// Where the packet begins in the ring's data, in bytes.
+        offset: u32,
+        /// Most bytes wanted, from the first that the packet names on; at most [`MAX_FETCH`].
+        len: u32,
+    },
     /// The answer to [`ToVsp::ChannelOpen`]. No descriptors.
     OpenResult {
         /// Channel of the request.
@@ -199,6 +238,24 @@ pub enum ToVsp {
     /// [`ToCore::Serving`], from version [`CONTROL_VERSION`] on. Before it the process takes no request from any channel: what a
     /// predecessor has left may lie in the ledger of a channel that is still to come. No answer, no descriptors.
     Adopted {},
+    /// The answer to [`ToCore::ShareGpadl`], in the order of the questions. Descriptors: if it was shared, a memfd of exactly its pages, in
+    /// their order.
+    GpadlShared {
+        /// Channel of the request.
+        channel: u32,
+        /// GPADL of the request.
+        gpadl: u32,
+        /// Its length in bytes, or why it is not shared, a sentence.
+        result: Result<u64, String>,
+    },
+    /// The answer to [`ToCore::Fetch`]. Descriptors: with the first success of a process, a memfd of [`MAX_FETCH`] bytes; this answer's
+    /// bytes and those of all later ones are put there, from its beginning on.
+    Fetched {
+        /// Channel of the request.
+        channel: u32,
+        /// How many bytes there are (no more than were wanted, nor than the packet names), or why none, a sentence.
+        result: Result<u32, String>,
+    },
     /// The guest closed the channel (or was reset); answered by [`ToCore::Closed`].
     ChannelClose {
         /// Channel to close.

@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    os::fd::{AsFd, OwnedFd},
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
     sync::{
         Arc, Condvar, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU32, AtomicU64, Ordering, fence},
@@ -72,8 +72,13 @@ struct Direct {
 
 impl Direct {
     fn wait(&self, vp: u32, timeout: Duration) {
+        self.wait_besides(vp, &[], timeout);
+    }
+
+    fn wait_besides(&self, vp: u32, others: &[BorrowedFd<'_>], timeout: Duration) {
         let Some(wire) = lock(&self.wires).get(vp as usize).cloned() else { return };
-        readable(wire.as_fd(), self.looks_out, timeout);
+        let all: Vec<BorrowedFd<'_>> = std::iter::once(wire.as_fd()).chain(others.iter().copied()).collect();
+        readable(&all, self.looks_out, timeout);
         if wire.drain().unwrap_or(false) {
             self.count.fetch_add(1, Ordering::SeqCst);
         }
@@ -188,6 +193,14 @@ impl SoftPlatform {
     /// Resets the guest: returns when the host has closed everything.
     pub fn reset(&self) -> anyhow::Result<()> {
         self.ask(&ToPartition::Reset).map(drop).map_err(anyhow::Error::from_boxed)
+    }
+
+    /// Waits for an interrupt of `vp`, or until one of these is readable, or the time is over; only if interrupts are
+    /// [direct](Interrupts::Direct).
+    pub fn wait_besides(&self, vp: u32, others: &[BorrowedFd<'_>], timeout: Duration) {
+        if let Some(direct) = &self.shared.direct {
+            direct.wait_besides(vp, others, timeout);
+        }
     }
 
     fn ask(&self, question: &ToPartition) -> Result<u16, BoxError> {

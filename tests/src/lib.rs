@@ -12,6 +12,7 @@ pub mod disk;
 pub mod guest;
 pub mod line;
 pub mod load;
+pub mod net;
 pub mod operator;
 pub mod partition;
 pub mod steps;

@@ -3,7 +3,7 @@
 
 use std::{
     io::ErrorKind,
-    os::fd::AsFd,
+    os::fd::{AsFd, OwnedFd},
     path::{Path, PathBuf},
     sync::{
         Arc,
@@ -21,6 +21,7 @@ use sandbox::spawn::{Child, Command};
 
 use crate::{
     guest::{Interrupts, SoftPlatform},
+    net::{Memory, Nic},
     operator::Operator,
     trace,
 };
@@ -33,6 +34,10 @@ struct DeviceSpec {
     name: String,
     args: Vec<String>,
     guest_ram: bool,
+    /// It may ask the core for what packets name.
+    fetch: bool,
+    /// The same descriptors for each process of the device, from 4 on.
+    fds: Vec<Arc<OwnedFd>>,
 }
 
 /// What the VM is to be.
@@ -83,9 +88,20 @@ impl VmBuilder {
         self.device("vsp-storage", name, args, true)
     }
 
+    /// Adds a NIC, started as the supervisor starts one.
+    pub fn net(mut self, name: &str, nic: &Nic) -> Self {
+        self = self.device("vsp-net", name, nic.arguments(), nic.memory == Memory::Full);
+        if let Some(device) = self.devices.last_mut() {
+            device.fetch = nic.memory == Memory::Confined;
+            device.fds = nic.descriptors();
+        }
+        self
+    }
+
     fn device(mut self, program: &str, name: &str, args: Vec<String>, guest_ram: bool) -> Self {
         let program = Some(PathBuf::from(program));
-        self.devices.push(DeviceSpec { program, name: name.into(), args, guest_ram });
+        let name = name.into();
+        self.devices.push(DeviceSpec { program, name, args, guest_ram, fetch: false, fds: Vec::new() });
         self
     }
 
@@ -99,7 +115,8 @@ impl VmBuilder {
 
     /// Adds a device that the test itself plays: see [`Vm::played`]. It offers itself as an echo device.
     pub fn played(mut self, name: &str) -> Self {
-        self.devices.push(DeviceSpec { program: None, name: name.into(), args: vec![], guest_ram: false });
+        let (name, args, fds) = (name.into(), Vec::new(), Vec::new());
+        self.devices.push(DeviceSpec { program: None, name, args, guest_ram: false, fetch: false, fds });
         self
     }
 
@@ -195,6 +212,7 @@ fn slot(index: usize, device: &DeviceSpec) -> DeviceSlot {
         instance: format!("b01ce4ad-0000-4000-8000-{index:012x}"),
         uid: None,
         guest_ram: device.guest_ram,
+        fetch: device.fetch,
     }
 }
 
@@ -240,6 +258,8 @@ impl Nursery {
             true => trace::command(&binary, &trace::log(&self.directory, name))?,
         };
         let connection = Peer::connect(&self.directory.join("core.sock"))?;
+        let command =
+            (4..).zip(&spec.fds).fold(command, |command, (number, fd)| command.fd(fd.as_fd(), number));
         let command = command
             .args(["--core-fd", "3", "--device", name])
             .args(&spec.args)

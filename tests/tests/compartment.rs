@@ -10,8 +10,13 @@ use anyhow::{Context, ensure};
 use bulkhead_tests::{
     Vm,
     disk::Disk,
+    net::{
+        Backend, Nic, Wire,
+        rig::{DEVICE, exercise as net_exercise},
+    },
     steps::{Guest, exercise, small},
 };
+use vsc::net::{Net, NetOptions};
 use vsc::storage::{Storage, StorageOptions};
 
 const MEMORY: u64 = 64 << 20;
@@ -73,6 +78,52 @@ fn a_process_holds_what_it_serves_with_and_nothing_else() -> anyhow::Result<()> 
         let (one, other) = (&memory[name].inodes, &theirs[name].inodes);
         ensure!(one.len() == 1 && other.len() == 1 && one != other, "one {name} is in two processes");
     }
+    Ok(())
+}
+
+#[test]
+fn a_nic_holds_its_rings_its_two_buffers_and_its_wire() -> anyhow::Result<()> {
+    let (mut wire, theirs) = Wire::new()?;
+    let nic = Nic::new(Backend::Stream(theirs));
+    let mut vm = Vm::builder().memory(MEMORY).net(DEVICE, &nic).start()?;
+    let mut guest = Guest::connect(&vm)?;
+    let offer = guest.offer(0)?;
+    let options = NetOptions { open: small(), ..NetOptions::small() };
+    let mut net = Net::open(&mut guest.client, &offer, &options)?;
+    net_exercise(&mut net, &mut wire)?;
+
+    let process = Process::new("vsp-net", vm.device(DEVICE).pid());
+    process.has_no_privileges()?;
+    // What a packet names besides is fetched for it; it has neither the memory nor the right to ask for anything else.
+    let exposed = vm.operator()?.device(DEVICE)?.exposed_bytes;
+    let buffers = u64::from(net.receive_buffer().len + net.send_buffer().len);
+    // The event flags are a page of the core's, which the guest sees too.
+    ensure!(exposed == buffers + (2 * RING + 1) * PAGE, "{exposed} bytes of the guest's memory are exposed");
+    if !nix::unistd::geteuid().is_root() {
+        eprintln!("SKIPPED: only root may look further into a compartment");
+        return Ok(());
+    }
+    process.is_alone()?;
+    let (events, socket, heir) = ("anon_inode:[eventpoll]", "socket", "pipe");
+    let doorbell = "anon_inode:[eventfd]";
+    process.has_descriptors(&[events, socket, socket, heir, doorbell, doorbell])?;
+    let memory = process.shared_memory()?;
+    let names: Vec<_> = memory.keys().map(String::as_str).collect();
+    let wanted = [
+        "bulkhead-fetch",
+        "bulkhead-flags",
+        "bulkhead-gpadl",
+        "bulkhead-ledger",
+        "bulkhead-net-frame",
+        "bulkhead-ring",
+    ];
+    ensure!(names == wanted, "vsp-net has mapped {memory:?}");
+    ensure!(memory["bulkhead-gpadl"].bytes == buffers, "vsp-net has mapped {memory:?}");
+    ensure!(memory["bulkhead-ring"].bytes == RING_MAPPINGS, "vsp-net has mapped {memory:?}");
+    // When the guest takes the buffers back, they are gone from here too.
+    net.close(&mut guest.client, Vec::new())?;
+    let exposed = vm.operator()?.device(DEVICE)?.exposed_bytes;
+    ensure!(exposed == 0, "{exposed} bytes are exposed by a device that is closed");
     Ok(())
 }
 

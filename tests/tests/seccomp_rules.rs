@@ -4,15 +4,28 @@
 //! Each rule by itself is executed by `sandbox/tests/compartment`; the core's policies are audited in the lab,
 //! because they need KVM (`cargo xtask test --only 'lab policies'`).
 
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use bulkhead_tests::{
     Vm,
     disk::Disk,
+    guest::Interrupts,
+    net::{
+        Backend, Nic, Wire,
+        bench::{
+            bulk, ping,
+            relay::Relay,
+            town::{GUEST, HOST, Town},
+        },
+        rig::{DEVICE, exercise as net_exercise},
+    },
     steps::{Guest, LIMIT, exercise, small},
 };
 use sandbox::policies::{self, Policy, Rule, audit::Usage};
+use vsc::net::{Net, NetOptions};
 use vsc::storage::{Storage, StorageOptions, scsi::read_10, wire::Direction};
 
 const BLOCK: u32 = 512;
@@ -61,6 +74,52 @@ fn a_guests_life_uses_every_rule_of_the_echo_policy() -> anyhow::Result<()> {
     exercise(&mut guest.echo(0)?)?;
     guest.client.unload()?;
     audit(vm, "echo", &policies::VSP_ECHO)
+}
+
+#[test]
+fn a_guests_life_uses_every_rule_of_the_policy_of_a_nic_on_a_stream() -> anyhow::Result<()> {
+    if !may_trace() {
+        return Ok(());
+    }
+    let (mut wire, theirs) = Wire::new()?;
+    let vm = Vm::builder().net(DEVICE, &Nic::new(Backend::Stream(theirs))).traced().start()?;
+    let mut guest = Guest::connect(&vm)?;
+    for _ in 0..2 {
+        let offer = guest.offer(0)?;
+        let mut net = Net::open(&mut guest.client, &offer, &NetOptions::small())?;
+        net_exercise(&mut net, &mut wire)?;
+        net.close(&mut guest.client, Vec::new())?;
+    }
+    let offer = guest.offer(0)?;
+    let mut net = Net::open(&mut guest.client, &offer, &NetOptions::small())?;
+    net_exercise(&mut net, &mut wire)?;
+    reset(&vm)?;
+    let guest = Guest::connect(&vm)?;
+    guest.client.unload()?;
+    audit(vm, DEVICE, &policies::VSP_NET_STREAM)
+}
+
+#[test]
+fn a_guests_life_uses_every_rule_of_the_policy_of_a_nic_on_a_tap() -> anyhow::Result<()> {
+    if !may_trace() {
+        return Ok(());
+    }
+    let town = Town::new()?;
+    let (host, stack) = (town.host.tap()?, town.guest.tap()?);
+    let nic = Nic { mac: town.guest.address(), ..Nic::new(Backend::Taps(vec![host])) };
+    let builder = Vm::builder().interrupts(Interrupts::Direct(Duration::ZERO)).net(DEVICE, &nic).traced();
+    let mut relay = Relay::over(builder, &stack, 1500)?;
+    let stop = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let between = scope.spawn(|| relay.forward(&stop));
+        let moved = bulk::measure(&town.guest, &town.host, HOST, Duration::from_millis(200));
+        let came = ping::measure(&town.host, &town.guest, GUEST, Duration::from_millis(100));
+        stop.store(true, Ordering::SeqCst);
+        between.join().map_err(|_| anyhow::anyhow!("no panic"))??;
+        ensure!(moved? > 0.0 && came?.as_nanos() > 0);
+        anyhow::Ok(())
+    })?;
+    audit(relay.end()?, DEVICE, &policies::VSP_NET)
 }
 
 /// The kernel lets nobody else look at the memory of a process in its compartment.

@@ -87,6 +87,17 @@ impl PacketHeader {
         (header.len as usize == packet.len()).then_some(header)
     }
 
+    /// The same of a packet that something else may follow.
+    pub fn of_prefix(bytes: &[u8]) -> Option<Self> {
+        let header = Self::parse(bytes.first_chunk()?)?;
+        (header.len as usize <= bytes.len()).then_some(header)
+    }
+
+    /// The header that a descriptor stands for, read once into private memory. `None` if its lengths contradict each other.
+    pub fn of_descriptor(descriptor: &[u8; DESCRIPTOR_SIZE as usize]) -> Option<Self> {
+        Self::parse(descriptor)
+    }
+
     /// True if the sender wants a completion.
     #[inline]
     pub fn completion_requested(&self) -> bool {
@@ -150,6 +161,20 @@ impl Outgoing {
             flags,
             transaction_id,
             type_header_len: header.len() as u32,
+        }
+    }
+}
+
+impl Outgoing {
+    /// A transfer-page packet that wants a completion; its first parts are the [fixed part](TransferPages::fixed_bytes) of its type
+    /// header and the [ranges](TransferPages::range_bytes), so that nothing has to be put together first.
+    #[inline]
+    pub fn transferring(transaction_id: u64, pages: &TransferPages<'_>) -> Self {
+        Self {
+            packet_type: PacketType::TRANSFER_PAGES,
+            flags: FLAG_COMPLETION_REQUESTED,
+            transaction_id,
+            type_header_len: pages.header_len(),
         }
     }
 }
@@ -307,6 +332,7 @@ impl<'a> Iterator for GpaRanges<'a> {
 
 impl ExactSizeIterator for GpaRanges<'_> {}
 
+/// `struct vmtransfer_page_packet_header` of Linux' `include/linux/hyperv.h`, without the descriptor and the ranges.
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
 struct TransferPagesFixed {
@@ -316,7 +342,7 @@ struct TransferPagesFixed {
     range_count: U32,
 }
 
-/// A range in a transfer-page buffer.
+/// A range in a transfer-page buffer: `struct vmtransfer_page_range` of Linux' `include/linux/hyperv.h`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
 pub struct TransferRange {
@@ -326,13 +352,48 @@ pub struct TransferRange {
     pub offset: U32,
 }
 
-/// What a transfer-page packet names.
+impl TransferRange {
+    /// `len` bytes from `offset` in the buffer on.
+    #[inline]
+    pub const fn new(offset: u32, len: u32) -> Self {
+        Self { len: U32::new(len), offset: U32::new(offset) }
+    }
+}
+
+/// What a transfer-page packet names, or is to name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TransferPages<'a> {
     /// Which buffer.
     pub page_set: u16,
     /// Which ranges in it.
     pub ranges: &'a [TransferRange],
+}
+
+impl TransferPages<'_> {
+    /// Bytes of the type header: 8, and 8 for each range.
+    #[inline]
+    pub fn header_len(&self) -> u32 {
+        (size_of::<TransferPagesFixed>() + size_of_val(self.ranges)) as u32
+    }
+
+    /// The beginning of the type header, which the ranges follow ([`Self::range_bytes`]): both are parts of a packet that
+    /// [`Outgoing::transferring`] describes.
+    #[inline]
+    pub fn fixed_bytes(&self) -> [u8; 8] {
+        let fixed = TransferPagesFixed {
+            page_set: self.page_set.to_le_bytes(),
+            sender_owns_set: 0,
+            reserved: 0,
+            range_count: U32::new(self.ranges.len() as u32),
+        };
+        zerocopy::transmute!(fixed)
+    }
+
+    /// The ranges as they are on the wire.
+    #[inline]
+    pub fn range_bytes(&self) -> &[u8] {
+        self.ranges.as_bytes()
+    }
 }
 
 /// The type header of a GPA-direct packet: per range its offset in the first page, its length in bytes and its
@@ -364,18 +425,9 @@ pub fn page_buffer_header(pages: &[(u32, u32, u64)]) -> Vec<u8> {
 
 /// The type header of a transfer-page packet: ranges (offset, length) of the buffer `page_set`.
 pub fn transfer_pages_header(page_set: u16, ranges: &[(u32, u32)]) -> Vec<u8> {
-    let fixed = TransferPagesFixed {
-        page_set: page_set.to_le_bytes(),
-        sender_owns_set: 0,
-        reserved: 0,
-        range_count: U32::new(ranges.len() as u32),
-    };
-    let mut header = Vec::with_capacity(8 + ranges.len() * 8);
-    header.extend_from_slice(fixed.as_bytes());
-    for &(offset, len) in ranges {
-        header.extend_from_slice(TransferRange { len: U32::new(len), offset: U32::new(offset) }.as_bytes());
-    }
-    header
+    let ranges: Vec<_> = ranges.iter().map(|&(offset, len)| TransferRange::new(offset, len)).collect();
+    let pages = TransferPages { page_set, ranges: &ranges };
+    [&pages.fixed_bytes(), pages.range_bytes()].concat()
 }
 
 #[cfg(test)]

@@ -203,6 +203,23 @@ impl<P: Platform> Channel<P> {
         }
     }
 
+    /// Shows the host everything, and asks it to interrupt when a packet comes; true if one is there already. Then the
+    /// caller waits for an interrupt of the platform's, or for something else, and calls [`Self::disarm`].
+    pub fn arm(&mut self) -> Result<bool, Error> {
+        self.flush()?;
+        if self.reader.publish() {
+            self.signal()?;
+        }
+        Ok(self.reader.unmask_interrupts())
+    }
+
+    /// Asks the host not to interrupt, and clears the channel's event flag.
+    pub fn disarm(&mut self) {
+        self.reader.mask_interrupts();
+        let taken = self.vps.iter().filter(|&&vp| self.platform.take_event(vp, self.offer.relid)).count();
+        self.counts.events += u64::from(taken > 0);
+    }
+
     /// Waits until the channel's event flag is set, and clears it; false if the time is over.
     fn wait_event(&mut self, deadline: Instant) -> bool {
         loop {

@@ -15,6 +15,7 @@ pub mod client;
 pub mod echo;
 mod error;
 pub mod memory;
+pub mod net;
 pub mod platform;
 pub mod storage;
 #[cfg(test)]

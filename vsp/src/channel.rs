@@ -20,27 +20,34 @@
 //! * Behind step 4 the ledger's position follows the write index, the new state becomes the device's, and the slots
 //!   are freed.
 //!
+//! What a device lends to its guest goes the same ways ([`Channel::lend`] is a kind of step 3, and its return one of step 1).
+//!
 //! Each of steps 2 and 4 is one store, a ring's index, and decides for all its requests at once; what the ledger says is
 //! compared with that index. [`Channel::adopt`] does it, in the `recover` module.
 
 mod book;
 mod kill;
+mod loans;
 mod recover;
 
 use std::collections::VecDeque;
 
-use ipc::ledger::{LONGEST_STATE, LedgerMapping, LedgerMemory, Rings};
-use vmbus::packet::{Outgoing, PacketHeader};
+use ipc::ledger::{LONGEST_STATE, LedgerMapping, LedgerMemory, MAX_LOANS, Rings};
+use vmbus::packet::{Outgoing, PacketHeader, PacketType};
 use vmbus::ring::{PushError, RingError, RingMemory, RingReader, RingWriter};
 
 use book::Book;
 pub use book::MAX_ATTEMPTS;
 pub use ipc::ledger::LONGEST_PACKET;
 pub use kill::{KillPoint, arm_kill_point};
+pub use loans::{LendError, Returned};
 pub use recover::{AdoptError, Recovery};
 
 /// The slot of a request on a channel without a ledger.
 pub const NO_SLOT: u32 = u32::MAX;
+
+/// Bytes that are kept of what a guest says when it gives a loan back.
+pub const RETURN_PAYLOAD: usize = 64;
 
 /// What is kept of a packet until it is completed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,6 +72,8 @@ pub enum Taken {
     Packet(PacketHeader, Ticket),
     /// A packet that has killed so many processes (the number) that it is to be answered without being tried.
     Reject(PacketHeader, Ticket, u32),
+    /// A loan has come back, or nothing that was one: see [`Channel::take_returned`].
+    Returned,
     /// The ring is empty.
     Empty,
     /// The device has enough to do, or the guest does not collect its completions, or completions have to be published
@@ -115,6 +124,7 @@ pub struct Channel<M, L = LedgerMapping> {
     pending: u32,
     sequence: u64,
     owes_signal: bool,
+    loans: loans::Loans,
 }
 
 impl<M: RingMemory, L: LedgerMemory> Channel<M, L> {
@@ -132,6 +142,7 @@ impl<M: RingMemory, L: LedgerMemory> Channel<M, L> {
             pending: 0,
             sequence: 0,
             owes_signal: true,
+            loans: loans::Loans::default(),
         };
         channel.forget_pending();
         Ok(channel)
@@ -143,11 +154,22 @@ impl<M: RingMemory, L: LedgerMemory> Channel<M, L> {
     /// With a predecessor's, the guest is owed a signal and the ring a look: wake-ups have died with him.
     /// `limit` is at least 1 and at most the ledger's number of slots.
     pub fn adopt(to_host: M, to_guest: M, ledger: L, limit: u32) -> Result<(Self, Recovery), AdoptError> {
+        Channel::adopt_lending(to_host, to_guest, ledger, limit, 0)
+    }
+
+    /// The same for a device that makes so many loans.
+    pub fn adopt_lending(
+        to_host: M,
+        to_guest: M,
+        ledger: L,
+        limit: u32,
+        loans: u32,
+    ) -> Result<(Self, Recovery), AdoptError> {
         let reader = RingReader::new(to_host)?.with_longest_packet(LONGEST_PACKET);
         let writer = RingWriter::new(to_guest)?;
         let rings = Rings { to_host: reader.memory().data_len(), to_guest: writer.memory().data_len() };
         let (read, write) = (reader.published_position(), writer.published_position());
-        let (book, recovery, sequence) = recover::adopt(ledger, rings, read, write)?;
+        let (book, recovery, sequence) = recover::adopt(ledger, rings, (read, write), loans.min(MAX_LOANS))?;
         let mut channel = Channel {
             reader,
             writer,
@@ -158,9 +180,17 @@ impl<M: RingMemory, L: LedgerMemory> Channel<M, L> {
             pending: 0,
             sequence,
             owes_signal: !recovery.fresh,
+            loans: loans::Loans::new(loans, &recovery.lent),
         };
         channel.forget_pending();
         Ok((channel, recovery))
+    }
+
+    /// Makes a channel without a ledger one whose device makes so many loans.
+    #[must_use]
+    pub fn lending(mut self, loans: u32) -> Self {
+        self.loans = loans::Loans::new(loans, &[]);
+        self
     }
 
     /// Takes back what a predecessor waited for, or what a reused page still says.
@@ -196,6 +226,17 @@ impl<M: RingMemory, L: LedgerMemory> Channel<M, L> {
 
     /// Step 1: the next packet, copied into `scratch`.
     pub fn take(&mut self, scratch: &mut Vec<u8>) -> Taken {
+        self.take_fetching(scratch, |_, _, _| {})
+    }
+
+    /// The same. `fetch` may add to `scratch`, behind a GPA-direct packet, what it has brought of the memory that the packet names; it
+    /// is told where in the ring the packet begins, of which the guest does not know yet that it is being taken. It goes into the
+    /// slot with the packet, if there is room for both.
+    pub fn take_fetching(
+        &mut self,
+        scratch: &mut Vec<u8>,
+        fetch: impl FnOnce(&PacketHeader, u32, &mut Vec<u8>),
+    ) -> Taken {
         if self.recovering() || !self.may_take() {
             return Taken::Wait;
         }
@@ -204,11 +245,20 @@ impl<M: RingMemory, L: LedgerMemory> Channel<M, L> {
             Err(error) => return Taken::Failed(error),
             Ok(Some(header)) => header,
         };
+        let index = self.reader.read_position();
+        if header.packet_type == PacketType::COMPLETION && self.loans.are_made() {
+            self.note_return(&header, scratch, index);
+            return Taken::Returned;
+        }
+        if header.packet_type == PacketType::GPA_DIRECT {
+            fetch(&header, self.reader.start_of_last(header.len), scratch);
+        }
         let sequence = self.sequence;
         self.sequence += 1;
         self.outstanding += 1;
-        let index = self.reader.read_position();
-        let entry = self.book.as_mut().and_then(|book| book.take(&header, scratch, sequence, index));
+        let fits = scratch.len() <= LONGEST_PACKET as usize;
+        let kept = if fits { &scratch[..] } else { &scratch[..header.len as usize] };
+        let entry = self.book.as_mut().and_then(|book| book.take(&header, kept, sequence, index));
         let (slot, attempts) = entry.unwrap_or((NO_SLOT, 0));
         let ticket = Ticket {
             transaction_id: header.transaction_id,
@@ -385,7 +435,10 @@ impl<M: RingMemory, L: LedgerMemory> Channel<M, L> {
         self.publish_taken();
         loop {
             let (announced, visible) = (self.pending, self.writer.published_position());
-            let blocked = self.push_backlog()?;
+            let blocked = match self.push_backlog()? {
+                None => self.lacks_room()?,
+                blocked => blocked,
+            };
             let all_was_visible = self.writer.write_position() == visible;
             self.publish_written();
             match blocked {

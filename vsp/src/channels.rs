@@ -14,8 +14,15 @@ use vmbus::packet::Outgoing;
 use vmbus::ring::{PushError, RingError};
 
 use crate::channel::{AdoptError, Channel, Recovery, Ticket};
-use crate::slot::{Interrupt, Next, Pause, Slot, State};
+use crate::slot::{Fetch, Interrupt, Next, Pause, Slot, State};
 use crate::stamp;
+
+mod gpadls;
+mod loans;
+
+pub(crate) use gpadls::Ask;
+use gpadls::Gpadls;
+pub use loans::Lend;
 
 /// Names an open channel inside the process. Used again after the channel has closed, which is after all its
 /// requests have ended.
@@ -90,11 +97,12 @@ pub struct Channels {
     subchannels: Option<u16>,
     /// Answers to operators that the core has still to be told.
     controls: Vec<(u64, Result<String, String>)>,
+    gpadls: Gpadls,
 }
 
 impl Channels {
     pub(crate) fn new() -> Channels {
-        Channels { slots: Vec::new(), subchannels: None, controls: Vec::new() }
+        Channels { slots: Vec::new(), subchannels: None, controls: Vec::new(), gpadls: Gpadls::default() }
     }
 
     /// Ends a request. Nothing is visible to the guest before the end of the turn.
@@ -163,7 +171,12 @@ impl Channels {
     }
 
     /// Takes up a channel: a new one, or what a predecessor has left of it.
-    pub(crate) fn open(&mut self, new: NewChannel, depth: u32) -> Result<(ChannelId, Recovery), OpenError> {
+    pub(crate) fn open(
+        &mut self,
+        new: NewChannel,
+        depth: u32,
+        loans: u32,
+    ) -> Result<(ChannelId, Recovery), OpenError> {
         let NewChannel { core_id, ring, flag, mut fds, ledger } = new;
         let count = fds.len();
         let ledger = if ledger { fds.pop() } else { None };
@@ -188,14 +201,14 @@ impl Channels {
         let (channel, recovery, stamp) = match ledger {
             None => {
                 let recovery = Recovery { fresh: true, ..Recovery::default() };
-                (Channel::new(to_host, to_guest, depth)?, recovery, None)
+                (Channel::new(to_host, to_guest, depth)?.lending(loans), recovery, None)
             }
             Some(ledger) => {
                 let ledger = SharedMemory::from_fd(ledger, 0)?;
                 let stamp = stamp::watch(&ledger)?;
                 let mapping = LedgerMapping::new(&ledger)?;
                 let fresh = stamp::is_fresh(&mapping);
-                match Channel::adopt(to_host, to_guest, mapping, depth) {
+                match Channel::adopt_lending(to_host, to_guest, mapping, depth, loans) {
                     Ok((channel, recovery)) => (channel, recovery, Some(stamp)),
                     Err(AdoptError::Ledger(error)) => return Err(error.into()),
                     Err(AdoptError::Ring(error)) if fresh => return Err(error.into()),
@@ -239,6 +252,7 @@ impl Channels {
         let slot = self.slot(id)?;
         slot.state = State::Closing;
         slot.channel.abandon_backlog();
+        self.gpadls.close(id);
         Some(id)
     }
 
@@ -278,10 +292,12 @@ impl Channels {
         self.slots.clear();
         self.subchannels = None;
         self.controls.clear();
+        self.gpadls = Gpadls::default();
     }
 
     fn forget(&mut self, place: usize, registry: &Registry) -> Option<u32> {
         let slot = self.slots.get_mut(place)?.take()?;
+        self.gpadls.forget(ChannelId::at(place));
         // Closing our descriptor would not do: the eventfd lives on in the core, and with it its place in
         // epoll.
         if let Err(error) = registry.deregister(&mut SourceFd(&slot.kick.as_raw_fd())) {
@@ -332,14 +348,14 @@ impl Channels {
         }
     }
 
-    /// Whether completions wait for room, which is the guest's to announce.
+    /// Whether something waits for room, which is the guest's to announce.
     pub(crate) fn any_blocked(&self) -> bool {
-        self.slots.iter().flatten().any(|slot| slot.channel.is_blocked())
+        self.slots.iter().flatten().any(|slot| slot.channel.is_blocked() || slot.channel.wants_room())
     }
 
     /// The channel in this slot, if packets are to be taken from it.
     pub(crate) fn start_batch(&mut self, place: usize) -> Option<ChannelId> {
-        if self.alone().is_some_and(|alone| alone != place) {
+        if self.awaits_gpadls() || self.alone().is_some_and(|alone| alone != place) {
             return None;
         }
         let id = ChannelId::at(place);
@@ -352,10 +368,10 @@ impl Channels {
     }
 
     /// The next piece of work of a channel.
-    pub(crate) fn next(&mut self, id: ChannelId, scratch: &mut Vec<u8>) -> Next {
+    pub(crate) fn next(&mut self, id: ChannelId, scratch: &mut Vec<u8>, fetch: &mut Fetch<'_>) -> Next {
         match self.slot(id) {
             // A completion may have found the other ring broken.
-            Some(slot) if slot.answers() => slot.next(scratch),
+            Some(slot) if slot.answers() => slot.next(scratch, fetch),
             _ => Next::Stop(Pause::Wait),
         }
     }
@@ -414,6 +430,9 @@ impl Channels {
     }
 
     pub(crate) fn any_ready(&self) -> bool {
+        if self.awaits_gpadls() {
+            return false;
+        }
         let ready = |slot: &Option<Slot>| slot.as_ref().is_some_and(|slot| slot.state == State::Ready);
         match self.alone() {
             Some(place) => ready(&self.slots[place]),

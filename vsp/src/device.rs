@@ -4,7 +4,7 @@ use std::os::fd::RawFd;
 use std::time::Instant;
 
 use ipc::message::{Offer, STATUS_REFUSED};
-use ipc::shm::GuestRam;
+use ipc::shm::{GuestRam, SharedMemory};
 use vmbus::packet::PacketHeader;
 
 use crate::channels::{ChannelId, Channels};
@@ -79,6 +79,59 @@ pub trait Device {
     /// without saves a few memory accesses a packet; its guest loses what is in flight when its process dies.
     fn ledger(&self) -> bool {
         true
+    }
+
+    /// How many loans ([`Channels::lend`]) a channel of this device may have out at a time, at most [`MAX_LOANS`]: their numbers go
+    /// from 0 to one less. Asked once for each channel, before it is opened. 0: completions that the guest sends are requests like
+    /// everything else. A device with loans needs a ledger: without one, a successor does not know what the guest still has.
+    ///
+    /// [`MAX_LOANS`]: ipc::ledger::MAX_LOANS
+    fn loans(&self) -> u32 {
+        0
+    }
+
+    /// On a channel that a predecessor has served, after [`Device::open`] and before [`Device::restore`]: the guest still has this
+    /// loan. Once for each.
+    fn lent(&mut self, channel: ChannelId, loan: u32) {
+        let _ = (channel, loan);
+    }
+
+    /// The guest has given a loan back. That it has is published: the device may lend the same number again at once. `payload` is what
+    /// the guest says to it, its first [`RETURN_PAYLOAD`](crate::RETURN_PAYLOAD) bytes.
+    fn returned(&mut self, channel: ChannelId, loan: u32, payload: &[u8], channels: &mut Channels) {
+        let _ = (channel, loan, payload, channels);
+    }
+
+    /// There is room in the ring again, after [`Channels::lend`] or [`Channels::has_room`] has found none.
+    fn room(&mut self, channel: ChannelId, channels: &mut Channels) {
+        let _ = (channel, channels);
+    }
+
+    /// A channel that a predecessor has served is this process's: the last step, after [`Device::open`], [`Device::lent`] and
+    /// [`Device::restore`], and the first that can send and ask. What a predecessor has left undone comes to [`Device::packet`]
+    /// after that, and after the answers to all [`Channels::share_gpadl`], which come when all channels have been taken over.
+    fn resumed(&mut self, channel: ChannelId, channels: &mut Channels) {
+        let _ = (channel, channels);
+    }
+
+    /// The answer to [`Channels::share_gpadl`]: the pages of a GPADL, or why there are none. No packet of any channel comes
+    /// between question and answer. Pages may be taken back at any time: then what the device has mapped is nobody's any more.
+    fn gpadl_shared(
+        &mut self,
+        channel: ChannelId,
+        gpadl: u32,
+        pages: Result<SharedMemory, String>,
+        channels: &mut Channels,
+    ) {
+        let _ = (channel, gpadl, pages, channels);
+    }
+
+    /// How many bytes of the guest pages that this GPA-direct packet names the device wants to see as [`Packet::fetched`]; 0 is none,
+    /// [`MAX_FETCH`](ipc::message::MAX_FETCH) the most. For devices without guest RAM, and dear: a question to the core, which is
+    /// waited for. The packet has been neither taken nor handed out yet.
+    fn fetches(&self, header: &PacketHeader, packet: &[u8]) -> u32 {
+        let _ = (header, packet);
+        0
     }
 
     /// What [`Device::fence`] waits for, for people: "the disk x.img", say.
@@ -182,4 +235,8 @@ pub struct Packet<'a> {
     pub header: &'a PacketHeader,
     /// All of it, descriptor included; private memory.
     pub bytes: &'a [u8],
+    /// Of the guest memory that it names, what [`Device::fetches`] asked for; private memory. Shorter, or empty, if the guest named less
+    /// or no memory, if the core cannot fetch, and on a rerun if there was no room for it in the ledger: packet and bytes have
+    /// [40 KiB](ipc::ledger::LONGEST_PACKET) together.
+    pub fetched: &'a [u8],
 }

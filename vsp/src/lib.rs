@@ -37,14 +37,16 @@ mod stamp;
 pub mod testing;
 
 pub use attach::AttachError;
-pub use channels::{ChannelId, Channels};
+pub use channel::RETURN_PAYLOAD;
+pub use channels::{ChannelId, Channels, Lend};
 pub use cli::Common;
 pub use control::Control;
 pub use device::{Device, OpenRequest, Packet, Refused, Vm};
 pub use ipc::message::{Offer, OfferFlags};
-pub use ipc::shm::{GuestBuffer, GuestRam, RamError, Span};
+pub use ipc::shm::{GuestBuffer, GuestRam, RamError, SharedMemory, Span};
 pub use request::Request;
 pub use runtime::{Flow, Runtime, RuntimeError, Setting};
 pub use sandbox::policies;
 pub use serve::{Program, serve};
+pub use vmbus::packet::{TransferPages, TransferRange};
 pub use {ipc, vmbus};

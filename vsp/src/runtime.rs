@@ -5,6 +5,7 @@
 //! least (`polling`), or after the turn that took longer, whatever the process's role is; when the core is gone, so is the
 //! process.
 
+mod memory;
 mod wait;
 
 use std::io;
@@ -16,7 +17,9 @@ use ipc::socket::{Peer, SocketError};
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token};
 use thiserror::Error;
+use vmbus::packet::PacketHeader;
 
+use self::memory::Fetcher;
 use self::wait::Waited;
 use crate::attach::{AttachError, hello, join};
 use crate::channel::Recovery;
@@ -108,6 +111,8 @@ pub struct Runtime<D> {
     polling: Polling,
     events: Events,
     peer: Option<Peer>,
+    fetcher: Fetcher,
+    /// A packet, and behind it what was fetched for it.
     scratch: Vec<u8>,
 }
 
@@ -131,6 +136,7 @@ impl<D: Device> Runtime<D> {
             polling: Polling::new(std::thread::available_parallelism().map_or(1, usize::from)),
             events: Events::with_capacity(64),
             peer: None,
+            fetcher: Fetcher::default(),
             scratch: Vec::new(),
         })
     }
@@ -161,7 +167,7 @@ impl<D: Device> Runtime<D> {
         if self.wait(timeout)? == Waited::Interrupted {
             return Ok(Flow::Continue);
         }
-        let mut core_speaks = false;
+        let mut core_speaks = self.fetcher.has_kept();
         for event in &self.events {
             match event.token() {
                 CONTROL => core_speaks = true,
@@ -177,6 +183,7 @@ impl<D: Device> Runtime<D> {
                 over => return Ok(over),
             }
         }
+        self.refuse_gpadls();
         match &self.role {
             Role::Serving if self.adopting => {}
             Role::Serving => (0..self.channels.slots()).try_for_each(|slot| self.take_batch(slot))?,
@@ -243,16 +250,20 @@ impl<D: Device> Runtime<D> {
             if batch == RECOVERY_BATCH && !self.channels.may_go_on(id) {
                 break;
             }
-            match self.channels.next(id, &mut self.scratch) {
+            let Runtime { channels, device, peer, fetcher, scratch, .. } = self;
+            let next = channels.next(id, scratch, &mut |channel, header, offset, scratch| {
+                fetcher.fetch(device, peer.as_ref(), (channel, offset), header, scratch);
+            });
+            match next {
                 Next::Packet(header, ticket) => {
                     self.channels.enter(id, &ticket);
-                    let packet = Packet { header: &header, bytes: &self.scratch };
+                    let packet = packet(&header, &self.scratch);
                     self.device.packet(packet, Request::new(id, ticket), &mut self.channels);
                     self.channels.leave(id);
                 }
                 Next::Reject(header, ticket) => {
                     self.channels.enter(id, &ticket);
-                    let packet = header.as_ref().map(|header| Packet { header, bytes: &self.scratch });
+                    let packet = header.as_ref().map(|header| packet(header, &self.scratch));
                     self.device.reject(packet, Request::new(id, ticket), &mut self.channels);
                     self.channels.leave(id);
                 }
@@ -262,8 +273,12 @@ impl<D: Device> Runtime<D> {
                     break;
                 }
             }
+            if self.channels.awaits_gpadls() {
+                break;
+            }
         }
         self.channels.end_batch(id, pause);
+        self.deliver_returns(id);
         self.device.submit(&mut self.channels);
         // A turn over all channels may be long; one batch is not.
         self.setting.notifier.alive();
@@ -276,7 +291,13 @@ impl<D: Device> Runtime<D> {
         if let Some(count) = self.channels.take_subchannels() {
             self.tell(&ToCore::OfferSubchannels { count })?;
         }
+        self.report_gpadls()?;
         self.channels.flush();
+        if self.deliver_room() {
+            // What the device has put there need not wait for the next turn.
+            self.report_gpadls()?;
+            self.channels.flush();
+        }
         Ok(())
     }
 
@@ -284,8 +305,9 @@ impl<D: Device> Runtime<D> {
     fn listen(&mut self) -> Result<Flow, RuntimeError> {
         loop {
             let Some(peer) = &self.peer else { return Ok(Flow::Continue) };
-            let (message, fds) = match peer.try_recv::<ToVsp>() {
-                Ok(received) => received,
+            let heard = self.fetcher.take_kept().unwrap_or_else(|| peer.try_recv::<ToVsp>());
+            let (message, fds) = match heard {
+                Ok(heard) => heard,
                 Err(SocketError::WouldBlock) => return Ok(Flow::Continue),
                 Err(SocketError::Closed) => return Ok(Flow::CoreGone),
                 Err(error) => return Err(RuntimeError::Control(error)),
@@ -294,6 +316,7 @@ impl<D: Device> Runtime<D> {
                 ToVsp::Welcome { version, vm, vps, ram, standby } => {
                     let vm = join(version, vm, vps, ram, fds)?;
                     self.announces = version >= CONTROL_VERSION;
+                    self.fetcher.welcomed(version);
                     self.welcomed(vm, standby)?;
                 }
                 ToVsp::Refused { reason } => return Err(AttachError::Refused(reason).into()),
@@ -335,6 +358,13 @@ impl<D: Device> Runtime<D> {
                         let why = "this process does not serve the device just now";
                         control.answer(&mut self.channels, Err(why.into()));
                     }
+                }
+                ToVsp::GpadlShared { channel, gpadl, result } => {
+                    self.gpadl_shared(channel, gpadl, result, fds);
+                }
+                // Whoever asks waits for it.
+                ToVsp::Fetched { channel, .. } => {
+                    tracing::warn!(channel, "something was fetched that nobody wants")
                 }
                 ToVsp::Retarget { channel, target_vp, .. } => {
                     if let Err(error) = self.channels.retarget(channel, fds) {
@@ -401,13 +431,14 @@ impl<D: Device> Runtime<D> {
             return Err(OpenError::NotServing.into());
         }
         let core_id = new.core_id;
-        let (id, recovery) = self.channels.open(new, self.device.depth())?;
+        let (id, recovery) = self.channels.open(new, self.device.depth(), self.device.loans())?;
         let opened = self.introduce(id, request, &recovery);
         if opened.is_err() {
             self.channels.remove(id, self.poll.registry());
             return opened;
         }
         if !recovery.fresh {
+            let lent = recovery.lent.len();
             let Recovery { again, done, void, rejected, unreadable, careful, crash, epoch, .. } = recovery;
             tracing::info!(
                 channel = core_id,
@@ -417,6 +448,7 @@ impl<D: Device> Runtime<D> {
                 void,
                 rejected,
                 unreadable,
+                lent,
                 careful,
                 ?crash,
                 "taken over"
@@ -434,6 +466,7 @@ impl<D: Device> Runtime<D> {
     ) -> Result<(), OpenFailure> {
         self.device.open(id, request).map_err(OpenFailure::Refused)?;
         let token = Token(FIRST_CHANNEL + id.slot());
+        recovery.lent.iter().for_each(|loan| self.device.lent(id, *loan));
         let restored = match &recovery.state {
             Some(state) => self.device.restore(id, state).map_err(OpenError::State),
             None => Ok(()),
@@ -441,6 +474,8 @@ impl<D: Device> Runtime<D> {
         let watched = restored.and_then(|()| Ok(self.channels.watch(id, self.poll.registry(), token)?));
         if watched.is_err() {
             self.device.closing(id);
+        } else if !recovery.fresh {
+            self.device.resumed(id, &mut self.channels);
         }
         Ok(watched?)
     }
@@ -455,6 +490,8 @@ impl<D: Device> Runtime<D> {
 
     /// Tells the core which closed channels have drained.
     fn report_closed(&mut self) -> Result<(), RuntimeError> {
+        // What the device gives back with a channel is the channel's.
+        self.report_gpadls()?;
         while let Some(channel) = self.channels.reap(self.poll.registry()) {
             self.tell(&ToCore::Closed { channel })?;
         }
@@ -479,4 +516,10 @@ impl<D: Device> Runtime<D> {
     pub fn open_channels(&self) -> usize {
         (0..self.channels.slots()).filter(|slot| self.channels.is_used(ChannelId::at(*slot))).count()
     }
+}
+
+/// The packet in the scratch memory, with what was fetched for it.
+fn packet<'a>(header: &'a PacketHeader, scratch: &'a [u8]) -> Packet<'a> {
+    let (bytes, fetched) = scratch.split_at((header.len as usize).min(scratch.len()));
+    Packet { header, bytes, fetched }
 }

@@ -123,7 +123,7 @@ impl Slot {
     }
 
     /// The next piece of work: what a predecessor has left first, then what the guest has sent.
-    pub fn next(&mut self, scratch: &mut Vec<u8>) -> Next {
+    pub fn next(&mut self, scratch: &mut Vec<u8>, fetch: &mut Fetch<'_>) -> Next {
         if self.channel.recovering() {
             match self.channel.next_rerun(scratch) {
                 Rerun::Packet(header, ticket) => return self.hand_out(Next::Packet(header, ticket)),
@@ -146,7 +146,12 @@ impl Slot {
                 Rerun::None => {}
             }
         }
-        match self.channel.take(scratch) {
+        let core_id = self.core_id;
+        let taken = self.channel.take_fetching(scratch, |header, offset, scratch| {
+            fetch(core_id, header, offset, scratch);
+        });
+        match taken {
+            Taken::Returned => Next::Done,
             Taken::Packet(header, ticket) => self.hand_out(Next::Packet(header, ticket)),
             Taken::Reject(header, ticket, attempts) => self.reject(header, ticket, attempts),
             Taken::Empty => Next::Stop(Pause::Empty),
@@ -170,6 +175,10 @@ impl Slot {
         next
     }
 }
+
+/// Brings what a GPA-direct packet names: the channel's number for the core, the packet's header, where it begins in the ring, and the
+/// packet, behind which it goes.
+pub(crate) type Fetch<'a> = dyn FnMut(u32, &PacketHeader, u32, &mut Vec<u8>) + 'a;
 
 /// What [`Channels::next`] found.
 #[derive(Debug)]

@@ -6,15 +6,17 @@
 //! [`FakeCore::successor`].
 
 mod bench;
+mod memory;
 
 use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use ipc::event::Doorbell;
-use ipc::message::{Offer, RamRegion, RingLayout, STATUS_OK, ToCore, ToVsp};
+use ipc::message::{Offer, RamRegion, RingLayout, STATUS_OK, ToCore, ToVsp, VERSIONS};
 use ipc::shm::{EventFlags, GuestRam, PAGE, RingMapping, SharedMemory, VMBUS_SINT};
-use ipc::socket::{Peer, SocketError};
+use ipc::socket::Peer;
 use vmbus::packet::{Outgoing, PacketHeader};
 use vmbus::ring::{PushError, RingReader, RingWriter};
 
@@ -31,12 +33,18 @@ pub struct FakeCore {
     pub ram: Option<GuestRam>,
     /// What a welcome says of the number of VPs; 1 unless changed.
     pub vps: u32,
+    /// The newest version of the control protocol that it speaks; that of this build unless changed.
+    pub version: u32,
     memory: Option<SharedMemory>,
     /// Bytes of ledger that the device has asked for.
     ledger: Cell<u64>,
     channels: RefCell<Vec<Held>>,
     /// Channels that a process which has begun to serve has still to be given; `None`: it has been told that it has all.
     owed: RefCell<Option<Vec<u32>>>,
+    /// GPADLs that the guest has made.
+    gpadls: RefCell<Vec<(u32, SharedMemory)>>,
+    /// What the device has said and nobody has asked for.
+    heard: RefCell<VecDeque<ToCore>>,
 }
 
 /// A channel as the core has it.
@@ -76,7 +84,9 @@ impl FakeCore {
         let region = RamRegion { gpa: 0, len: ram, offset: 0 };
         let ram = memory.as_ref().map(|memory| GuestRam::new(memory, &[region]).expect("mapped"));
         let (ledger, channels, owed) = (Cell::new(0), RefCell::new(Vec::new()), RefCell::new(None));
-        (FakeCore { peer, ram, vps: 1, memory, ledger, channels, owed }, vsp)
+        let (gpadls, heard) = (RefCell::default(), RefCell::default());
+        let version = VERSIONS.max;
+        (FakeCore { peer, ram, vps: 1, version, memory, ledger, channels, owed, gpadls, heard }, vsp)
     }
 
     /// Waits for the device's hello, welcomes it and has it serve; what it offers.
@@ -94,7 +104,7 @@ impl FakeCore {
         let len = self.memory.as_ref().map(SharedMemory::len);
         let ram = len.map(|len| vec![RamRegion { gpa: 0, len, offset: 0 }]);
         let fds: Vec<_> = self.memory.iter().map(AsFd::as_fd).collect();
-        let (version, vps) = (versions.max, self.vps);
+        let (version, vps) = (versions.max.min(self.version), self.vps);
         let welcome = ToVsp::Welcome { version, vm: "test".into(), vps, ram, standby };
         self.peer.send(&welcome, &fds).expect("sent");
         offer
@@ -120,6 +130,7 @@ impl FakeCore {
 
     /// Goes on with a process that was left before; the one until now is given back.
     pub fn go_on_with(&mut self, peer: Peer) -> Peer {
+        self.heard.borrow_mut().clear();
         std::mem::replace(&mut self.peer, peer)
     }
 
@@ -245,16 +256,19 @@ impl FakeCore {
 
     /// The next message of the device, waiting for it.
     pub fn answer(&self) -> ToCore {
-        self.peer.recv::<ToCore>().expect("an answer").0
+        loop {
+            if let Some(heard) = self.heard.borrow_mut().pop_front() {
+                return heard;
+            }
+            let (message, _) = self.peer.recv::<ToCore>().expect("an answer");
+            self.hear(message);
+        }
     }
 
     /// The next message of the device, if there is one.
     pub fn try_answer(&self) -> Option<ToCore> {
-        match self.peer.try_recv::<ToCore>() {
-            Ok((message, _)) => Some(message),
-            Err(SocketError::WouldBlock) => None,
-            Err(error) => panic!("{error}"),
-        }
+        self.attend();
+        self.heard.borrow_mut().pop_front()
     }
 }
 

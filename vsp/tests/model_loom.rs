@@ -5,6 +5,8 @@
 //! before their end. Checked: each request is answered once, none is lost (nobody looks who was not woken, save a new
 //! process once), nobody reads what another writes, the state is that of the visible completions.
 //!
+//! And a loan, lent twice: the guest never has it twice at a time, and it comes home.
+//!
 //! Interleavings are bounded by preemptions (of a thread that could have gone on): 3 for one death, 1 for two deaths, of
 //! which the first is at every ninth store only. With `BULKHEAD_MODEL_LONG` in the environment there is no bound for
 //! one death, and two deaths are at every pair of stores.
@@ -19,7 +21,7 @@ use loom::cell::UnsafeCell;
 use loom::sync::Arc;
 use loom::sync::atomic::Ordering::{AcqRel, Acquire, Release, SeqCst};
 use loom::sync::atomic::{AtomicBool, AtomicU32, fence};
-use vmbus::packet::Outgoing;
+use vmbus::packet::{Outgoing, PacketType};
 use vmbus::ring::{ControlWord, RingMemory, RingReader, RingWriter};
 
 use model::Host;
@@ -120,6 +122,8 @@ struct Guest {
     reader: RingReader<LoomRing>,
     bells: Bells,
     answers: [u32; 4],
+    /// Loans that it has.
+    has: Vec<u64>,
 }
 
 impl Guest {
@@ -141,10 +145,21 @@ impl Guest {
         loop {
             while let Some(header) = self.reader.next(&mut scratch).unwrap() {
                 let id = header.transaction_id;
+                if header.packet_type == PacketType::TRANSFER_PAGES {
+                    assert!(!self.has.contains(&id), "it is lent twice");
+                    self.has.push(id);
+                    continue;
+                }
                 assert_eq!(header.payload(&scratch), id.to_le_bytes());
                 self.answers[id as usize] += 1;
             }
             if self.reader.publish() {
+                self.bells.kick.swap(true, AcqRel);
+            }
+            for loan in self.has.drain(..) {
+                self.writer.push(&Outgoing::completion(loan), &[&loan.to_le_bytes()]).unwrap();
+            }
+            if self.writer.publish() {
                 self.bells.kick.swap(true, AcqRel);
             }
             if !self.reader.unmask_interrupts() {
@@ -163,6 +178,7 @@ fn life(stores: Option<u32>, more: Option<u32>) -> u32 {
         reader: RingReader::new(to_guest.clone()).unwrap(),
         bells: bells.clone(),
         answers: [0; 4],
+        has: Vec::new(),
     };
     let mut host = Host::new(to_host, to_guest);
     host.dies_after(stores);
@@ -194,8 +210,56 @@ fn life(stores: Option<u32>, more: Option<u32>) -> u32 {
     host.deaths
 }
 
+/// One life of a loan: the first process lends it, the guest gives it back, it goes out once more. The number of deaths.
+fn life_of_a_loan(stores: Option<u32>, more: Option<u32>) -> u32 {
+    let (to_host, to_guest) = (LoomRing::new(), LoomRing::new());
+    let bells = Bells { kick: Arc::new(AtomicBool::new(false)), interrupt: Arc::new(AtomicBool::new(false)) };
+    let mut guest = Guest {
+        writer: RingWriter::new(to_host.clone()).unwrap(),
+        reader: RingReader::new(to_guest.clone()).unwrap(),
+        bells: bells.clone(),
+        answers: [0; 4],
+        has: Vec::new(),
+    };
+    let mut host = Host::new(to_host, to_guest).lending(1, 2);
+    host.dies_after(stores);
+    let other = loom::thread::spawn(move || {
+        guest.woken();
+        guest.woken();
+        guest
+    });
+    let mut more = Some(more);
+    let mut turn = |host: &mut Host<LoomRing>| {
+        bells.kick.swap(false, AcqRel);
+        if host.turn(|| more.take().flatten()) {
+            bells.interrupt.swap(true, AcqRel);
+        }
+    };
+    turn(&mut host);
+    turn(&mut host);
+    let mut guest = other.join().unwrap();
+    loop {
+        if bells.kick.load(Acquire) {
+            turn(&mut host);
+        } else if !guest.woken() {
+            break;
+        }
+    }
+    assert!(host.is_home(), "a loan is lost");
+    host.deaths
+}
+
 /// Checks a life in its interleavings with at most so many preemptions, or all; the most deaths that there were in one.
 fn check(stores: u32, more: Option<u32>, preemptions: Option<usize>) -> u32 {
+    check_life(life, stores, more, preemptions)
+}
+
+fn check_life(
+    life: fn(Option<u32>, Option<u32>) -> u32,
+    stores: u32,
+    more: Option<u32>,
+    preemptions: Option<usize>,
+) -> u32 {
     let mut builder = loom::model::Builder::new();
     builder.preemption_bound = preemptions;
     let deaths = std::sync::Arc::new(Plain::new(0));
@@ -221,5 +285,23 @@ fn its_successor_may_die_too() {
     for stores in (0..80).step_by(step) {
         let lives = (0..).find(|&more| check(stores, Some(more), Some(preemptions)) < 2).unwrap();
         assert!(lives > 10, "a successor's life has more stores than {lives}");
+    }
+}
+
+#[test]
+fn a_host_may_die_between_any_two_stores_of_a_loans_life() {
+    let preemptions = if is_long() { None } else { Some(3) };
+    let lives = (0..).find(|&stores| check_life(life_of_a_loan, stores, None, preemptions) == 0).unwrap();
+    assert!(lives > 20, "a loan's life has more stores than {lives}");
+}
+
+#[test]
+fn its_successor_may_die_of_a_loan_too() {
+    let (preemptions, step) = if is_long() { (2, 1) } else { (1, 3) };
+    for stores in (0..40).step_by(step) {
+        let lives = (0..)
+            .find(|&more| check_life(life_of_a_loan, stores, Some(more), Some(preemptions)) < 2)
+            .unwrap();
+        assert!(stores > 30 || lives > 5, "a successor's life has more stores than {lives}");
     }
 }

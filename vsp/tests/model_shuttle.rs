@@ -3,7 +3,8 @@
 //!
 //! Interleavings are random and sequentially consistent; what the memory model allows beyond that is for loom, in the
 //! small. Checked: each request is answered once, none is lost (nobody looks who was not woken, save a new process once),
-//! answers carry what was asked, the state is that of the visible completions.
+//! answers carry what was asked, the state is that of the visible completions. What is lent is never lent twice at a time, and comes
+//! home.
 //!
 //! `BULKHEAD_MODEL_LONG` in the environment asks for a hundred times as many lives.
 #![allow(clippy::unwrap_used)]
@@ -16,7 +17,7 @@ use shuttle::rand::{Rng, thread_rng};
 use shuttle::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use shuttle::sync::{Arc, Mutex};
 use shuttle::thread;
-use vmbus::packet::Outgoing;
+use vmbus::packet::{Outgoing, PacketType};
 use vmbus::ring::{ControlWord, RingMemory, RingReader, RingWriter};
 
 use model::Host;
@@ -25,6 +26,10 @@ use model::Host;
 const LIVES: usize = 150;
 /// Requests of a life: enough for both rings to go round.
 const REQUESTS: u64 = 150;
+/// Loans that there are.
+const LOANS: u32 = 3;
+/// How often one is lent.
+const LENDS: u32 = 60;
 /// Most stores that a process makes before it dies: some tens of requests' worth.
 const LONGEST_LIFE: u32 = 400;
 
@@ -103,6 +108,17 @@ fn padding(id: u64) -> usize {
     if id % 16 == 7 { 1400 } else { 8 * (id % 5) as usize }
 }
 
+/// The guest gives loans back until it has so few.
+fn give_back(writer: &mut RingWriter<ShuttleRing>, has: &mut BTreeSet<u64>, keeps: usize) {
+    while has.len() > keeps {
+        let loan = *has.first().unwrap();
+        if writer.push(&Outgoing::completion(loan), &[&loan.to_le_bytes()]).is_err() {
+            return;
+        }
+        has.pop_first();
+    }
+}
+
 fn life() {
     let (to_host, to_guest) = (ShuttleRing::new(), ShuttleRing::new());
     let bell = || Bell(Arc::new(AtomicBool::new(false)));
@@ -113,9 +129,12 @@ fn life() {
         let mut reader = RingReader::new(to_guest.clone()).unwrap();
         thread::spawn(move || {
             let mut answers = BTreeSet::new();
+            let mut has = BTreeSet::new();
             let mut scratch = Vec::new();
             let mut next = 0;
             while answers.len() < REQUESTS as usize {
+                let keeps = thread_rng().gen_range(0..=LOANS as usize);
+                give_back(&mut writer, &mut has, keeps);
                 let batch = thread_rng().gen_range(1..6);
                 for _ in 0..batch {
                     if next == REQUESTS {
@@ -139,6 +158,10 @@ fn life() {
                 }
                 loop {
                     while let Some(header) = reader.next(&mut scratch).unwrap() {
+                        if header.packet_type == PacketType::TRANSFER_PAGES {
+                            assert!(has.insert(header.transaction_id), "it is lent twice");
+                            continue;
+                        }
                         let id = u64::from_le_bytes(header.payload(&scratch).try_into().unwrap());
                         assert_eq!(header.transaction_id, id % 60);
                         assert!(answers.insert(id), "{id} is answered twice");
@@ -152,10 +175,10 @@ fn life() {
                 }
             }
             over.store(true, Ordering::SeqCst);
-            answers
+            (answers, writer, reader, has)
         })
     };
-    let mut host = Host::new(to_host, to_guest);
+    let mut host = Host::new(to_host, to_guest).lending(LOANS, LENDS);
     let fate = || Some(thread_rng().gen_range(0..LONGEST_LIFE));
     host.dies_after(fate());
     // A process polls once when it begins.
@@ -165,8 +188,22 @@ fn life() {
             interrupt.ring();
         }
     }
-    let answers = guest.join().unwrap();
+    let (answers, mut writer, mut reader, mut has) = guest.join().unwrap();
     assert_eq!(answers.len() as u64, REQUESTS, "none is lost");
+    // What is out comes home.
+    host.dies_after(None);
+    let mut scratch = Vec::new();
+    for _ in 0..2 * LENDS {
+        give_back(&mut writer, &mut has, 0);
+        let _ = writer.publish();
+        host.turn(|| None);
+        while let Some(header) = reader.next(&mut scratch).unwrap() {
+            assert_eq!(header.packet_type, PacketType::TRANSFER_PAGES);
+            assert!(has.insert(header.transaction_id), "it is lent twice");
+        }
+        let _ = reader.publish();
+    }
+    assert!(host.is_home() && has.is_empty(), "a loan is lost");
     assert!(host.deaths > 2, "{} deaths", host.deaths);
 }
 

@@ -74,7 +74,7 @@ for unit in systemd-timesyncd.service apt-daily.timer apt-daily-upgrade.timer dp
     systemd-journal-flush.service systemd-update-utmp.service systemd-update-utmp-runlevel.service \
     modprobe@configfs.service modprobe@drm.service modprobe@efi_pstore.service modprobe@fuse.service \
     systemd-pstore.service systemd-udev-load-credentials.service systemd-hibernate-clear.service \
-    systemd-networkd.service systemd-networkd.socket systemd-hostnamed.socket systemd-sysext.socket; do
+    iperf3.service systemd-networkd.service systemd-networkd.socket systemd-hostnamed.socket systemd-sysext.socket; do
     ln -sf /dev/null "$root/etc/systemd/system/$unit"
 done
 ln -sf /usr/lib/systemd/system/multi-user.target "$root/etc/systemd/system/default.target"

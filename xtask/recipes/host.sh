@@ -86,7 +86,7 @@ ln -s /etc/systemd/system/bulkhead-agent.service "$root/etc/systemd/system/multi
 for unit in getty.target serial-getty@ttyS0.service getty@tty1.service systemd-timesyncd.service \
     apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer e2scrub_all.timer e2scrub_reap.service \
     fstrim.timer systemd-tmpfiles-clean.timer systemd-networkd.service systemd-resolved.service \
-    systemd-update-utmp.service systemd-journal-flush.service; do
+    systemd-update-utmp.service systemd-journal-flush.service iperf3.service ssh.service; do
     ln -sf /dev/null "$root/etc/systemd/system/$unit"
 done
 rm -rf "$root"/usr/share/doc/* "$root"/usr/share/man/* "$root"/usr/share/locale/* \

@@ -8,7 +8,7 @@ use anyhow::{Context, Result, ensure};
 use crate::sh;
 
 /// The programs that the product consists of.
-pub const BINARIES: [&str; 4] = ["bulkhead", "core-vmm", "vsp-storage", "vsp-echo"];
+pub const BINARIES: [&str; 5] = ["bulkhead", "core-vmm", "vsp-storage", "vsp-net", "vsp-echo"];
 
 /// Builds (if asked to) and returns those binaries that exist.
 pub fn binaries(profile: &str, build: bool) -> Result<Vec<PathBuf>> {

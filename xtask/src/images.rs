@@ -36,9 +36,10 @@ const JOBS: [(&str, &str); 8] = [
 ];
 
 const HOST_PACKAGES: &str = "systemd,systemd-sysv,dbus,udev,kmod,iproute2,procps,util-linux,psmisc,socat,strace,jq,\
-    e2fsprogs,busybox-static,initramfs-tools,lz4,libcap2-bin,qemu-system-x86,qemu-utils,linux-image-cloud-amd64";
+    e2fsprogs,busybox-static,initramfs-tools,lz4,libcap2-bin,qemu-system-x86,qemu-utils,linux-image-cloud-amd64,\
+    passt,iperf3,ethtool,dnsmasq-base,openssh-server";
 const GUEST_PACKAGES: &str = "systemd,systemd-sysv,udev,kmod,fio,e2fsprogs,xfsprogs,util-linux,procps,kexec-tools,initramfs-tools,lz4,\
-    sg3-utils,libiscsi-bin,lsscsi";
+    sg3-utils,libiscsi-bin,lsscsi,iproute2,iputils-ping,iperf3,ethtool,udhcpc,openssh-client";
 
 /// Which guests a task wants.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -40,7 +40,7 @@ Shows a line for each device:
   UPTIME      Since when the process serves
   LAST DEATH  When and how the last one of those ended: its exit code, its signal,
               the forbidden system call that it made, or that it hung
-  EXPOSED     Guest memory that the process can reach
+  EXPOSED     Guest memory that the process maps; the core copies more to a confined NIC's when a packet names it
 
 With --stats, a line for each disk instead: commands and bytes of the guest, and how long half of the commands and 99 of a hundred took at \
 most, since the process that serves began to.";

@@ -42,7 +42,7 @@ pub(crate) fn shown(text: &str) -> String {
 }
 
 /// Asks until somebody answers; what he says.
-fn persist(mut ask: impl FnMut() -> Result<Told, Error>) -> Result<String, Error> {
+pub(crate) fn persist(mut ask: impl FnMut() -> Result<Told, Error>) -> Result<String, Error> {
     let end = Instant::now() + PATIENCE;
     loop {
         match ask()? {

@@ -7,12 +7,14 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use crate::plan::{LINK, link_word};
+
 /// Before each disk.
 pub const OPTION: &str = "--disk";
 /// Highest LUN that a guest looks for (`vsp-storage` says why).
 const MAX_LUN: u8 = 254;
 
-/// Another disk for a device, or one less.
+/// Another disk for a device, or one less; or the state of a NIC's cable.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Change {
     /// This one, as `--disk` takes it; with `lun=`.
@@ -30,6 +32,11 @@ pub enum Change {
     TakeBack {
         /// The word.
         disk: String,
+    },
+    /// The cable of a NIC is plugged in from now on, or not.
+    Link {
+        /// It is.
+        up: bool,
     },
 }
 
@@ -79,6 +86,14 @@ pub fn changed(args: &[OsString], change: &Change) -> Result<Option<Vec<OsString
         }
         Change::Remove { lun: number } => Ok(without(args, |word| lun(word) == Some(*number))),
         Change::TakeBack { disk } => Ok(without(args, |word| word == disk)),
+        Change::Link { up } => {
+            let place = args.iter().position(|option| option == LINK).map(|place| place + 1);
+            let mut changed = args.to_vec();
+            let word =
+                place.and_then(|place| changed.get_mut(place)).ok_or("it is no NIC, and has no link")?;
+            let wanted = OsString::from(link_word(*up));
+            Ok((std::mem::replace(word, wanted.clone()) != wanted).then_some(changed))
+        }
     }
 }
 
@@ -182,6 +197,15 @@ mod tests {
         let take_back = |disk: &str| changed(&before, &Change::TakeBack { disk: disk.into() }).unwrap();
         assert_eq!(take_back("lun=15,path=/b"), Some(args(&["lun=0,path=/a"])));
         assert_eq!(take_back("lun=15,path=/c"), None, "that is somebody else's");
+    }
+
+    #[test]
+    fn a_cable_is_plugged_in_and_out() {
+        let nic = ["--device", "nic0", "--link", "up", "--uid", "7"].map(OsString::from);
+        let down = changed(&nic, &Change::Link { up: false }).unwrap().unwrap();
+        assert_eq!(down, ["--device", "nic0", "--link", "down", "--uid", "7"]);
+        assert_eq!(changed(&down, &Change::Link { up: false }), Ok(None));
+        assert!(changed(&args(&[]), &Change::Link { up: true }).unwrap_err().contains("no NIC"));
     }
 
     #[test]

@@ -7,16 +7,19 @@ pub mod diagnostic;
 mod disk;
 mod files;
 mod kernel;
+pub mod net;
 mod reader;
 pub mod size;
 mod storage;
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use toml::de::DeTable;
 
 pub use self::disk::{Cache, Options};
 pub use self::kernel::KernelKind;
+pub use self::net::Net;
 pub use self::reader::Located;
 
 use self::diagnostic::Report;
@@ -40,14 +43,16 @@ const LONGEST_NAME: usize = 63;
 /// Longest path of a unix socket, without the final zero (`sockaddr_un`).
 const LONGEST_SOCKET_PATH: usize = 107;
 
-const TOP: Shape =
-    Shape { title: "the top of the file", keys: &["name", "machine", "boot", "console", "on", "storage"] };
+const TOP: Shape = Shape {
+    title: "the top of the file",
+    keys: &["name", "machine", "boot", "console", "on", "storage", "net"],
+};
 const MACHINE: Shape = Shape { title: "[machine]", keys: &["vcpus", "memory", "hugepages", "prefault"] };
 const BOOT: Shape = Shape { title: "[boot]", keys: &["kernel", "initrd", "cmdline"] };
 const CONSOLE: Shape = Shape { title: "[console]", keys: &["mode", "path"] };
 const ON: Shape = Shape { title: "[on]", keys: &["crash"] };
 /// Where a key that is out of place may belong.
-const HOMES: [&Shape; 5] = [&MACHINE, &BOOT, &CONSOLE, &ON, &storage::DISK];
+const HOMES: [&Shape; 6] = [&MACHINE, &BOOT, &CONSOLE, &ON, &storage::DISK, &net::NET];
 
 /// A VM, checked.
 #[derive(Clone, Debug)]
@@ -64,6 +69,8 @@ pub struct Spec {
     pub on_crash: OnCrash,
     /// Its SCSI controllers, each a process.
     pub storage: Vec<Storage>,
+    /// Its NICs, each a process.
+    pub net: Vec<Net>,
 }
 
 /// Processors and memory.
@@ -228,7 +235,9 @@ impl Loader<'_> {
         let boot = self.boot(&boot);
         let console = self.console(&console);
         let on_crash = self.on_crash(&on);
-        let storage = self.storage(&top);
+        let mut names = HashMap::new();
+        let storage = self.storage(&top, &mut names);
+        let net = self.net(&top, machine.as_ref().map_or(1, |machine| machine.vcpus), &mut names);
         Some(Spec {
             name: name?.value,
             machine: machine?,
@@ -236,6 +245,7 @@ impl Loader<'_> {
             console: console?,
             on_crash: on_crash?,
             storage: storage?,
+            net: net?,
         })
     }
 

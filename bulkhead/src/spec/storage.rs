@@ -14,7 +14,12 @@ pub(super) const DISK: Shape = Shape {
 
 impl Loader<'_> {
     /// Every controller; `None` if anything is wrong with one.
-    pub(super) fn storage(&mut self, top: &Section<'_, '_>) -> Option<Vec<Storage>> {
+    /// `names` gets theirs.
+    pub(super) fn storage(
+        &mut self,
+        top: &Section<'_, '_>,
+        names: &mut HashMap<String, usize>,
+    ) -> Option<Vec<Storage>> {
         let controllers = top.tables("storage", "[[storage]]", self.report);
         if controllers.len() > MOST_DEVICES {
             let message = format!("{} devices are more than the {MOST_DEVICES} of one VM", controllers.len());
@@ -26,14 +31,13 @@ impl Loader<'_> {
             return None;
         }
         let mut storage = Some(Vec::new());
-        let mut names: HashMap<String, usize> = HashMap::new();
         let mut in_use: HashMap<(u64, u64), FoundDisk> = HashMap::new();
         let mut serials: HashMap<String, (String, bool)> = HashMap::new();
         for (number, (table, span)) in controllers.into_iter().enumerate() {
             let section = Section::new(table, &STORAGE, Some(span), &HOMES, self.report);
             let name = self.name(&section, "name", &format!("name = \"disk{number}\""));
             if let Some(name) = &name {
-                self.device_name(name, number, &mut names);
+                self.device_name(name, number, "disk", names);
             }
             let spare = section.boolean("spare", false, self.report);
             let disks = self.disks(&section, &mut in_use);
@@ -50,14 +54,21 @@ impl Loader<'_> {
         storage
     }
 
-    fn device_name(&mut self, name: &Located<String>, number: usize, names: &mut HashMap<String, usize>) {
+    /// Complains of a name that cannot be, or is taken; `kind` and a number make a better one.
+    pub(super) fn device_name(
+        &mut self,
+        name: &Located<String>,
+        number: usize,
+        kind: &str,
+        names: &mut HashMap<String, usize>,
+    ) {
         if name.value == "core" {
             let message = "a device cannot be called \"core\": that is the VM's own process";
-            self.report.error(name.span.clone(), message, format!("call it \"disk{number}\""));
+            self.report.error(name.span.clone(), message, format!("call it \"{kind}{number}\""));
         }
         if let Some(earlier) = names.insert(name.value.clone(), number) {
             let message = format!("device {} is called \"{}\" already", earlier + 1, name.value);
-            let free = (number..).map(|n| format!("disk{n}")).find(|name| !names.contains_key(name));
+            let free = (number..).map(|n| format!("{kind}{n}")).find(|name| !names.contains_key(name));
             let fix = format!("give each device a name of its own: \"{}\"", free.unwrap_or_default());
             self.report.error(name.span.clone(), message, fix);
         }

@@ -1,6 +1,7 @@
 //! Every mistake that a person can make in a spec, and what they are told.
 
 mod disks;
+mod net;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -286,7 +287,7 @@ fn values_out_of_range_or_of_another_type() {
     assert_eq!(
         with("[[storage]]", "[network]\nmac = 1\n[[storage]]"),
         "9:2 there is no `network` in the top of the file / remove it; the top of the file knows `name`, `machine`, \
-         `boot`, `console`, `on` and `storage`"
+         `boot`, `console`, `on`, `storage` and `net`"
     );
     assert_eq!(
         with(" console=ttyS0", ""),

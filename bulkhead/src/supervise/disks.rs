@@ -1,4 +1,4 @@
-//! The disks of a device, while it is served.
+//! The disks of a device, and the cable of a NIC, while it is served.
 //!
 //! They are what processes of the device are started with. When a disk comes, that changes first, a process that stands by with the old ones
 //! is replaced, and then the one that serves is told, in words that only it understands. When a disk goes, the one that serves is told first,
@@ -81,25 +81,30 @@ impl Supervisor {
                     }
                     Reply::Again { reason: format!("{name}: its process cannot be told just now") }
                 } else {
-                    tracing::info!(process = name, ?change, "its disks have changed");
+                    tracing::info!(process = name, ?change, "it has changed");
                     Reply::Told { answer }
                 }
             }
             (Answer::Given(Ok(answer)), change) => {
                 let change = change.map(|(change, _)| change);
-                tracing::info!(process = name, ?change, "its disks have changed");
+                tracing::info!(process = name, ?change, "it has changed");
                 Reply::Told { answer }
             }
             (Answer::Given(Err(why)), change) => {
                 // What it has not taken, no other process is to take.
-                if let Some((Change::Add { disk }, _)) = change
-                    && let Ok(Some(args)) = words::changed(&slot.plan.args, &Change::TakeBack { disk })
+                let back = match change {
+                    Some((Change::Add { disk }, _)) => Some(Change::TakeBack { disk }),
+                    Some((Change::Link { up }, _)) => Some(Change::Link { up: !up }),
+                    _ => None,
+                };
+                if let Some(back) = back
+                    && let Ok(Some(args)) = words::changed(&slot.plan.args, &back)
                 {
                     self.start_with(device, args);
                 }
                 Reply::Failed { reason: format!("{name}: {}", shown(&why)) }
             }
-            (Answer::Missing(why), Some((Change::Add { .. }, _))) => {
+            (Answer::Missing(why), Some((Change::Add { .. } | Change::Link { .. }, _))) => {
                 Reply::Again { reason: format!("{name}: {}; its next process has the change", shown(&why)) }
             }
             (Answer::Missing(why), _) => Reply::Again { reason: format!("{name}: {}", shown(&why)) },

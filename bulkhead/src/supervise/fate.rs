@@ -22,6 +22,8 @@ pub enum Death {
     CutOff(String),
     /// We ended it, because an operator wanted that.
     Restarted,
+    /// We ended it, because what it was connected to had been replaced.
+    Recabled,
     /// It was not even started.
     NotStarted(String),
     /// It ended in a way that this build does not know; the raw wait status.
@@ -35,7 +37,7 @@ impl Death {
             Self::Exited(code) => *code != 0,
             Self::Killed(signal) => *signal != Signal::SIGKILL,
             Self::Forbidden(_) | Self::Hung(_) | Self::CutOff(_) | Self::Unknown(_) => true,
-            Self::Restarted | Self::NotStarted(_) => false,
+            Self::Restarted | Self::Recabled | Self::NotStarted(_) => false,
         }
     }
 }
@@ -67,6 +69,7 @@ impl fmt::Display for Death {
             }
             Self::CutOff(reason) => write!(f, "was cut off by the core and killed: {reason}"),
             Self::Restarted => f.write_str("was restarted by an operator"),
+            Self::Recabled => f.write_str("was restarted for a new connection, as its passt had died"),
             Self::NotStarted(why) => write!(f, "could not be started: {why}"),
             Self::Unknown(status) => write!(f, "ended with the wait status {status:#x}"),
         }

@@ -52,6 +52,8 @@ pub enum Event {
     SwapFailed(usize, String),
     /// An operator wants a new process for the device.
     Restart(usize),
+    /// What the device's processes are given is another thing from now on, and the old one is of no use any more.
+    Recabled(usize),
     /// An operator wants another program to serve the device.
     Swap(usize),
     /// What the device's processes are started with has changed; the one that serves is told otherwise.
@@ -268,7 +270,14 @@ impl Vm {
             Event::SwapFailed(number, reason) => {
                 self.one(number, |device, out| device.on_swap_failed(reason, out, now));
             }
-            Event::Restart(number) => self.one(number, |device, out| _ = device.restart(out, now)),
+            Event::Restart(number) => {
+                self.one(number, |device, out| _ = device.restart(Death::Restarted, out, now));
+            }
+            Event::Recabled(number) => self.one(number, |device, out| {
+                // The spare first: it has the old one, too.
+                device.renew_spare(out);
+                device.restart(Death::Recabled, out, now);
+            }),
             Event::Renew(number) => self.one(number, Device::renew_spare),
             Event::Swap(number) => self.one(number, |device, out| {
                 if let Err(why) = device.swap(out, now) {

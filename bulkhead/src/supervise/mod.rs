@@ -10,7 +10,7 @@ mod control;
 mod disks;
 mod fate;
 pub mod machine;
-mod member;
+pub(crate) mod member;
 mod notices;
 mod notify;
 mod operator;
@@ -28,7 +28,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
-pub use self::fate::{Death, Fate};
+pub use self::fate::{Death, Fate, Seconds};
 pub use self::process::{Logging, Options};
 
 use self::control::Control;
@@ -39,6 +39,7 @@ use self::operator::{Operator, Said};
 use self::process::{Input, StartError, Switchboard};
 use crate::console::{self, Request, Terminal};
 use crate::disk::words::Change;
+use crate::net::backend::{Backend, Step};
 use crate::plan::{self, Plan};
 use crate::runtime_dir::RuntimeDir;
 
@@ -87,6 +88,26 @@ struct Slot {
     in_trouble: bool,
     /// The change of its disks that its process is being told of, and in which words.
     change: Option<(Change, String)>,
+    /// What a NIC is connected to: every process of the device is given the same.
+    backend: Option<Backend>,
+}
+
+impl Slot {
+    /// The device as it is in `plan`, with what it takes opened.
+    fn new(plan: &plan::Device) -> Result<Self, StartError> {
+        let open = |network| {
+            Backend::open(&plan.name, network)
+                .map_err(|error| StartError::Backend { device: plan.name.clone(), error })
+        };
+        Ok(Self {
+            backend: plan.network.as_ref().map(open).transpose()?,
+            plan: plan.clone(),
+            program: plan.program.clone(),
+            candidate: None,
+            in_trouble: false,
+            change: None,
+        })
+    }
 }
 
 struct Supervisor {
@@ -119,6 +140,8 @@ impl Supervisor {
             None if on_stdio && !io::IsTerminal::is_terminal(&io::stdin()) => (None, Input::Inherited),
             None => (None, Input::None),
         };
+        // First what may well fail, and costs nothing.
+        let slots = plan.devices.iter().map(Slot::new).collect::<Result<_, _>>()?;
         let core_socket = runtime.core_socket();
         let switchboard = Switchboard::new(&core_socket, plan.devices.len())?;
         let operator = Operator::new(&core_socket);
@@ -127,13 +150,6 @@ impl Supervisor {
         let core = process::start_core(plan, &switchboard, &input, options.logging)?;
         let core = Member::new("core-vmm", core);
         core.log_start();
-        let slot = |device: &plan::Device| Slot {
-            plan: device.clone(),
-            program: device.program.clone(),
-            candidate: None,
-            in_trouble: false,
-            change: None,
-        };
         let devices = plan.devices.iter().map(|device| (device.name.clone(), device.spare));
         let (vm, actions) = Vm::new(devices, options.watchdog, Instant::now());
         let mut supervisor = Self {
@@ -144,7 +160,7 @@ impl Supervisor {
             operator,
             control,
             core,
-            slots: plan.devices.iter().map(slot).collect(),
+            slots,
             processes: BTreeMap::new(),
             vm,
             events: VecDeque::new(),
@@ -182,6 +198,7 @@ impl Supervisor {
                 tracing::info!(process = self.core.name, "{death}");
                 self.events.push_back(Event::CoreEnded(death));
             }
+            self.tick_backends();
             self.settle();
             for source in &ready {
                 if let Source::Process(id) = source {
@@ -196,7 +213,8 @@ impl Supervisor {
                     Source::Signals => self.hear_signals(signals),
                     Source::Terminal => self.hear_terminal(),
                     Source::Control => self.hear_operators(),
-                    Source::Room | Source::Core | Source::Operator | Source::Process(_) => {}
+                    Source::Room | Source::Core | Source::Operator | Source::Process(_) | Source::Backend => {
+                    }
                 }
             }
             if let Some(terminal) = &mut self.terminal {
@@ -272,11 +290,22 @@ impl Supervisor {
         };
         let (notify, theirs) =
             Notify::new().map_err(|error| StartError::Prepare { what: "a socket", error })?;
-        let child = process::start_device(&slot.plan, program, peer, &theirs, self.options)?;
+        let given = process::Given { core: peer, notify: &theirs, backend: slot.backend.as_ref() };
+        let child = process::start_device(&slot.plan, program, given, self.options)?;
         let member = Member::new(&slot.plan.name, child);
         member.log_start();
         self.processes.insert(process, DeviceProcess::new(member, notify));
         Ok(())
+    }
+
+    /// What NICs are connected to may be another thing by now.
+    fn tick_backends(&mut self) {
+        let now = Instant::now();
+        for (device, slot) in self.slots.iter_mut().enumerate() {
+            if let Some(Step::Changed) = slot.backend.as_mut().map(|backend| backend.tick(now)) {
+                self.events.push_back(Event::Recabled(device));
+            }
+        }
     }
 
     /// What a process says, and whether it has ended.
@@ -378,7 +407,12 @@ impl Supervisor {
         for fd in self.control.fds() {
             watch(fd, Source::Control, PollFlags::POLLIN);
         }
-        let deadline = [self.vm.deadline(), self.control.deadline()].into_iter().flatten().min();
+        let backends = || self.slots.iter().filter_map(|slot| slot.backend.as_ref());
+        for pidfd in backends().filter_map(Backend::pidfd) {
+            watch(pidfd, Source::Backend, PollFlags::POLLIN);
+        }
+        let deadlines = [self.vm.deadline(), self.control.deadline()].into_iter();
+        let deadline = deadlines.chain(backends().map(Backend::deadline)).flatten().min();
         let timeout = deadline.map_or(PollTimeout::NONE, |deadline| {
             // Rounded up: waking a moment early would only mean waking twice.
             let left = deadline.saturating_duration_since(Instant::now()).as_micros().div_ceil(1000);
@@ -413,4 +447,6 @@ enum Source {
     Notify(ProcessId),
     /// An operator says something.
     Control,
+    /// What a NIC is connected to has ended.
+    Backend,
 }

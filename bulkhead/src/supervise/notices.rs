@@ -40,7 +40,9 @@ impl Supervisor {
             Next::Nobody => "the VM ends".to_owned(),
         };
         match death {
-            Death::Exited(0) | Death::Restarted => tracing::info!(process = name, role, next, "{death}"),
+            Death::Exited(0) | Death::Restarted | Death::Recabled => {
+                tracing::info!(process = name, role, next, "{death}")
+            }
             _ => tracing::warn!(process = name, role, next, "{death}"),
         }
     }

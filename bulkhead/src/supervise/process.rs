@@ -11,11 +11,14 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::socket::{Backlog, listen};
 use sandbox::spawn::{Child, Command};
 
+use crate::net::backend::{self, Backend, Kind};
 use crate::plan::{Device, Plan};
 
 /// Numbers of the descriptors in a child; 0 to 2 are the standard streams.
 const FIRST_FD: i32 = 3;
 const SECOND_FD: i32 = 4;
+/// A device's: behind the core's and the one for its signs of life.
+const BACKEND_FDS: i32 = 5;
 
 /// Microseconds, as `WATCHDOG_USEC` has them.
 fn micros(time: Duration) -> String {
@@ -72,6 +75,14 @@ pub enum StartError {
         what: &'static str,
         /// Why not.
         error: ipc::socket::SocketError,
+    },
+    /// What a NIC is connected to.
+    #[error("the NIC {device}: {error}")]
+    Backend {
+        /// The NIC's name.
+        device: String,
+        /// Why not.
+        error: backend::Error,
     },
     /// The program itself.
     #[error("{program}: {error}")]
@@ -134,24 +145,43 @@ pub fn start_core(
     spawn(command, &plan.core_program)
 }
 
-/// Starts one device process, from `program`, with its connection to the core and the socket on which it says how it is.
+/// What a device process is given.
+#[derive(Clone, Copy, Debug)]
+pub struct Given<'a> {
+    /// Its connection to the core.
+    pub core: &'a Peer,
+    /// The socket on which it says how it is.
+    pub notify: &'a OwnedFd,
+    /// What a NIC is connected to.
+    pub backend: Option<&'a Backend>,
+}
+
+/// Starts one device process, from `program`.
 pub fn start_device(
     device: &Device,
     program: &Path,
-    core: &Peer,
-    notify: &OwnedFd,
+    given: Given<'_>,
     options: Options,
 ) -> Result<Child, StartError> {
-    let command = with_logging(Command::new(program), options.logging)
+    let mut command = with_logging(Command::new(program), options.logging)
         .arg("--core-fd")
         .arg(FIRST_FD.to_string())
-        .fd(core.as_fd(), FIRST_FD)
+        .fd(given.core.as_fd(), FIRST_FD)
         .arg("--notify-fd")
         .arg(SECOND_FD.to_string())
-        .fd(notify.as_fd(), SECOND_FD)
+        .fd(given.notify.as_fd(), SECOND_FD)
         .arg("--watchdog-usec")
         .arg(micros(options.watchdog))
         .args(&device.args);
+    if let Some(backend) = given.backend {
+        let option = match backend.kind() {
+            Kind::Taps => "--tap-fd",
+            Kind::Stream => "--stream-fd",
+        };
+        for (number, fd) in (BACKEND_FDS..).zip(backend.fds()) {
+            command = command.arg(option).arg(number.to_string()).fd(fd, number);
+        }
+    }
     spawn(command, program)
 }
 

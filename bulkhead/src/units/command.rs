@@ -29,14 +29,14 @@ fn write(options: &Units) -> anyhow::Result<ExitCode> {
         spec::load(&options.spec, HostLimits { disks_in_use: true, ..HostLimits::default() });
     show(&report);
     let Some(spec) = spec else { return Ok(ExitCode::from(CANNOT_RUN)) };
-    let programs = Programs::find(options.bin_dir.as_deref())?;
+    let programs = Programs::find(options.bin_dir.as_deref(), &spec)?;
     let root = options.output.as_deref().unwrap_or(Path::new(ROOT));
     let Some(block) = ids::block(root, &spec.name) else {
         bail!("every block of user ids belongs to a VM: remove one with `bulkhead units --remove NAME`");
     };
     let plan = Plan::new(&spec, &programs, Some(ids::id(block, 0)));
     let is_device = |path: &Path| path.metadata().is_ok_and(|found| found.file_type().is_block_device());
-    let files = content::files(&spec, &plan, block, is_device)?;
+    let files = content::files(&spec, &plan, &programs.bulkhead, block, is_device)?;
     let changes = install::write(root, &spec.name, &files)?;
     tell(&changes);
     let names = Names::of(&spec.name);

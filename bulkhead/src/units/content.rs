@@ -10,16 +10,20 @@ use std::path::{Path, PathBuf};
 use ipc::config::Console;
 
 use super::escape::{self, Unwritable};
+use super::nic::Nic;
 use super::{Names, SYSUSERS, UNITS, ids};
 use crate::plan::{Device, Plan};
 use crate::spec::{self, Spec, Storage};
 
 /// The templates, by name.
-pub const TEMPLATES: [(&str, &str); 4] = [
+pub const TEMPLATES: [(&str, &str); 7] = [
     ("bulkhead-vm@.target", include_str!("../../../policies/systemd/bulkhead-vm@.target")),
     ("bulkhead-core@.socket", include_str!("../../../policies/systemd/bulkhead-core@.socket")),
     ("bulkhead-core@.service", include_str!("../../../policies/systemd/bulkhead-core@.service")),
     ("vsp-storage@.service", include_str!("../../../policies/systemd/vsp-storage@.service")),
+    ("vsp-net@.service", include_str!("../../../policies/systemd/vsp-net@.service")),
+    ("bulkhead-net@.service", include_str!("../../../policies/systemd/bulkhead-net@.service")),
+    ("bulkhead-net@.socket", include_str!("../../../policies/systemd/bulkhead-net@.socket")),
 ];
 
 /// The drop-in in the directory of each unit. Other drop-ins beside it are the administrator's.
@@ -28,7 +32,7 @@ pub const DROP_IN: &str = "50-bulkhead.conf";
 pub const DISKS: &str = "55-disks.conf";
 
 /// What every generated file begins with.
-const HEADER: &str = "# Written by `bulkhead units`, which replaces it the next time; put changes into another file beside it.\n";
+pub(super) const HEADER: &str = "# Written by `bulkhead units`, which replaces it the next time; put changes into another file beside it.\n";
 
 /// Directories that `ProtectHome=yes` makes inaccessible.
 const HOMES: [&str; 3] = ["/home", "/root", "/run/user"];
@@ -51,6 +55,7 @@ pub struct File {
 pub fn files(
     spec: &Spec,
     plan: &Plan,
+    bulkhead: &Path,
     block: u32,
     is_device: impl Fn(&Path) -> bool,
 ) -> Result<Vec<File>, Unwritable> {
@@ -64,8 +69,21 @@ pub fn files(
     files.push(File { path: Path::new(SYSUSERS).join(names.sysusers()), content: sysusers(plan, block) });
     let mut wanted = vec![names.core()];
     files.push(drop_in(&names.core(), core(spec, plan, names)?));
-    for (position, (device, storage)) in plan.devices.iter().zip(&spec.storage).enumerate() {
-        let content = storage_device(device, storage, names, ids::user(block, position + 1), &is_device)?;
+    for (position, device) in plan.devices.iter().enumerate() {
+        let user = ids::user(block, position + 1);
+        let content = match (&device.network, spec.storage.get(position)) {
+            (Some(network), _) => {
+                let helper = ids::user(block, position + 1 + spec.net.len());
+                let nic = Nic { bulkhead, device, network, names, position };
+                for (unit, content) in nic.others(&user, &helper)? {
+                    files.push(drop_in(&unit, content));
+                    wanted.push(unit);
+                }
+                nic.device(&user)?
+            }
+            (None, Some(storage)) => storage_device(device, storage, names, user, &is_device)?,
+            (None, None) => continue,
+        };
         let [first, second] = names.device(kind(device), &device.name);
         files.push(drop_in(&first, content.clone()));
         files.push(drop_in(&second, content));
@@ -102,7 +120,10 @@ fn core_config(plan: &Plan, names: Names<'_>) -> String {
 fn sysusers(plan: &Plan, block: u32) -> String {
     let mut out = HEADER.to_owned();
     let members = std::iter::once("core").chain(plan.devices.iter().map(|device| device.name.as_str()));
-    for (position, member) in members.enumerate() {
+    // Behind the devices, as in the plan: what NICs are connected to.
+    let nics = plan.devices.iter().filter(|device| device.network.is_some());
+    let helpers = nics.map(|device| format!("what {} is connected to", device.name));
+    for (position, member) in members.map(str::to_owned).chain(helpers).enumerate() {
         let (user, id) = (ids::user(block, position), ids::id(block, position));
         // Infallible on a string.
         let _ = writeln!(out, "u {user} {id} \"Bulkhead VM {}, {member}\" - -", plan.name);
@@ -147,17 +168,35 @@ fn storage_device(
     for disk in &storage.disks {
         sandbox.disk(&disk.path, disk.readonly, is_device(&disk.path))?;
     }
+    device_unit(device, &[], names, "", &user, &sandbox)
+}
+
+/// The drop-in of a device; `more` are arguments that depend on systemd, `after` what else has to be there before it.
+pub(super) fn device_unit(
+    device: &Device,
+    more: &[&OsStr],
+    names: Names<'_>,
+    after: &str,
+    user: &str,
+    sandbox: &Sandbox,
+) -> Result<String, Unwritable> {
     let socket = names.core_socket();
     let attach = ["--core".as_ref(), socket.as_os_str()];
-    let words = std::iter::once(device.program.as_os_str()).chain(attach);
+    let words = std::iter::once(device.program.as_os_str()).chain(attach).chain(more.iter().copied());
     let command = escape::command_line(words.chain(device.args.iter().map(|word| word.as_os_str())))?;
-    let (core, socket_unit, target) = (names.core(), names.socket(), names.target());
+    let (unit, socket_unit) = (of_core(names), names.socket());
+    let core = names.core();
     Ok(format!(
-        "{HEADER}[Unit]\n{DEVICE_OF_CORE}Requisite={core}\nStopPropagatedFrom={core}\nPartOf={target}\n\
-         After={core} {socket_unit}\n\
+        "{HEADER}[Unit]\n{DEVICE_OF_CORE}{unit}After={core} {socket_unit}{after}\n\
          [Service]\nUser={user}\nExecStart=\nExecStart={command}\n{}",
         sandbox.text
     ))
+}
+
+/// What ties a unit to the VM's core: without one it does not start, with it it ends.
+pub(super) fn of_core(names: Names<'_>) -> String {
+    let (core, target) = (names.core(), names.target());
+    format!("Requisite={core}\nStopPropagatedFrom={core}\nPartOf={target}\n")
 }
 
 /// What of the file system a process needs besides what the templates leave it.

@@ -129,9 +129,10 @@ impl Systemd {
     fn kind(&self, device: &str) -> String {
         let tail = format!("@{}:{device}.service.d", self.vm);
         let entries = fs::read_dir(Path::new("/").join(UNITS)).into_iter().flatten().flatten();
-        let kind = entries
-            .filter_map(|entry| entry.file_name().into_string().ok()?.strip_suffix(&tail).map(str::to_owned));
-        kind.into_iter().next().unwrap_or_else(|| "vsp-storage".to_owned())
+        let mut kinds = entries
+            .filter_map(|entry| entry.file_name().into_string().ok()?.strip_suffix(&tail).map(str::to_owned))
+            .filter(|kind| kind.starts_with("vsp-"));
+        kinds.next().unwrap_or_else(|| "vsp-storage".to_owned())
     }
 
     pub(super) fn core_socket(&self) -> PathBuf {

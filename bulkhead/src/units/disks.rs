@@ -80,7 +80,9 @@ pub(super) fn change(
     }
     let told = say(fds);
     // What it has not taken, no other process is to take. If an earlier attempt has written it, whoever made that takes it back.
-    if let (Some(_), Change::Add { .. }, Ok(Told::Refused(_)) | Err(_)) = (&changed, change, &told) {
+    if let (Some(_), Change::Add { .. } | Change::Link { .. }, Ok(Told::Refused(_)) | Err(_)) =
+        (&changed, change, &told)
+    {
         restore(all())?;
         in_effect(vm, device)?;
     }

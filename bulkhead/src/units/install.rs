@@ -106,7 +106,10 @@ fn is_of(directory: &str, vm: &str) -> bool {
     let Some((instance, _type)) = instance.rsplit_once('.') else { return false };
     match template {
         "bulkhead-vm" | "bulkhead-core" => instance == vm,
-        _ => template.starts_with("vsp-") && instance.split_once(':').is_some_and(|(of, _)| of == vm),
+        _ => {
+            (template == "bulkhead-net" || template.starts_with("vsp-"))
+                && instance.split_once(':').is_some_and(|(of, _)| of == vm)
+        }
     }
 }
 
@@ -224,6 +227,7 @@ mod tests {
     fn units_of_vms_with_similar_names_are_told_apart() {
         assert!(is_of("vsp-storage@a:disk0:b.service.d", "a"));
         assert!(is_of("bulkhead-vm@a.target.d", "a"));
+        assert!(is_of("bulkhead-net@a:nic0.service.d", "a") && is_of("bulkhead-net@a:nic0.socket.d", "a"));
         for other in ["vsp-storage@a-b:a.service.d", "bulkhead-vm@b.target.d", "vsp-storage@b:a.service.d"] {
             assert!(!is_of(other, "a"), "{other}");
         }

@@ -2,6 +2,7 @@
 //! [`crate::supervise`].
 //!
 //! * [`content`]: from a VM to files, pure; [`escape`]: values in them that no path can break out of; [`ids`]: users
+//! * `nic`: the units of NICs
 //! * [`install`]: writes them, once, and removes them; [`command`]: the command
 //! * [`systemctl`]: asks systemd and tells it; [`device`]: `ls` and `restart` with it; `swap`: one process for another without a break; `disks`:
 //!   what a device is started with changes
@@ -16,6 +17,7 @@ mod disks;
 pub mod escape;
 pub mod ids;
 pub mod install;
+mod nic;
 mod swap;
 pub mod systemctl;
 
@@ -58,6 +60,18 @@ impl<'a> Names<'a> {
     fn device(self, kind: &str, device: &str) -> [String; 2] {
         let vm = self.vm;
         [format!("{kind}@{vm}:{device}.service"), format!("{kind}@{vm}:{device}:b.service")]
+    }
+
+    /// The unit that keeps what a NIC is connected to.
+    fn holder(self, device: &str) -> String {
+        format!("bulkhead-net@{}:{device}.service", self.vm)
+    }
+
+    /// The socket on which that gives it to the device's processes: its path, and its unit. A path has room for the name of the VM, but not
+    /// for the device's as well: a number.
+    fn holder_socket(self, device: &str, position: usize) -> (PathBuf, String) {
+        let unit = format!("bulkhead-net@{}:{device}.socket", self.vm);
+        (self.runtime().join(format!("net{position}.sock")), unit)
     }
 
     /// Its runtime directory; not below /run/bulkhead, where `bulkhead run` clears away whatever has no lock.

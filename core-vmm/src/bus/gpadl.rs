@@ -16,6 +16,8 @@ const MAX_GPADLS: usize = 4096;
 const MAX_RANGES: u32 = 64;
 /// Pages of a ring: 128 MiB, far beyond what any driver asks.
 const MAX_RING_PAGES: usize = 32 * 1024;
+/// Pages of a GPADL that a device is given.
+const MAX_SHARED_PAGES: usize = (ipc::message::MAX_SHARED_GPADL / PAGE) as usize;
 /// The least that a ring can be: a control page and a data page.
 const MIN_RING_PAGES: u32 = 2;
 
@@ -25,6 +27,8 @@ enum State {
     Ready(Vec<GpadlRange>),
     /// In use as the ring of its channel.
     Claimed,
+    /// A device has its pages.
+    Shared,
     /// To be torn down as soon as the channel lets go of it.
     TearingDown,
     /// Torn down, the guest not told yet.
@@ -127,12 +131,7 @@ impl Gpadls {
         let found = self.all.get_mut(&gpadl).filter(|g| g.relid == relid);
         let Some(Gpadl { state, .. }) = found else { return Err("its ring GPADL does not exist") };
         let State::Ready(ranges) = state else { return Err("its ring GPADL is not ready") };
-        let [GpadlRange { len, offset: 0, pfns }] = ranges.as_slice() else {
-            return Err("its ring is not one range of whole pages");
-        };
-        if u64::from(*len) != pfns.len() as u64 * PAGE {
-            return Err("its ring is not one range of whole pages");
-        }
+        let pfns = whole_pages(ranges).ok_or("its ring is not one range of whole pages")?;
         let to_guest_pages = (pfns.len() as u32).checked_sub(to_host_pages);
         if pfns.len() > MAX_RING_PAGES
             || to_host_pages < MIN_RING_PAGES
@@ -143,6 +142,38 @@ impl Gpadls {
         let pages = pfns.iter().map(|pfn| pfn.saturating_mul(PAGE)).collect();
         *state = State::Claimed;
         Ok(pages)
+    }
+
+    /// Takes `gpadl` of `relid` for a device: returns its pages' addresses.
+    pub fn share(&mut self, relid: Relid, gpadl: u32) -> Result<Vec<u64>, &'static str> {
+        let found = self.all.get_mut(&gpadl).filter(|g| g.relid == relid);
+        let Some(Gpadl { state, .. }) = found else { return Err("the guest has made no such GPADL") };
+        let State::Ready(ranges) = state else { return Err("the GPADL is in use, or not ready") };
+        let pfns = whole_pages(ranges).ok_or("the GPADL is not one range of whole pages")?;
+        if pfns.len() > MAX_SHARED_PAGES {
+            return Err("the GPADL is too long");
+        }
+        let pages = pfns.iter().map(|pfn| pfn.saturating_mul(PAGE)).collect();
+        *state = State::Shared;
+        Ok(pages)
+    }
+
+    /// No device has its pages any more, or any that `relid` has made (`None`: that anybody has). They are not shared again, as with
+    /// rings. Returns which were.
+    pub fn unshare(&mut self, relid: Option<Relid>, gpadl: Option<u32>) -> Vec<u32> {
+        let is_meant = |number: u32, g: &Gpadl| {
+            matches!(g.state, State::Shared)
+                && relid.is_none_or(|relid| g.relid == relid)
+                && gpadl.is_none_or(|gpadl| number == gpadl)
+        };
+        let mut shared = Vec::new();
+        for (&number, g) in &mut self.all {
+            if is_meant(number, g) {
+                g.state = State::Ready(Vec::new());
+                shared.push(number);
+            }
+        }
+        shared
     }
 
     /// The channel lets go of its ring. The GPADL itself remains the guest's to tear down; as Linux never opens
@@ -163,7 +194,7 @@ impl Gpadls {
         found.state = match found.state {
             State::Claimed => State::TearingDown,
             State::Ready(_) => State::TornDown,
-            State::Assembling(_) | State::TearingDown | State::TornDown => return Err(fault),
+            State::Assembling(_) | State::Shared | State::TearingDown | State::TornDown => return Err(fault),
         };
         Ok(())
     }
@@ -192,6 +223,14 @@ impl Gpadls {
     pub fn clear(&mut self) {
         self.all.clear();
         self.pages = 0;
+    }
+}
+
+/// The pages of a list that is one range of whole pages.
+fn whole_pages(ranges: &[GpadlRange]) -> Option<&[u64]> {
+    match ranges {
+        [GpadlRange { len, offset: 0, pfns }] if u64::from(*len) == pfns.len() as u64 * PAGE => Some(pfns),
+        _ => None,
     }
 }
 

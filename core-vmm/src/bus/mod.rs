@@ -47,6 +47,8 @@ pub enum Effect {
     Close(Relid),
     /// Interrupts of the channel go to another VP.
     Retarget(Relid, u32),
+    /// Take the pages of a GPADL back from the device that has them, now.
+    Unshare(u32),
 }
 
 /// A checked request to open a channel.
@@ -246,10 +248,30 @@ impl Bus {
             return;
         }
         channel.state = State::Idle;
+        self.unshare(Some(relid), None);
         self.gpadls.release(relid);
         self.finish_teardowns();
         self.forget();
         self.finish_going_down();
+    }
+
+    /// A device wants the pages of a GPADL that the guest has made for its primary channel: their addresses. Not known to be RAM.
+    pub fn share_gpadl(&mut self, primary: Relid, gpadl: u32) -> Result<Vec<u64>, &'static str> {
+        let is_open = self.channels.get(&primary).is_some_and(|c| matches!(c.state, State::Open { .. }));
+        if !is_open {
+            return Err("the channel is not open");
+        }
+        self.gpadls.share(primary, gpadl)
+    }
+
+    /// No device has its pages any more.
+    pub fn unshare_gpadl(&mut self, primary: Relid, gpadl: u32) {
+        self.gpadls.unshare(Some(primary), Some(gpadl));
+    }
+
+    fn unshare(&mut self, relid: Option<Relid>, gpadl: Option<u32>) {
+        let shared = self.gpadls.unshare(relid, gpadl);
+        self.effects.extend(shared.into_iter().map(Effect::Unshare));
     }
 
     /// The guest is gone without a word (reset): everything is closed, nothing is answered.
@@ -324,6 +346,8 @@ impl Bus {
         if self.channel(kind, relid)?.ring_gpadl() == Some(gpadl) {
             return Err(GuestFault::BadGpadl { kind, gpadl });
         }
+        // Nobody's consent is needed, and the guest is told when it is done.
+        self.unshare(Some(relid), Some(gpadl));
         self.gpadls.teardown(kind, relid, gpadl)?;
         self.finish_teardowns();
         Ok(())
@@ -436,6 +460,7 @@ impl Bus {
             _ => self.message_vp().unwrap_or(0),
         };
         self.connection = Connection::GoingDown { vp, then };
+        self.unshare(None, None);
         let mut close = Vec::new();
         for (relid, channel) in &mut self.channels {
             channel.known = false;

@@ -11,6 +11,7 @@ use std::{
 };
 
 use ipc::shm::SharedMemory;
+use nix::fcntl::{FallocateFlags, fallocate};
 
 use super::{MemoryError, Ram};
 use crate::layout::PAGE;
@@ -34,8 +35,9 @@ pub enum DonationError {
 
 /// Runs of pages that may be donated at a time. Each can split the RAM mapping and so cost two mappings; the kernel
 /// allows 65,530 (`vm.max_map_count`), and a process that has used them up can allocate nothing. Linux asks
-/// for one run a ring.
-const MAX_RUNS: usize = 16 * 1024;
+/// for one run a ring, and for up to 4,352 for the buffers of a NIC, whose pages it takes one by one: here is room for four NICs
+/// at their worst.
+const MAX_RUNS: usize = 20 * 1024;
 
 /// All guest pages that are donated now, so that no page is donated twice.
 #[derive(Debug, Default)]
@@ -57,6 +59,21 @@ impl Donation {
     /// The memfd with the pages, in the order in which they were named.
     pub fn memory(&self) -> &SharedMemory {
         &self.memory
+    }
+
+    /// Copies bytes out, from byte `at` of the pages on, as the guest has them now.
+    pub fn read(&self, ram: &Ram, at: u64, into: &mut [u8]) -> Result<(), MemoryError> {
+        let (mut at, mut into) = (at, into);
+        while !into.is_empty() {
+            let within = at % PAGE;
+            let here = into.len().min((PAGE - within) as usize);
+            let (part, rest) = into.split_at_mut(here);
+            let gpa = self.gpas.get((at / PAGE) as usize);
+            let gpa = gpa.ok_or(MemoryError::NotRam { gpa: at, len: here as u64 })?;
+            ram.read(gpa + within, part)?;
+            (at, into) = (at + here as u64, rest);
+        }
+        Ok(())
     }
 }
 
@@ -157,6 +174,13 @@ impl Donations {
     }
 }
 
+/// Frees what was in a memfd that nobody is meant to have any more. Whoever has it all the same finds zeroes, and what he then writes there is
+/// on his own account: kept, it would be on ours, once more each time that a guest shares pages with a device that lets go of none.
+pub fn discard(memory: &SharedMemory) -> std::io::Result<()> {
+    let flags = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+    Ok(fallocate(memory.as_fd(), flags, 0, memory.len() as i64)?)
+}
+
 fn pwrite_all(memory: &SharedMemory, bytes: &[u8], offset: u64) -> std::io::Result<()> {
     let n = nix::sys::uio::pwrite(memory.as_fd(), bytes, offset as i64)?;
     if n == bytes.len() { Ok(()) } else { Err(std::io::ErrorKind::WriteZero.into()) }
@@ -211,15 +235,15 @@ mod tests {
 
     #[test]
     fn scattered_pages_are_bounded() {
-        let ram = Ram::new(256 << 20, false).unwrap();
+        let ram = Ram::new(384 << 20, false).unwrap();
         let mut donations = Donations::default();
-        let every_other = |from: u64| (from..from + 8000).map(|n| n * 2 * PAGE).collect::<Vec<_>>();
+        let every_other = |from: u64| (from..from + 10000).map(|n| n * 2 * PAGE).collect::<Vec<_>>();
         let first = donations.donate(&ram, "t", every_other(0), &Nobody).unwrap();
-        let second = donations.donate(&ram, "t", every_other(8000), &Nobody).unwrap();
-        let third = donations.donate(&ram, "t", every_other(16000), &Nobody);
-        assert!(matches!(third, Err(DonationError::Scattered(16000))));
+        let second = donations.donate(&ram, "t", every_other(10000), &Nobody).unwrap();
+        let third = donations.donate(&ram, "t", every_other(20000), &Nobody);
+        assert!(matches!(third, Err(DonationError::Scattered(20000))));
         donations.take_back(&ram, first, &Nobody).unwrap();
-        let third = donations.donate(&ram, "t", every_other(16000), &Nobody).unwrap();
+        let third = donations.donate(&ram, "t", every_other(20000), &Nobody).unwrap();
         donations.take_back(&ram, second, &Nobody).unwrap();
         donations.take_back(&ram, third, &Nobody).unwrap();
         assert_eq!((donations.runs, donations.pages.len()), (0, 0));

@@ -13,11 +13,12 @@ use super::{
     PRIMARIES, Server, TELL_AGAIN,
     device::{CLOSE_GRACE, Device, OPEN_GRACE},
     live::{Hold, Live, Wish, Word},
+    memory::Desk,
     slot::{Leave, Role},
 };
 use crate::{
     bus::{Bus, Open, Relid, STATUS_UNSUCCESSFUL},
-    memory::donation::Donation,
+    memory::donation::{self, Donation},
     partition::Partition,
 };
 
@@ -112,6 +113,7 @@ impl Server {
             (live.hold, live.owed) = (Hold::Free, None);
         }
         self.devices[device].owes_adopted = None;
+        self.devices[device].desk = Desk::default();
         self.settle(partition, device);
     }
 
@@ -267,9 +269,14 @@ impl Server {
     }
 
     /// Failing at this would leave a device's process with pages that the guest uses again.
-    fn take_back<P: Partition>(&mut self, partition: &P, pages: Donation) {
-        if let Err(error) = self.donations.take_back(&self.ram, pages, partition) {
-            self.failure = Some(format!("ring pages could not be taken back: {error}"));
+    pub(super) fn take_back<P: Partition>(&mut self, partition: &P, pages: Donation) {
+        match self.donations.take_back(&self.ram, pages, partition) {
+            Ok(orphan) => {
+                if let Err(error) = donation::discard(&orphan) {
+                    tracing::warn!(%error, "what was shared with a device stays in memory as long as it has it");
+                }
+            }
+            Err(error) => self.failure = Some(format!("shared pages could not be taken back: {error}")),
         }
     }
 

@@ -18,6 +18,7 @@ use vmbus::{
 
 use super::{
     ServerError,
+    memory::Desk,
     slot::{Role, Slot},
 };
 use crate::bus::Relid;
@@ -36,10 +37,13 @@ pub(super) struct Device {
     pub instance: Guid,
     pub uid: Option<u32>,
     pub guest_ram: bool,
+    pub may_fetch: bool,
     pub offered: Option<Offered>,
     pub slot: Slot<Process>,
     /// The process that serves has still to be told that it has been given all channels; when to try.
     pub owes_adopted: Option<Instant>,
+    /// What the process that has the device asks for besides its rings.
+    pub desk: Desk,
     /// Times that somebody had to be asked again to end a process of this device.
     pub lingers: Ration,
 }
@@ -87,9 +91,11 @@ impl Device {
             instance,
             uid: slot.uid,
             guest_ram: slot.guest_ram,
+            may_fetch: slot.fetch,
             offered: None,
             slot: Slot::new(),
             owes_adopted: None,
+            desk: Desk::default(),
             lingers: Ration::new(),
         })
     }

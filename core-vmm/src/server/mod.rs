@@ -8,6 +8,7 @@ mod channels;
 mod control;
 mod device;
 mod live;
+mod memory;
 mod operator;
 mod peers;
 mod slot;
@@ -25,6 +26,7 @@ use device::Device;
 use ipc::{config::DeviceSlot, message::VERSIONS, socket::Peer};
 use live::{Hold, Live};
 use logs::Ration;
+use memory::Shared;
 use operator::Operators;
 
 use crate::{
@@ -71,6 +73,7 @@ pub struct Server {
     donations: Donations,
     devices: Vec<Device>,
     live: Vec<Live>,
+    shared: Vec<Shared>,
     channels_max: usize,
     /// With the time by which each has to say who it is.
     strangers: Vec<(Peer, Instant)>,
@@ -105,6 +108,7 @@ impl Server {
             donations: Donations::default(),
             devices,
             live: Vec::new(),
+            shared: Vec::new(),
             channels_max: CHANNELS_MAX,
             strangers: Vec::new(),
             accept_after: None,
@@ -175,7 +179,7 @@ impl Server {
 
     /// No channel is open and no guest page is shared.
     pub fn is_quiet(&self) -> bool {
-        self.bus.is_quiet() && self.live.is_empty()
+        self.bus.is_quiet() && self.live.is_empty() && self.shared.is_empty()
     }
 
     /// No process has a channel; what is still open waits for processes that are not there.
@@ -187,7 +191,8 @@ impl Server {
     pub fn deadline(&self) -> Option<Instant> {
         let strangers = self.strangers.iter().map(|(_, by)| *by);
         let slots = self.devices.iter().filter_map(|d| d.slot.deadline());
-        let own = [self.accept_after, self.channels_deadline(), self.controls.deadline()];
+        let own =
+            [self.accept_after, self.channels_deadline(), self.asks_deadline(), self.controls.deadline()];
         strangers.chain(slots).chain(own.into_iter().flatten()).min()
     }
 
@@ -195,6 +200,7 @@ impl Server {
     pub fn tick<P: Partition>(&mut self, partition: &P, now: Instant) {
         self.tick_strangers(now);
         self.tick_channels(partition, now);
+        self.tick_asks(partition, now);
         self.tick_slots(partition, now);
         self.tick_controls(now);
     }
@@ -217,6 +223,7 @@ impl Server {
                     Effect::Open(open) => self.begin_open(partition, &open),
                     Effect::Close(relid) => self.begin_close(partition, relid),
                     Effect::Retarget(relid, vp) => self.retarget(partition, relid, vp),
+                    Effect::Unshare(gpadl) => self.unshare(partition, gpadl),
                 }
             }
         }

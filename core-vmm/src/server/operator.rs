@@ -172,7 +172,7 @@ impl Server {
             standby: device.slot.has_standby(),
             build: build.unwrap_or_default(),
             channels: own().filter(|l| l.wish == Wish::Open).count() as u32,
-            exposed_bytes: ram + pages * PAGE,
+            exposed_bytes: ram + pages * PAGE + self.shared_bytes(index),
             takeovers: device.slot.takeovers(),
         }
     }

@@ -13,6 +13,7 @@ use ipc::{
 use super::{
     Server, VERSIONS,
     device::{self, shorten},
+    memory::Ask,
     slot::{Leave, Role},
 };
 use crate::{bus::Relid, partition::Partition};
@@ -265,6 +266,15 @@ impl Server {
                 self.open_result(partition, channel, status, &reason)?;
             }
             ToCore::Closed { channel } if self.owns(i, channel) => self.close_result(partition, channel),
+            ToCore::ShareGpadl { channel, gpadl } if self.owns(i, channel) => {
+                return self.asked(partition, i, Ask::Share { channel, gpadl });
+            }
+            ToCore::Fetch { channel, offset, len } if self.owns(i, channel) => {
+                return self.asked(partition, i, Ask::Fetch { channel, offset, len });
+            }
+            ToCore::ReturnGpadl { channel, gpadl } if self.owns(i, channel) => {
+                self.return_gpadl(partition, channel, gpadl);
+            }
             ToCore::ControlDone { id, result } => return Ok(self.control_done(i, id, result)),
             ToCore::OfferSubchannels { count } if count <= most => {
                 let Some(offered) = &self.devices[i].offered else { return Ok(Some(())) };

@@ -2,6 +2,7 @@
 
 mod controls;
 mod deaths;
+mod memory;
 mod operators;
 mod peers;
 mod rings;
@@ -49,7 +50,7 @@ fn own_uid() -> u32 {
 
 fn slot(name: &str) -> DeviceSlot {
     let instance = format!("b01ce4ad-0000-4000-8000-{:012x}", name.len());
-    DeviceSlot { name: name.into(), instance, uid: None, guest_ram: false }
+    DeviceSlot { name: name.into(), instance, uid: None, guest_ram: false, fetch: false }
 }
 
 /// One whose process can reach guest memory.

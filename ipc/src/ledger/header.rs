@@ -97,6 +97,13 @@ impl<L: LedgerMemory> Ledger<L> {
         self.layout.store(&self.memory);
     }
 
+    /// A blank ledger that is to have room for loans.
+    #[must_use]
+    pub fn with_loans(mut self) -> Self {
+        self.layout = self.layout.with_loans();
+        self
+    }
+
     /// Number of slots.
     #[inline]
     pub fn slots(&self) -> u32 {

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! 0          header: what never changes, then words that do
+//! 2048       a word for each loan, in ledgers of devices that have some
 //! 4096       two halves of device state
 //! 12288      spines of the slots, 64 bytes each
 //! page       for each slot its packet (40 KiB) and its outcome (4 KiB)
@@ -9,7 +10,7 @@
 //!
 //! Places and sizes are in the header, so that a later format can move things or give them more room.
 
-use super::{LONGEST_PACKET, LedgerError, LedgerMemory, MAX_SLOTS, seal};
+use super::{LONGEST_PACKET, LedgerError, LedgerMemory, MAX_LOANS, MAX_SLOTS, seal};
 use crate::shm::PAGE;
 
 /// What a ledger begins with: "Bulkhead" in the order of the bytes.
@@ -29,6 +30,12 @@ pub const OUTCOME_AREA: usize = PAGE;
 
 /// Where the bytes of an outcome begin in its area.
 pub const OUTCOME: usize = 64;
+
+/// Where a new ledger's words of loans begin: in the header's page, so that a ledger with loans is no longer than one without.
+const LOANS: usize = PAGE - MAX_LOANS as usize * 8;
+
+/// Where the header's own words end.
+const WORDS_END: u32 = 256;
 
 /// Words that never change, by their place in the header.
 const FIXED: [usize; 6] = [0, 8, 16, 24, 32, 40];
@@ -50,6 +57,10 @@ pub struct Layout {
     pub spines_at: u32,
     /// Where the packets begin.
     pub packets_at: u32,
+    /// Number of loans, 0 to [`MAX_LOANS`]. Ledgers that were made by builds without loans have none.
+    pub loans: u32,
+    /// Where the words of loans begin, a multiple of 64 less than 4 MiB; 0 if there are none.
+    pub loans_at: u32,
     /// Bytes of data of the guest-to-host ring.
     pub to_host: u32,
     /// Bytes of data of the host-to-guest ring.
@@ -73,9 +84,17 @@ impl Layout {
             state_at: PAGE as u32,
             spines_at: spines_at as u32,
             packets_at: packets_at as u32,
+            loans: 0,
+            loans_at: 0,
             to_host,
             to_guest,
         }
+    }
+
+    /// The same with room for as many loans as there can be.
+    #[must_use]
+    pub fn with_loans(self) -> Layout {
+        Layout { loans: MAX_LOANS, loans_at: LOANS as u32, ..self }
     }
 
     /// As many slots as there is room for in `len` bytes.
@@ -99,7 +118,8 @@ impl Layout {
             pair(super::VERSION, MIN_READER),
             pair(self.slots, self.stride),
             pair(self.state_at, self.spines_at),
-            pair(self.packets_at, 0),
+            // Builds without loans skip the upper half.
+            pair(self.packets_at, self.loans | (self.loans_at / 64) << 16),
             pair(self.to_host, self.to_guest),
         ]
     }
@@ -135,8 +155,10 @@ impl Layout {
             return Err(LedgerError::TooNew { needed });
         }
         let ((slots, stride), (state_at, spines_at)) = (halves(words[2]), halves(words[3]));
-        let ((packets_at, _), (to_host, to_guest)) = (halves(words[4]), halves(words[5]));
-        let layout = Layout { slots, stride, state_at, spines_at, packets_at, to_host, to_guest };
+        let ((packets_at, lending), (to_host, to_guest)) = (halves(words[4]), halves(words[5]));
+        let (loans, loans_at) = (lending & 0xffff, (lending >> 16) * 64);
+        let layout =
+            Layout { slots, stride, state_at, spines_at, packets_at, loans, loans_at, to_host, to_guest };
         if layout.is_sound(len as u64) { Ok(Some(layout)) } else { Err(LedgerError::Layout) }
     }
 
@@ -145,7 +167,13 @@ impl Layout {
             [self.state_at, self.spines_at, self.packets_at].map(u64::from);
         let (slots, stride) = (u64::from(self.slots), u64::from(self.stride));
         let aligned = [state_at, spines_at, packets_at, stride].iter().all(|place| place.is_multiple_of(64));
+        let lends = self.loans > 0
+            && self.loans <= MAX_LOANS
+            && self.loans_at >= WORDS_END
+            && u64::from(self.loans_at) + u64::from(self.loans) * 8 <= state_at;
+        let lends_nothing = self.loans == 0 && self.loans_at == 0;
         aligned
+            && (lends || lends_nothing)
             && (1..=u64::from(MAX_SLOTS)).contains(&slots)
             && stride >= u64::from(LONGEST_PACKET) + OUTCOME_AREA as u64
             && state_at >= PAGE as u64
@@ -159,6 +187,13 @@ impl Layout {
     pub fn spine(&self, slot: u32) -> usize {
         debug_assert!(slot < self.slots);
         self.spines_at as usize + slot as usize * SPINE
+    }
+
+    /// Where a loan's word lies.
+    #[inline]
+    pub fn loan(&self, loan: u32) -> usize {
+        debug_assert!(loan < self.loans);
+        self.loans_at as usize + loan as usize * 8
     }
 
     /// Where a slot's packet begins.

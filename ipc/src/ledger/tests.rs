@@ -245,3 +245,38 @@ fn zero_is_never_sealed() {
         assert_eq!(unseal(seal(value)), Some(value));
     }
 }
+
+#[test]
+fn a_loan_is_a_word() {
+    let memory = memory(2);
+    let Found::Blank(ledger) = Ledger::open(&memory, RINGS).unwrap() else { panic!("not blank") };
+    let ledger = ledger.with_loans();
+    ledger.format(16, 24, || ());
+    let ledger = reopened(&memory).unwrap();
+    assert_eq!((ledger.loans(), ledger.slots()), (MAX_LOANS, 2));
+    let says = [Loan::Given { visible_at: 1 << 52 }, Loan::Returning { read_after: 8 }, Loan::Free];
+    for (loan, says) in [0, 1, MAX_LOANS - 1].into_iter().zip(says) {
+        assert_eq!(ledger.loan(loan), Ok(Loan::Free), "never used");
+        ledger.set_loan(loan, says);
+        assert_eq!(reopened(&memory).unwrap().loan(loan), Ok(says));
+    }
+    // None of them lies on anything else.
+    (0..MAX_LOANS).for_each(|loan| ledger.set_loan(loan, Loan::Given { visible_at: 64 }));
+    ledger.write_state(1, b"state");
+    let ledger = reopened(&memory).unwrap();
+    assert_eq!(ledger.position(Word::WriteBase), Ok(24));
+    assert_eq!(ledger.read_state(1), Ok(Some(b"state".to_vec())));
+    assert_eq!(ledger.loan(MAX_LOANS - 1), Ok(Loan::Given { visible_at: 64 }));
+    memory.store(ledger.layout.loan(3), 0x1234_5678_9abc_def0);
+    assert_eq!(ledger.loan(3), Err(LedgerError::Loan(3)));
+    memory.store(ledger.layout.loan(3), seal(8 << 2));
+    assert_eq!(ledger.loan(3), Err(LedgerError::Loan(3)));
+}
+
+#[test]
+fn a_ledger_of_a_build_without_loans_has_none() {
+    let memory = memory(2);
+    assert_eq!(formatted(&memory).loans(), 0);
+    assert_eq!(reopened(&memory).unwrap().loans(), 0);
+    assert_eq!(memory.load(32) >> 32, 0, "and is what it always was");
+}

@@ -6,6 +6,7 @@
 
 mod event_flags;
 mod mapping;
+mod pages;
 mod ram;
 mod ring;
 
@@ -20,6 +21,7 @@ use thiserror::Error;
 
 pub use event_flags::{EventFlags, VMBUS_SINT};
 pub use mapping::Mapping;
+pub use pages::{HeldSpan, OutOfPages, PagesMapping};
 pub use ram::{GuestBuffer, GuestRam, RamError, Span};
 pub use ring::RingMapping;
 

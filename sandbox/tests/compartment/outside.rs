@@ -141,7 +141,8 @@ fn inspect(process: &Path) {
 }
 
 pub fn no_forbidden_act_is_survived() {
-    for policy in [policies::VSP_STORAGE, policies::VSP_ECHO, policies::CORE] {
+    let devices = [policies::VSP_STORAGE, policies::VSP_NET, policies::VSP_NET_STREAM, policies::VSP_ECHO];
+    for policy in devices.into_iter().chain([policies::CORE]) {
         for act in FORBIDDEN {
             let allowed = act.is_allowed_by(&policy);
             // Only the core makes anything, and only what page donation and its listener need.

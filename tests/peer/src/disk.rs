@@ -56,7 +56,7 @@ impl Disk {
 
     /// Waits for a notification. The server may have made the eventfd non-blocking, which is no business of the driver.
     fn sleep(&self) -> anyhow::Result<()> {
-        ensure!(readable(self.completed.as_fd(), self.wait.looks_out(), LIMIT), "a read does not end");
+        ensure!(readable(&[self.completed.as_fd()], self.wait.looks_out(), LIMIT), "a read does not end");
         self.completed.read()?;
         Ok(())
     }

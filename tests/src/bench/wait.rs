@@ -29,9 +29,9 @@ impl Wait {
     }
 }
 
-/// Waits until `wire` is readable, at most `timeout`, and looks out for it for a while before it sleeps. True: it is.
-pub fn readable(wire: BorrowedFd<'_>, looks_out: Duration, timeout: Duration) -> bool {
-    let mut wires = [PollFd::new(wire, PollFlags::POLLIN)];
+/// Waits until one of `wires` is readable, at most `timeout`, and looks out for it for a while before it sleeps. True: one is.
+pub fn readable(wires: &[BorrowedFd<'_>], looks_out: Duration, timeout: Duration) -> bool {
+    let mut wires: Vec<PollFd<'_>> = wires.iter().map(|fd| PollFd::new(*fd, PollFlags::POLLIN)).collect();
     if !looks_out.is_zero() {
         let begin = Instant::now();
         while begin.elapsed() < looks_out.min(timeout) {

@@ -1,4 +1,6 @@
 use super::*;
+use crate::ring::testing::TestRing;
+use crate::ring::{RingReader, RingWriter};
 use proptest::prelude::*;
 use std::vec;
 
@@ -70,6 +72,46 @@ fn transfer_pages_round_trip() {
     assert!(matches!(packet.gpa_ranges(&scratch, LIMITS), Err(PacketError::WrongType { .. })));
     let (packet, scratch) = received(PacketType::TRANSFER_PAGES, &header[..16], &[]);
     assert_eq!(packet.transfer_pages(&scratch, 8), Err(PacketError::ShortHeader(16)));
+}
+
+/// What `include/linux/hyperv.h` has: type 7, descriptor, page set, a flag, a reserved byte, the number of ranges, and each range's length
+/// before its offset.
+#[test]
+fn transfer_pages_are_written_as_linux_reads_them() {
+    let (ring, mut scratch) = (TestRing::new(1), Vec::new());
+    let mut writer = RingWriter::new(ring.clone()).expect("a ring");
+    let ranges = [TransferRange::new(0x1000, 60), TransferRange::new(0x2000, 1514)];
+    let pages = TransferPages { page_set: 0xcafe, ranges: &ranges };
+    let packet = Outgoing::transferring(9, &pages);
+    let parts: [&[u8]; 3] = [&pages.fixed_bytes(), pages.range_bytes(), b"12345678"];
+    writer.push(&packet, &parts).expect("room");
+    assert!(writer.publish());
+    let mut reader = RingReader::new(ring).expect("a ring");
+    let header = reader.next(&mut scratch).expect("sound").expect("a packet");
+    let expected: Vec<u8> = [
+        &[7, 0, 5, 0, 6, 0, 1, 0, 9, 0, 0, 0, 0, 0, 0, 0][..],
+        &[0xfe, 0xca, 0, 0, 2, 0, 0, 0],
+        &[60, 0, 0, 0, 0, 0x10, 0, 0, 0xea, 5, 0, 0, 0, 0x20, 0, 0],
+        b"12345678",
+    ]
+    .concat();
+    assert_eq!(scratch, expected);
+    assert_eq!(header.transfer_pages(&scratch, 2), Ok(pages));
+    assert_eq!((header.payload(&scratch), header.completion_requested()), (&b"12345678"[..], true));
+    assert_eq!(transfer_pages_header(0xcafe, &[(0x1000, 60), (0x2000, 1514)]), expected[16..40]);
+    assert_eq!(reader.start_of_last(header.len), 0);
+}
+
+#[test]
+fn a_packet_that_something_follows_is_read_by_its_own_length() {
+    let mut bytes = vec![6, 0, 2, 0, 3, 0, 1, 0, 9, 0, 0, 0, 0, 0, 0, 0];
+    assert_eq!(PacketHeader::of_prefix(&bytes), None, "it ends too early");
+    bytes.extend_from_slice(b"12345678more");
+    let header = PacketHeader::of_prefix(&bytes).expect("a packet");
+    assert_eq!(header.payload(&bytes), b"12345678");
+    assert_eq!(PacketHeader::of_packet(&bytes), None);
+    let descriptor = bytes.first_chunk().expect("16 bytes");
+    assert_eq!(PacketHeader::of_descriptor(descriptor), Some(header));
 }
 
 #[test]

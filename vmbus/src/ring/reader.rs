@@ -69,6 +69,12 @@ impl<M: RingMemory> RingReader<M> {
         Ok(Some(header))
     }
 
+    /// Where in the data the packet begins that [`Self::next`] has just returned, given its length.
+    pub fn start_of_last(&self, len: u32) -> u32 {
+        let whole = len + TRAILER_SIZE;
+        if self.position >= whole { self.position - whole } else { self.position + (self.size.0 - whole) }
+    }
+
     /// Looks at the write index; true if there is something to read.
     #[cold]
     fn look(&mut self) -> Result<bool, RingError> {

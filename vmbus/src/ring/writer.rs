@@ -82,6 +82,12 @@ impl<M: RingMemory> RingWriter<M> {
         Ok(())
     }
 
+    /// Whether there is room now for so many bytes: for packets that take so many together, descriptors and trailers included.
+    #[inline]
+    pub fn has_room(&mut self, bytes: u32) -> Result<bool, RingError> {
+        Ok(self.size.free(self.read, self.position) > bytes || self.look(bytes)?)
+    }
+
     /// Looks at the read index; true if there is room for more than `needed` bytes.
     #[cold]
     fn look(&mut self, needed: u32) -> Result<bool, RingError> {

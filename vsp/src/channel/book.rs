@@ -117,7 +117,7 @@ impl<L: LedgerMemory> Book<L> {
         }
     }
 
-    /// Records a packet that ends at the ring's index `index`: its slot, and how often it was attempted. `None` if there is
+    /// Records a packet (and what was fetched for it, behind it) that ends at the ring's index `index`: its slot, and how often it was attempted. `None` if there is
     /// no slot.
     #[inline]
     pub fn take(
@@ -335,7 +335,7 @@ impl<L: LedgerMemory> Book<L> {
             Outcome::None => {}
         }
         let whole = self.ledger.packet(slot, &spine, scratch);
-        match PacketHeader::of_packet(scratch).filter(|_| whole) {
+        match PacketHeader::of_prefix(scratch).filter(|_| whole) {
             None => Rerun::Unreadable(ticket),
             Some(header) if attempts >= MAX_ATTEMPTS => Rerun::Reject(header, ticket, attempts),
             Some(header) => Rerun::Packet(header, ticket),

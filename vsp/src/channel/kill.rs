@@ -58,10 +58,20 @@ pub enum KillPoint {
     AdoptForgiven,
     /// The ledger is the successor's.
     Adopted,
+    /// A loan's packet is in the ring behind the write index, its word says nothing of it.
+    LendDue,
+    /// The word says where the packet ends.
+    Lent,
+    /// The completion that gives a loan back is read, its word says nothing of it.
+    ReturnDue,
+    /// The word says where the completion ends.
+    Returning,
+    /// A successor has settled one loan.
+    AdoptLoan,
 }
 
 impl KillPoint {
-    /// All of them, in the order in which a request meets them.
+    /// All that a request meets, in that order.
     pub const ALL: [KillPoint; 26] = [
         KillPoint::TakeDue,
         KillPoint::Taken,
@@ -89,6 +99,15 @@ impl KillPoint {
         KillPoint::AdoptNoted,
         KillPoint::AdoptForgiven,
         KillPoint::Adopted,
+    ];
+
+    /// All that a loan meets besides: only channels of devices that lend come by these.
+    pub const LOANS: [KillPoint; 5] = [
+        KillPoint::LendDue,
+        KillPoint::Lent,
+        KillPoint::ReturnDue,
+        KillPoint::Returning,
+        KillPoint::AdoptLoan,
     ];
 
     /// Its name on a command line.
@@ -120,6 +139,11 @@ impl KillPoint {
             KillPoint::AdoptNoted => "adopt-noted",
             KillPoint::AdoptForgiven => "adopt-forgiven",
             KillPoint::Adopted => "adopted",
+            KillPoint::LendDue => "lend-due",
+            KillPoint::Lent => "lent",
+            KillPoint::ReturnDue => "return-due",
+            KillPoint::Returning => "returning",
+            KillPoint::AdoptLoan => "adopt-loan",
         }
     }
 
@@ -135,7 +159,8 @@ impl KillPoint {
 /// `NAME:COUNT`, from 1. An error in builds without kill points.
 pub fn arm_kill_point(order: &str) -> Result<(), String> {
     let (name, count) = order.split_once(':').unwrap_or((order, "1"));
-    let point = KillPoint::ALL.into_iter().find(|point| point.name() == name);
+    let mut all = KillPoint::ALL.into_iter().chain(KillPoint::LOANS);
+    let point = all.find(|point| point.name() == name);
     let point = point.ok_or_else(|| format!("there is no kill point `{name}`"))?;
     let count = count.parse().ok().filter(|&count: &u32| count > 0);
     let count = count.ok_or_else(|| format!("`{order}` does not end in a number from 1"))?;

@@ -3,7 +3,9 @@
 //! Everything is read and checked first; only then the ledger is written, in an order in which a successor of the
 //! successor, wherever that dies, comes to the same result.
 
-use ipc::ledger::{CRASH_ELSEWHERE, Found, Ledger, LedgerError, LedgerMemory, Outcome, Phase, Rings, Word};
+use ipc::ledger::{
+    CRASH_ELSEWHERE, Found, Ledger, LedgerError, LedgerMemory, Loan, Outcome, Phase, Rings, Word,
+};
 use thiserror::Error;
 use vmbus::packet::PacketHeader;
 use vmbus::ring::RingError;
@@ -39,6 +41,8 @@ pub struct Recovery {
     pub rejected: u32,
     /// Of those that would run again: those of which too much was overwritten.
     pub unreadable: u32,
+    /// Loans that the guest has.
+    pub lent: Vec<u32>,
     /// Requests run again one at a time, because one without a name killed the predecessor.
     pub careful: bool,
     /// The signal that the predecessor died of, if it could say so.
@@ -79,18 +83,22 @@ struct Survey {
     free: Vec<u32>,
     sequence: u64,
     state: Option<Vec<u8>>,
+    lent: Vec<u32>,
+    /// Loans whose word has to say something else from now on.
+    unsettled: Vec<(u32, Loan)>,
 }
 
 /// Makes a blank ledger a new channel's, or settles what a predecessor has left. `read` and `write` are the rings'
-/// indices. The next sequence number comes with it.
+/// indices. `loans`: it has to have room for so many. The next sequence number comes with it.
 pub(super) fn adopt<L: LedgerMemory>(
     memory: L,
     rings: Rings,
-    read: u32,
-    write: u32,
+    (read, write): (u32, u32),
+    loans: u32,
 ) -> Result<(Book<L>, Recovery, u64), AdoptError> {
     let ledger = match Ledger::open(memory, rings)? {
         Found::Blank(ledger) => {
+            let ledger = if loans > 0 { ledger.with_loans() } else { ledger };
             ledger.format(read, write, || KillPoint::FormatDue.reached());
             KillPoint::Formatted.reached();
             let read = Track::resume(rings.to_host, u64::from(read), read);
@@ -98,6 +106,7 @@ pub(super) fn adopt<L: LedgerMemory>(
             let recovery = Recovery { fresh: true, epoch: 1, ..Recovery::default() };
             return Ok((Book::new(ledger, read, write), recovery, 0));
         }
+        Found::Used(ledger) if ledger.loans() < loans => return Err(LedgerError::NoLoans.into()),
         Found::Used(ledger) => ledger,
     };
     let read = Track::resume(rings.to_host, ledger.position(Word::ReadBase)?, read);
@@ -119,7 +128,10 @@ impl Survey {
             free: Vec::new(),
             sequence: 0,
             state: None,
+            lent: Vec::new(),
+            unsettled: Vec::new(),
         };
+        survey.survey_loans(ledger)?;
         // Backwards, so that the first slots are on top of the free ones.
         for slot in (0..ledger.slots()).rev() {
             let Some(state) = ledger.state(slot)? else {
@@ -140,6 +152,26 @@ impl Survey {
         survey.claims.sort_unstable_by_key(|claim| claim.again.spine.sequence);
         survey.state = ledger.read_state(survey.generation)?;
         Ok(survey)
+    }
+
+    /// What becomes of loans. What has not been published has not happened, and its word must not be believed once the rings
+    /// have gone on.
+    fn survey_loans<L: LedgerMemory>(&mut self, ledger: &Ledger<L>) -> Result<(), LedgerError> {
+        for loan in 0..ledger.loans() {
+            match ledger.loan(loan)? {
+                Loan::Given { visible_at } if visible_at > self.write.at => {
+                    self.unsettled.push((loan, Loan::Free));
+                }
+                Loan::Given { .. } => self.lent.push(loan),
+                // The completion that gives it back is in the ring still.
+                Loan::Returning { read_after } if read_after > self.read.at => {
+                    self.lent.push(loan);
+                    self.unsettled.push((loan, Loan::Given { visible_at: self.write.at }));
+                }
+                Loan::Returning { .. } | Loan::Free => {}
+            }
+        }
+        Ok(())
     }
 
     /// What becomes of a slot in this phase whose packet ends at `read_after`.
@@ -180,6 +212,7 @@ impl Survey {
             state: self.state.take(),
             crash: (crash != 0).then_some(crash as u32 as i32),
             epoch: self.epoch + 1,
+            lent: self.lent,
             ..Recovery::default()
         };
         let mut book = Book::new(ledger, self.read, self.write);
@@ -204,6 +237,10 @@ impl Survey {
             book.ledger.set_state(slot, Phase::Free, sequence);
             KillPoint::AdoptSettled.reached();
             book.free.push(slot);
+        }
+        for (loan, says) in self.unsettled {
+            book.ledger.set_loan(loan, says);
+            KillPoint::AdoptLoan.reached();
         }
         // Nothing else may get between the two steps of a request.
         book.reruns.make_contiguous().sort_by_key(|again| !again.begun);
@@ -265,7 +302,7 @@ impl Recovery {
             Outcome::Is(_) => return self.again += 1,
             Outcome::Lost => false,
             Outcome::None => {
-                ledger.packet(slot, spine, scratch) && PacketHeader::of_packet(scratch).is_some()
+                ledger.packet(slot, spine, scratch) && PacketHeader::of_prefix(scratch).is_some()
             }
         };
         match readable {

@@ -33,6 +33,9 @@ impl<D: Device> Runtime<D> {
         let what = if self.device.is_idle() { For::Guest } else { For::Resource };
         let serving = self.takes();
         self.events.clear();
+        if self.has_news() {
+            timeout = Some(Duration::ZERO);
+        }
         let mut quick = (serving || matches!(self.role, Role::Quiescing)) && self.look();
         let dry = !quick;
         if serving && dry && timeout != Some(Duration::ZERO) && !self.channels.any_blocked() {
@@ -64,6 +67,11 @@ impl<D: Device> Runtime<D> {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(Waited::Interrupted),
             other => Ok(other.map(|()| Waited::Over)?),
         }
+    }
+
+    /// Whether there is something to be told, or to be heard, for which nobody wakes the loop.
+    fn has_news(&self) -> bool {
+        self.fetcher.has_kept() || self.channels.has_news()
     }
 
     /// Looks once; whether there is something to do.

@@ -122,6 +122,7 @@ impl<D: Device> Bench<D> {
     pub fn turn(&mut self, milliseconds: u64) {
         let flow = self.runtime.turn(Some(Duration::from_millis(milliseconds))).expect("a turn");
         assert_eq!(flow, Flow::Continue);
+        self.core.attend();
     }
 
     /// Some turns without waiting: enough for whatever can happen at once.

@@ -9,8 +9,9 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::rc::Rc;
 
 use ipc::ledger::{self, LedgerMemory};
-use vmbus::ring::{ControlWord, RingMemory};
-use vsp::channel::{Channel, Rerun, Taken, Ticket};
+use vmbus::packet::TransferPages;
+use vmbus::ring::{ControlWord, PushError, RingMemory};
+use vsp::channel::{Channel, LendError, Rerun, Taken, Ticket};
 
 pub const SLOTS: u32 = 4;
 
@@ -111,6 +112,9 @@ pub struct Host<M> {
     visible: BTreeSet<u64>,
     /// Requests whose completion is in the ring.
     pushed: Vec<u64>,
+    /// Loans that there are, and how often one is still to be lent.
+    loans: u32,
+    lends_left: u32,
 }
 
 /// Whether a request changes the device's state: two in three, so that they meet in a batch.
@@ -122,6 +126,8 @@ struct Process<M> {
     channel: Channel<Mortal<M>, ModelLedger>,
     /// The device's state: the requests that have changed it.
     state: BTreeSet<u64>,
+    /// Loans that can be made.
+    here: BTreeSet<u32>,
 }
 
 impl<M: RingMemory + Clone> Host<M> {
@@ -133,7 +139,18 @@ impl<M: RingMemory + Clone> Host<M> {
         let bytes = Rc::new(RefCell::new(vec![0; ledger::bytes(SLOTS) as usize]));
         let ledger = ModelLedger { bytes, fuse };
         let (visible, pushed) = (BTreeSet::new(), Vec::new());
-        Host { rings, ledger, process: None, deaths: 0, visible, pushed }
+        let (loans, lends_left) = (0, 0);
+        Host { rings, ledger, process: None, deaths: 0, visible, pushed, loans, lends_left }
+    }
+
+    /// Its device lends what it has, at most so often.
+    pub fn lending(self, loans: u32, times: u32) -> Host<M> {
+        Host { loans, lends_left: times, ..self }
+    }
+
+    /// Whether everything that was lent has come back.
+    pub fn is_home(&self) -> bool {
+        self.process.as_ref().is_some_and(|process| process.here.len() == self.loans as usize)
     }
 
     /// The process dies before it has made another store than so many.
@@ -174,6 +191,7 @@ impl<M: RingMemory + Clone> Host<M> {
                     Rerun::Packet(header, ticket) => (header, ticket),
                     Rerun::None => match process.channel.take(&mut scratch) {
                         Taken::Packet(header, ticket) => (header, ticket),
+                        Taken::Returned => continue,
                         Taken::Empty | Taken::Wait => break,
                         other => panic!("{other:?}"),
                     },
@@ -184,6 +202,11 @@ impl<M: RingMemory + Clone> Host<M> {
                 batch.push((u64::from_le_bytes(id), ticket));
             }
             process.channel.publish_taken();
+            while let Some(returned) = process.channel.take_returned() {
+                assert_eq!(returned.payload(), u64::from(returned.loan).to_le_bytes());
+                assert!(process.here.insert(returned.loan), "{} comes back twice", returned.loan);
+            }
+            self.lend(&mut process);
             // The other way round, since completions come in any order.
             while let Some((id, ticket)) = batch.pop() {
                 self.carry_out(&mut process, id, ticket);
@@ -199,6 +222,23 @@ impl<M: RingMemory + Clone> Host<M> {
         let signal = process.channel.take_signal();
         self.process = Some(process);
         signal
+    }
+
+    fn lend(&mut self, process: &mut Process<M>) {
+        for loan in process.here.clone() {
+            if self.lends_left == 0 {
+                return;
+            }
+            let pages = TransferPages { page_set: 1, ranges: &[] };
+            match process.channel.lend(loan, &pages, &[]) {
+                Ok(()) => {
+                    self.lends_left -= 1;
+                    process.here.remove(&loan);
+                }
+                Err(LendError::Push(PushError::Full { .. })) => return,
+                Err(error) => panic!("{error}"),
+            }
+        }
     }
 
     fn carry_out(&mut self, process: &mut Process<M>, id: u64, ticket: Ticket) {
@@ -229,11 +269,14 @@ impl<M: RingMemory + Clone> Host<M> {
 
     fn start(&self) -> Process<M> {
         let rings = self.rings.clone();
-        let (channel, recovery) = Channel::adopt(rings.0, rings.1, self.ledger.clone(), SLOTS).unwrap();
+        let ledger = self.ledger.clone();
+        let (channel, recovery) =
+            Channel::adopt_lending(rings.0, rings.1, ledger, SLOTS, self.loans).unwrap();
+        let here = (0..self.loans).filter(|loan| !recovery.lent.contains(loan)).collect();
         let state = recovery.state.unwrap_or_default();
         let state: BTreeSet<_> = state.as_chunks().0.iter().copied().map(u64::from_le_bytes).collect();
         let expected: BTreeSet<_> = self.visible.iter().copied().filter(|&id| changes_state(id)).collect();
         assert_eq!(state, expected, "the state is that of the completions which are visible");
-        Process { channel, state }
+        Process { channel, state, here }
     }
 }

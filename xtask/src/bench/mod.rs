@@ -4,6 +4,7 @@
 
 mod boot;
 mod continuity;
+mod net;
 mod storage;
 mod table;
 
@@ -33,7 +34,7 @@ pub struct Arguments {
     /// Take the binaries as they are.
     #[arg(long)]
     no_build: bool,
-    /// storage: how long each measurement takes, in milliseconds.
+    /// storage, net: how long each measurement takes, in milliseconds.
     #[arg(long, default_value_t = 2000, value_name = "MS")]
     time: u64,
     /// storage: how the guests wait for the end of a read.
@@ -53,6 +54,8 @@ enum Name {
     Boot,
     /// Natively: pauses after a kill and around a swap, what the ledger costs.
     Continuity,
+    /// Natively, between two network namespaces: TCP, packet rate and round trips through vsp-net, beside a plain loop.
+    Net,
     /// Natively: reads through vsp-storage, beside fio on the same file and QEMU's vhost-user-blk server.
     Storage,
 }
@@ -69,6 +72,14 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
             )?,
         ),
         Name::Continuity => ("continuity", continuity::measure(!arguments.no_build, arguments.rounds)?),
+        Name::Net => {
+            let options = net::Options {
+                build: !arguments.no_build,
+                rounds: arguments.rounds,
+                time: Duration::from_millis(arguments.time),
+            };
+            ("net", net::measure(options)?)
+        }
         Name::Storage if arguments.lab => (
             "storage-lab",
             storage::in_the_lab(

@@ -4,6 +4,7 @@
 
 mod continuity;
 mod list;
+mod net;
 pub mod policies;
 mod spec;
 mod storage;
@@ -32,6 +33,7 @@ pub fn all() -> Vec<Scenario> {
     let mut all = list::all();
     all.extend(continuity::all());
     all.extend(storage::all());
+    all.extend(net::all());
     all
 }
 

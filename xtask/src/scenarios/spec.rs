@@ -43,6 +43,8 @@ pub struct Spec {
     pub spare: bool,
     /// More disks on the same controller, each with a line of its own options.
     pub disks: &'static [&'static str],
+    /// NICs nic0, nic1 and so on, each with a line of its own options.
+    pub nics: &'static [&'static str],
 }
 
 /// The root file system's label in the guests' images.
@@ -68,6 +70,7 @@ impl Spec {
             job: "",
             spare: false,
             disks: &[],
+            nics: &[],
         }
     }
 
@@ -127,6 +130,9 @@ impl Spec {
                     writeln!(toml, "[[storage.disk]]\npath = \"/job/{JOB_DISK}\"\nreadonly = true\nlun = 63");
             }
         }
+        for (number, options) in self.nics.iter().enumerate() {
+            let _ = writeln!(toml, "[[net]]\nname = \"nic{number}\"\n{options}");
+        }
         toml
     }
 }
@@ -171,6 +177,13 @@ mod tests {
         assert!(toml.contains(JOB_DISK) && toml.contains(&base64(RUN_JOB_DISK.as_bytes())));
         let command_line = toml.lines().find(|line| line.starts_with("cmdline")).unwrap_or_default();
         assert!(command_line.len() < 2047 && command_line.contains("root=LABEL="));
+    }
+
+    #[test]
+    fn nics_come_after_all_disks() {
+        let spec = Spec { nics: &["tap = \"tap0\"", "mtu = 9000"], ..Spec::new(Guest::Bookworm, "") };
+        let nics = "[[net]]\nname = \"nic0\"\ntap = \"tap0\"\n[[net]]\nname = \"nic1\"\nmtu = 9000\n";
+        assert!(spec.to_toml().ends_with(nics));
     }
 
     #[test]

@@ -258,7 +258,7 @@ impl Device {
         }
         let early = match stage {
             Stage::Serving { since } => death.is_crash() && now.saturating_duration_since(since) < SETTLED,
-            Stage::Starting | Stage::StandingBy => death != Death::Restarted,
+            Stage::Starting | Stage::StandingBy => !matches!(death, Death::Restarted | Death::Recabled),
             Stage::Quiet => false,
         };
         let delay = self.backoff.after_death(early);
@@ -324,11 +324,12 @@ impl Device {
         out.tell(Notice::Died { device: self.number, process: id, spare: true, death, next });
     }
 
-    /// An operator wants a new process. The one whose end that is, if there is one.
-    pub(super) fn restart(&mut self, out: &mut Out, now: Instant) -> Option<ProcessId> {
+    /// A new process is wanted, by an operator or because of what the device's processes are given. The one whose end that is, if there is
+    /// one.
+    pub(super) fn restart(&mut self, why: Death, out: &mut Out, now: Instant) -> Option<ProcessId> {
         match &mut self.main {
             Main::Up(process) => {
-                process.kill(Death::Restarted, out);
+                process.kill(why, out);
                 Some(process.id)
             }
             Main::Away { until } => {

@@ -3,6 +3,8 @@ use std::collections::HashMap;
 use super::*;
 use crate::programs::Programs;
 use crate::spec::Disk;
+use crate::spec::Net;
+use crate::spec::net::{Backend, Exposure};
 use crate::spec::{Boot, KernelKind, Machine, OnCrash};
 
 fn disk(path: &str, readonly: bool) -> Disk {
@@ -26,15 +28,39 @@ fn spec() -> Spec {
             disks: vec![disk("/srv/a.img", false)],
             spare: false,
         }],
+        net: Vec::new(),
+    }
+}
+
+fn programs(directory: &Path) -> Programs {
+    Programs {
+        bulkhead: directory.join("bulkhead"),
+        core_vmm: directory.join("core-vmm"),
+        vsp_storage: directory.join("vsp-storage"),
+        vsp_net: Some(directory.join("vsp-net")),
+        passt: Some(directory.join("passt")),
+    }
+}
+
+fn nic(name: &str, backend: Backend) -> Net {
+    Net {
+        name: name.to_owned(),
+        mac: None,
+        backend,
+        queues: 2,
+        memory: Exposure::Confined,
+        antispoof: false,
+        mtu: 1500,
+        link: true,
+        spare: false,
     }
 }
 
 /// Path to content.
 fn written(spec: &Spec) -> HashMap<String, String> {
-    let programs =
-        Programs { core_vmm: "/usr/bin/core-vmm".into(), vsp_storage: "/usr/bin/vsp-storage".into() };
+    let programs = programs(Path::new("/usr/bin"));
     let plan = Plan::new(spec, &programs, Some(ids::id(7, 0)));
-    let files = files(spec, &plan, 7, |path| path.starts_with("/dev")).unwrap();
+    let files = files(spec, &plan, &programs.bulkhead, 7, |path| path.starts_with("/dev")).unwrap();
     files.into_iter().map(|file| (file.path.display().to_string(), file.content)).collect()
 }
 
@@ -103,6 +129,50 @@ fn a_device_that_cannot_start_is_started_again_after_a_pause() {
     {
         // The fastest of three: this machine may be busy.
         assert!((0..3).any(|_| !pauses(result, status)), "{result} {status}");
+    }
+}
+
+#[test]
+fn a_nic_has_a_unit_that_keeps_what_it_is_connected_to() {
+    let mut spec = spec();
+    spec.net = vec![nic("nic0", Backend::Passt), nic("nic1", Backend::Tap("tap0".into()))];
+    let files = written(&spec);
+    let device = drop_in_of(&files, "vsp-net@debian:nic0.service");
+    assert!(device.contains("User=bulkhead-7-2\n"), "{device}");
+    assert!(
+        device.contains(
+            "\"--stream-socket\" \"/run/bulkhead@debian/net1.sock\" \"--device\" \"nic0\" \"--mac\""
+        ),
+        "{device}"
+    );
+    assert!(
+        device.contains("bulkhead-net@debian:nic0.socket bulkhead-net@debian:nic0.service\n"),
+        "{device}"
+    );
+    let socket = drop_in_of(&files, "bulkhead-net@debian:nic0.socket");
+    assert!(socket.contains("ListenSequentialPacket=/run/bulkhead@debian/net1.sock\n"), "{socket}");
+    let passt = drop_in_of(&files, "bulkhead-net@debian:nic0.service");
+    assert!(passt.contains("User=bulkhead-7-4\n") && passt.contains("AF_INET"), "{passt}");
+    let line = format!("\"net\" \"hold\" \"--device\" \"nic0\" \"--user\" \"{}\" \"--passt\"", ids::id(7, 2));
+    assert!(passt.contains(&line), "{passt}");
+    // A TAP is the device's own, and its holder has no network.
+    let tap = drop_in_of(&files, "bulkhead-net@debian:nic1.service");
+    assert!(tap.contains("User=bulkhead-7-3\n") && !tap.contains("AF_INET"), "{tap}");
+    let target = drop_in_of(&files, "bulkhead-vm@debian.target");
+    for unit in
+        ["vsp-net@debian:nic1.service", "bulkhead-net@debian:nic1.service", "bulkhead-net@debian:nic1.socket"]
+    {
+        assert!(target.contains(unit), "{target}");
+    }
+    let users = &files["etc/sysusers.d/bulkhead-debian.conf"];
+    for (position, member) in
+        ["core", "disk0", "nic0", "nic1", "what nic0 is connected to", "what nic1 is connected to"]
+            .iter()
+            .enumerate()
+    {
+        let line =
+            format!("u bulkhead-7-{position} {} \"Bulkhead VM debian, {member}\"", ids::id(7, position));
+        assert!(users.contains(&line), "{users}");
     }
 }
 
@@ -178,39 +248,56 @@ fn hostile_paths_stay_values() {
     assert!(device.contains(r#""lun=0,path=/srv/100%% $$HOME \"x\" \\n:y ; z.img""#), "{device}");
     assert!(device.contains(r#"BindPaths="/srv/100%% $HOME \"x\" \\n:y ; z.img""#), "{device}");
     spec.storage[0].disks[0].path = "/srv/a\nUser=root".into();
-    let programs = Programs { core_vmm: "/c".into(), vsp_storage: "/v".into() };
-    let plan = Plan::new(&spec, &programs, Some(1));
-    assert!(super::files(&spec, &plan, 0, |_| false).is_err());
+    let plan = Plan::new(&spec, &programs(Path::new("/")), Some(1));
+    assert!(super::files(&spec, &plan, Path::new("/b"), 0, |_| false).is_err());
+}
+
+/// It asks the kernel for the interface before it opens the device file.
+#[test]
+fn what_opens_an_interface_may_ask_the_kernel_for_it() {
+    for backend in [Backend::Tap("tap0".into()), Backend::Macvtap("macvtap0".into())] {
+        let mut spec = spec();
+        spec.net = vec![nic("nic0", backend)];
+        let holder = drop_in_of(&written(&spec), "bulkhead-net@debian:nic0.service").to_owned();
+        assert!(holder.contains("RestrictAddressFamilies=AF_NETLINK\n"), "{holder}");
+    }
 }
 
 /// What systemd itself says of the units of a VM with hostile paths: nothing; and of their hardening.
 #[test]
 fn systemd_reads_the_units_without_a_word_and_likes_their_hardening() {
     let directory = std::env::temp_dir().join(format!("bulkhead-verify-{}", std::process::id()));
-    let programs = Programs {
-        core_vmm: directory.join("100% bin/core-vmm"),
-        vsp_storage: directory.join("100% bin/vsp-storage"),
-    };
+    let programs = programs(&directory.join("100% bin"));
     std::fs::create_dir_all(directory.join("100% bin")).unwrap();
-    for program in [&programs.core_vmm, &programs.vsp_storage] {
+    let net = [programs.vsp_net.as_ref().unwrap(), programs.passt.as_ref().unwrap()];
+    for program in [&programs.bulkhead, &programs.core_vmm, &programs.vsp_storage].into_iter().chain(net) {
         std::fs::copy("/bin/true", program).unwrap();
     }
     let mut spec = spec();
+    spec.net = vec![
+        nic("nic0", Backend::Passt),
+        nic("nic1", Backend::Tap("tap0".into())),
+        nic("nic2", Backend::Macvtap("macvtap0".into())),
+    ];
     spec.storage[0].disks =
         vec![disk("/srv/%i $HOME \"q\" 'a' \\n:y ; z.img", false), disk("/home/u/colon:rbind.img", true)];
     let plan = Plan::new(&spec, &programs, Some(ids::id(7, 0)));
-    for file in super::files(&spec, &plan, 7, |_| false).unwrap() {
+    for file in super::files(&spec, &plan, &programs.bulkhead, 7, |_| false).unwrap() {
         let path = directory.join(&file.path);
         std::fs::create_dir_all(path.parent().unwrap()).unwrap();
         // Users of this machine do not include the VM's.
-        let content = file.content.replace("User=bulkhead-7-1", "User=daemon");
+        let own = |line: &str| match line.strip_prefix("User=bulkhead-7-") {
+            Some(_) => "User=daemon\n".to_owned(),
+            None => format!("{line}\n"),
+        };
+        let content: String = file.content.lines().map(own).collect();
         // To `verify` a colon separates a file from the name that it is to have: it gets a twin of the device without one.
-        if let Some(parent) =
-            path.to_str().and_then(|path| path.strip_suffix(":disk0.service.d/50-bulkhead.conf"))
+        if let Some((before, after)) = path.to_str().and_then(|path| path.split_once("@debian:"))
+            && !after.contains(":b.")
         {
-            let twin = PathBuf::from(format!("{parent}-disk0.service.d"));
-            std::fs::create_dir_all(&twin).unwrap();
-            std::fs::write(twin.join(DROP_IN), &content).unwrap();
+            let twin = PathBuf::from(format!("{before}@debian-{after}"));
+            std::fs::create_dir_all(twin.parent().unwrap()).unwrap();
+            std::fs::write(twin, content.replace("@debian:nic", "@debian-nic")).unwrap();
         }
         std::fs::write(path, content).unwrap();
     }
@@ -226,6 +313,11 @@ fn systemd_reads_the_units_without_a_word_and_likes_their_hardening() {
     let device = "./vsp-storage@debian:disk0.service";
     let verified = [
         "./vsp-storage@debian-disk0.service",
+        "./vsp-net@debian-nic0.service",
+        "./bulkhead-net@debian-nic0.service",
+        "./bulkhead-net@debian-nic0.socket",
+        "./bulkhead-net@debian-nic1.service",
+        "./bulkhead-net@debian-nic2.service",
         "./bulkhead-core@debian.service",
         "./bulkhead-vm@debian.target",
     ];
@@ -233,8 +325,14 @@ fn systemd_reads_the_units_without_a_word_and_likes_their_hardening() {
         Err(_) => eprintln!("SKIPPED: there is no systemd-analyze here"),
         Ok((_, said, _)) => {
             assert!(!said.contains("aliases"), "it has read none of them: {said}");
-            assert!(!said.contains("bulkhead") && !said.contains("vsp-storage"), "{said}");
-            for (unit, threshold) in [(device, "15"), ("./bulkhead-core@debian.service", "22")] {
+            assert!(!said.contains("bulkhead") && !said.contains("vsp-"), "{said}");
+            for (unit, threshold) in [
+                (device, "15"),
+                ("./vsp-net@debian:nic0.service", "15"),
+                ("./bulkhead-core@debian.service", "22"),
+                ("./bulkhead-net@debian:nic0.service", "24"),
+                ("./bulkhead-net@debian:nic1.service", "12"),
+            ] {
                 let threshold = format!("--threshold={threshold}");
                 let (good, _, table) = analyze(&["security", "--offline=true", &threshold, unit]).unwrap();
                 assert!(good, "{table}");

@@ -1,6 +1,6 @@
 //! Guests and devices that do anything in any order, and what has to hold all the same.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use vmbus::message::ModifyChannel;
 
@@ -67,11 +67,15 @@ struct World {
     done: (u32, u32),
     /// Sub-channels opened.
     subs: u32,
+    /// GPADLs that devices have, and how many there were in all.
+    shared: BTreeSet<u32>,
+    shares: u32,
 }
 
 impl World {
     fn new() -> Self {
-        Self { bus: bus(), devices: BTreeMap::new(), due: BTreeMap::new(), done: (0, 0), subs: 0 }
+        let (devices, due, shared) = (BTreeMap::new(), BTreeMap::new(), BTreeSet::new());
+        Self { bus: bus(), devices, due, done: (0, 0), subs: 0, shared, shares: 0 }
     }
 
     fn owe(&mut self, due: Due) {
@@ -95,6 +99,10 @@ impl World {
                     }
                     if matches!(due, Due::Version | Due::Unload) {
                         assert!(self.devices.is_empty(), "{due:?} while devices have pages");
+                        assert!(self.shared.is_empty(), "{due:?} while devices have GPADLs");
+                    }
+                    if let Due::Torndown(gpadl) = due {
+                        assert!(!self.shared.contains(&gpadl), "a device has it");
                     }
                 }
                 Effect::Discard => {}
@@ -112,6 +120,7 @@ impl World {
                     let was = self.devices.insert(relid, Device::Closing);
                     assert!(matches!(was, Some(Device::Opening | Device::Open)), "{was:?}");
                 }
+                Effect::Unshare(gpadl) => assert!(self.shared.remove(&gpadl), "{gpadl} is not shared"),
                 Effect::Retarget(relid, vp) => {
                     assert!(vp < VPS);
                     assert_eq!(self.devices.get(&relid), Some(&Device::Open));
@@ -219,7 +228,18 @@ impl World {
                 self.devices.remove(&relid);
                 self.bus.closed(relid);
             }
-            Some(Device::Open) if dice.roll(2) == 0 => {
+            Some(Device::Open) if dice.roll(4) == 0 => {
+                let gpadl = relid * 2 + dice.roll(2);
+                if self.bus.share_gpadl(relid, gpadl).is_ok() {
+                    self.shares += 1;
+                    assert!(self.shared.insert(gpadl), "{gpadl} is shared twice");
+                } else if dice.roll(4) == 0 {
+                    // If it has it, it is done with it.
+                    self.shared.remove(&gpadl);
+                    self.bus.unshare_gpadl(relid, gpadl);
+                }
+            }
+            Some(Device::Open) if dice.roll(3) < 2 => {
                 assert!(self.bus.offer_subchannels(relid, dice.roll(3) as u16));
             }
             Some(Device::Open) | None => {
@@ -233,7 +253,7 @@ impl World {
 
 #[test]
 fn whatever_happens_requests_are_answered_once_and_the_bus_gets_quiet() {
-    let (mut done, mut sub_opens) = ((0, 0), 0);
+    let (mut done, mut sub_opens, mut shares) = ((0, 0), 0, 0);
     for seed in 1..=400 {
         let mut dice = Dice(seed);
         let mut world = World::new();
@@ -256,6 +276,7 @@ fn whatever_happens_requests_are_answered_once_and_the_bus_gets_quiet() {
         world.bus.reset();
         world.due.clear();
         world.settle(None);
+        assert!(world.shared.is_empty(), "seed {seed}: a reset takes everything back at once");
         while !world.devices.is_empty() {
             world.device(&mut dice);
         }
@@ -263,8 +284,10 @@ fn whatever_happens_requests_are_answered_once_and_the_bus_gets_quiet() {
         let subs = |bus: &Bus| bus.channels.values().filter(|c| c.primary.is_some()).count();
         assert_eq!(subs(&world.bus), 0, "seed {seed}: sub-channels outlive their guest");
         sub_opens += world.subs;
+        shares += world.shares;
         done = (done.0 + world.done.0, done.1 + world.done.1);
     }
     assert!(done.0 > 1000 && done.1 > 1000, "{done:?} is too little to mean anything");
+    assert!(shares > 50, "{shares} is too little to mean anything");
     assert!(sub_opens > 50, "{sub_opens} is too little to mean anything");
 }

@@ -3,6 +3,7 @@
 use vmbus::message::{GpadlBody, GpadlHeader};
 
 use super::*;
+use crate::layout::PAGE;
 
 /// A header message with raw words behind it.
 fn header(bus: &mut Bus, gpadl: u32, (len, count): (u16, u16), words: &[u64]) -> Result<(), GuestFault> {
@@ -176,4 +177,81 @@ fn no_more_is_shared_than_there_is() {
         assert_eq!(heard(&mut bus), [HostMessage::GpadlTorndown(gpadl)]);
     }
     share(&mut bus, 1, 1, &[1]).expect("room again");
+}
+
+/// Channel 1 open, and GPADL 20 made for it: three pages.
+fn with_buffer() -> Bus {
+    let mut bus = connected();
+    open(&mut bus, 1, 1);
+    share(&mut bus, 1, 20, &[70, 72, 71]).expect("a good GPADL");
+    assert_eq!(heard(&mut bus), [created(1, 20, 0)]);
+    bus
+}
+
+#[test]
+fn a_device_is_given_a_gpadl_of_its_channel_once() {
+    let mut bus = with_buffer();
+    assert_eq!(bus.share_gpadl(1, 20), Ok(vec![70 * PAGE, 72 * PAGE, 71 * PAGE]));
+    assert!(bus.share_gpadl(1, 20).is_err(), "it has it");
+    bus.unshare_gpadl(1, 20);
+    assert!(bus.share_gpadl(1, 20).is_err(), "it had it");
+    assert!(bus.take_effects().is_empty(), "who gives it back need not be told");
+    say(&mut bus, GuestMessage::GpadlTeardown { relid: 1, gpadl: 20 }).expect("teardown");
+    assert_eq!(heard(&mut bus), [HostMessage::GpadlTorndown(20)]);
+}
+
+#[test]
+fn what_is_no_buffer_is_not_shared() {
+    let mut bus = connected();
+    share(&mut bus, 1, 20, &[70]).expect("a good GPADL");
+    bus.take_effects();
+    assert!(bus.share_gpadl(1, 20).is_err(), "nobody has the channel open");
+    open(&mut bus, 1, 1);
+    assert!(bus.share_gpadl(1, 1).is_err(), "the ring");
+    assert!(bus.share_gpadl(1, 404).is_err(), "no such thing");
+    open(&mut bus, 2, 2);
+    assert!(bus.share_gpadl(2, 20).is_err(), "somebody else's");
+    header(&mut bus, 21, (32, 1), &[3 * 4096, 1]).expect("unfinished");
+    assert!(bus.share_gpadl(1, 21).is_err(), "unfinished");
+    let (two, offset) = ([4096, 1, 4096, 3], [(4096 - 8) | 8 << 32, 1]);
+    for (gpadl, count, words) in [(22, 2, &two[..]), (23, 1, &offset), (24, 1, &[4096 - 8, 1])] {
+        header(&mut bus, gpadl, (words.len() as u16 * 8, count), words).expect("a good list");
+        assert_eq!(heard(&mut bus), [created(1, gpadl, 0)]);
+        assert!(bus.share_gpadl(1, gpadl).is_err(), "{gpadl}");
+    }
+    assert!(bus.share_gpadl(1, 20).is_ok());
+}
+
+/// The device is not asked: the guest gets its pages back first, and its answer then.
+#[test]
+fn what_ends_a_gpadl_takes_it_from_the_device() {
+    let mut bus = with_buffer();
+    bus.share_gpadl(1, 20).expect("shared");
+    let foreign = say(&mut bus, GuestMessage::GpadlTeardown { relid: 2, gpadl: 20 });
+    assert!(matches!(foreign, Err(GuestFault::BadGpadl { .. })));
+    assert!(bus.take_effects().is_empty());
+    say(&mut bus, GuestMessage::GpadlTeardown { relid: 1, gpadl: 20 }).expect("teardown");
+    let torndown = HostMessage::GpadlTorndown(20).encode();
+    assert_eq!(bus.take_effects(), [Effect::Unshare(20), Effect::Send(torndown)]);
+
+    let mut bus = with_buffer();
+    bus.share_gpadl(1, 20).expect("shared");
+    say(&mut bus, GuestMessage::CloseChannel(1)).expect("close");
+    assert_eq!(bus.take_effects(), [Effect::Close(1)]);
+    bus.closed(1);
+    assert_eq!(bus.take_effects(), [Effect::Unshare(20)]);
+
+    for how in 0..3 {
+        let mut bus = with_buffer();
+        bus.share_gpadl(1, 20).expect("shared");
+        match how {
+            0 => bus.reset(),
+            1 => say(&mut bus, GuestMessage::Unload).expect("unload"),
+            _ => {
+                let contact = InitiateContact::new(Version::NEWEST, 0);
+                say(&mut bus, GuestMessage::InitiateContact(contact)).expect("contact");
+            }
+        }
+        assert_eq!(bus.take_effects(), [Effect::Unshare(20), Effect::Close(1)], "before the device lets go");
+    }
 }

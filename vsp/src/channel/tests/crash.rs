@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use super::super::*;
 use super::world::Kind::{Bulky, Long, Note, NoteState, Once, Plain, State};
-use super::world::Step::{Collect, Complete, Flush, Publish, Send, Take};
+use super::world::Step::{Collect, Complete, Flush, GiveBack, Lend, Publish, Regain, Send, Take};
 use super::world::{Death, Step, World};
 
 /// Where rings begin, so that packets lie across their end.
@@ -221,7 +221,90 @@ const SCENARIOS: &[Scenario] = &[
         0,
         false,
     ),
+    ("a loan", &[Lend(0), Flush, Collect(1), GiveBack, Regain(1), Publish, Lend(0), Flush], 0, true),
+    (
+        "loans that come back one by one, and go out again at once",
+        &[
+            Lend(2),
+            Lend(0),
+            Flush,
+            Collect(2),
+            Lend(1),
+            GiveBack,
+            Regain(1),
+            Publish,
+            Lend(0),
+            Flush,
+            Collect(2),
+            Regain(1),
+            GiveBack,
+            Regain(1),
+            Flush,
+            Lend(2),
+            Flush,
+        ],
+        WRAP,
+        false,
+    ),
+    (
+        "loans between requests",
+        &[
+            Send(1, State),
+            Lend(0),
+            Take(1),
+            Lend(1),
+            Complete(1),
+            Lend(2),
+            Flush,
+            Collect(3),
+            GiveBack,
+            Send(2, Plain),
+            Regain(2),
+            Take(1),
+            Publish,
+            Lend(1),
+            Complete(2),
+            Flush,
+            Collect(9),
+            GiveBack,
+            Regain(2),
+            Send(3, State),
+            Take(1),
+            Complete(3),
+            Lend(0),
+            Flush,
+        ],
+        WRAP,
+        false,
+    ),
+    (
+        "loans when there is no room",
+        &[
+            Lend(0),
+            Send(1, Long),
+            Send(2, Long),
+            Take(2),
+            Publish,
+            Complete(1),
+            Complete(2),
+            Lend(1),
+            Flush,
+            Collect(2),
+            GiveBack,
+            Flush,
+            Regain(1),
+            Flush,
+            Lend(0),
+            Flush,
+        ],
+        WRAP,
+        false,
+    ),
 ];
+
+fn all() -> impl Iterator<Item = KillPoint> {
+    KillPoint::ALL.into_iter().chain(KillPoint::LOANS)
+}
 
 fn stores(world: &World, process: usize) -> u32 {
     world.stores[process]
@@ -257,7 +340,7 @@ fn every_kill_point_is_died_at() {
     let mut met = BTreeSet::new();
     for &(name, script, start, _) in SCENARIOS {
         let whole = World::run(script, start, &[]);
-        for point in KillPoint::ALL {
+        for point in all() {
             let times =
                 (1..).find(|&time| World::run(script, start, &[Death::Point(point, time)]).deaths == 0);
             let times = times.unwrap() - 1;
@@ -267,7 +350,7 @@ fn every_kill_point_is_died_at() {
             }
         }
         for first in (0..stores(&whole, 0)).step_by(3) {
-            for point in KillPoint::ALL {
+            for point in all() {
                 let world = World::run(script, start, &[Death::Store(first), Death::Point(point, 1)]);
                 if world.deaths == 2 {
                     met.insert(point.name());
@@ -275,14 +358,14 @@ fn every_kill_point_is_died_at() {
             }
         }
     }
-    let missed: Vec<_> = KillPoint::ALL.into_iter().filter(|point| !met.contains(point.name())).collect();
+    let missed: Vec<_> = all().filter(|point| !met.contains(point.name())).collect();
     assert!(missed.is_empty(), "nobody died at {missed:?}");
 }
 
 #[test]
 fn kill_points_are_named_once_and_armed_by_name() {
-    let names: BTreeSet<_> = KillPoint::ALL.into_iter().map(KillPoint::name).collect();
-    assert_eq!(names.len(), KillPoint::ALL.len());
+    let names: BTreeSet<_> = all().map(KillPoint::name).collect();
+    assert_eq!(names.len(), all().count());
     for bad in ["", "nowhere:1", "taken:0", "taken:x", "taken:-1"] {
         assert!(arm_kill_point(bad).is_err(), "{bad}");
     }

@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::rc::Rc;
 
+use vmbus::packet::{PacketType, TransferPages, TransferRange};
 use vmbus::ring::testing::TestRing;
 use vmbus::ring::{ControlWord, RingReader};
 
@@ -15,6 +16,9 @@ use super::super::*;
 use super::memory::{Died, Fuse, HostLedger, HostRing, die};
 
 pub const SLOTS: u32 = 6;
+
+/// Loans that there are.
+const LOANS: u32 = 3;
 
 /// When a process dies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -74,6 +78,12 @@ pub enum Step {
     Complete(u8),
     /// The host publishes the completions.
     Flush,
+    /// The host lends this to the guest.
+    Lend(u32),
+    /// The guest gives everything back that it has.
+    GiveBack,
+    /// The host takes so many packets by which the guest gives something back.
+    Regain(usize),
 }
 
 pub type Host = Channel<HostRing, HostLedger>;
@@ -92,10 +102,14 @@ pub struct World {
     settled: BTreeSet<u8>,
     /// Requests that are known to have begun.
     begun: BTreeSet<u8>,
+    /// Loans that the guest has read of and not given back.
+    has: BTreeSet<u32>,
     /// The guest has been signalled.
     guest_wakes: bool,
     /// The host has been signalled.
     host_wakes: bool,
+    /// Processes that begin lend what they can.
+    lends: bool,
     pub deaths: u32,
     /// Stores made by each process.
     pub stores: Vec<u32>,
@@ -107,6 +121,8 @@ struct Process {
     held: BTreeMap<u8, Ticket>,
     /// The device's state: a bit for each request that has changed it.
     state: u64,
+    /// Loans that can be made.
+    here: BTreeSet<u32>,
 }
 
 impl World {
@@ -129,8 +145,10 @@ impl World {
             carried_out: BTreeSet::new(),
             settled: BTreeSet::new(),
             begun: BTreeSet::new(),
+            has: BTreeSet::new(),
             guest_wakes: false,
             host_wakes: false,
+            lends: false,
             deaths: 0,
             stores: Vec::new(),
         }
@@ -139,6 +157,7 @@ impl World {
     /// Runs a script with the given deaths of the first processes; the one after them lives.
     pub fn run(script: &[Step], start: u32, deaths: &[Death]) -> World {
         let mut world = World::new(start);
+        world.lends = script.iter().any(|step| matches!(step, Step::Lend(_)));
         let mut deaths = deaths.iter().copied().chain(std::iter::repeat(Death::Never));
         let mut process = None;
         world.light(deaths.next());
@@ -146,6 +165,7 @@ impl World {
             match step {
                 Step::Send(id, kind) => world.send(id, kind),
                 Step::Collect(count) => _ = world.collect(count),
+                Step::GiveBack => world.give_back(),
                 step => world.live(&mut process, &mut deaths, |world, process| {
                     if world.deaths == 0 { process.obey(world, step) } else { process.serve(world) }
                 }),
@@ -157,6 +177,7 @@ impl World {
             if world.guest_wakes {
                 world.guest_wakes = false;
                 while world.collect(1) {}
+                world.give_back();
             } else if world.host_wakes {
                 world.host_wakes = false;
                 world.live(&mut process, &mut deaths, |world, process| process.serve(world));
@@ -165,7 +186,9 @@ impl World {
             }
         }
         world.put_out();
-        world.check_end(process.expect("a process").state);
+        let process = process.expect("a process");
+        assert_eq!(process.here.len(), LOANS as usize, "no loan is lost: {:?}", process.here);
+        world.check_end(process.state);
         world
     }
 
@@ -228,11 +251,19 @@ impl World {
     fn collect(&mut self, count: usize) -> bool {
         let mut scratch = Vec::new();
         for number in 0..count {
-            let Some(header) = self.reader.next(&mut scratch).unwrap() else { return number > 0 };
-            assert_eq!(
-                (header.transaction_id, header.packet_type),
-                (77, vmbus::packet::PacketType::COMPLETION)
-            );
+            let Some(header) = self.reader.next(&mut scratch).unwrap() else {
+                if number == 0 {
+                    return false;
+                }
+                break;
+            };
+            if header.packet_type == PacketType::TRANSFER_PAGES {
+                let loan = header.transaction_id as u32;
+                assert!(self.has.insert(loan), "{loan} is lent twice");
+                assert_eq!(header.transfer_pages(&scratch, 1).unwrap().ranges, [TransferRange::new(loan, 8)]);
+                continue;
+            }
+            assert_eq!((header.transaction_id, header.packet_type), (77, PacketType::COMPLETION));
             let payload = header.payload(&scratch);
             let id = payload[0];
             assert!(self.kinds[&id].is_answered(), "{id} is answered though it did not ask");
@@ -245,13 +276,40 @@ impl World {
         true
     }
 
+    /// The guest gives back what it has.
+    fn give_back(&mut self) {
+        for loan in std::mem::take(&mut self.has) {
+            self.writer.push(&Outgoing::completion(loan.into()), &[&[loan as u8; 8]]).unwrap();
+        }
+        self.host_wakes |= self.writer.publish();
+    }
+
+    /// Loans that are out: the guest has them, or can see them, or has given them back and nobody has noticed.
+    fn lent(&self) -> Vec<u32> {
+        let mut lent: Vec<u32> = self.has.iter().copied().collect();
+        let due = [(&self.rings.0, PacketType::COMPLETION), (&self.rings.1, PacketType::TRANSFER_PAGES)];
+        let mut scratch = Vec::new();
+        for (ring, kind) in due {
+            let mut look = RingReader::new(ring.clone()).unwrap();
+            while let Some(header) = look.next(&mut scratch).unwrap() {
+                if header.packet_type == kind {
+                    lent.push(header.transaction_id as u32);
+                }
+            }
+        }
+        lent.sort_unstable();
+        lent
+    }
+
     /// Requests whose answer is published, collected or not.
     fn visible(&self) -> BTreeSet<u8> {
         let mut visible = self.answered.clone();
         let mut scratch = Vec::new();
         let mut look = RingReader::new(self.rings.1.clone()).unwrap();
         while let Some(header) = look.next(&mut scratch).unwrap() {
-            assert!(visible.insert(header.payload(&scratch)[0]), "twice");
+            if header.packet_type == PacketType::COMPLETION {
+                assert!(visible.insert(header.payload(&scratch)[0]), "twice");
+            }
         }
         visible
     }
@@ -274,7 +332,10 @@ impl Process {
         let ring = |ring: &TestRing, own| HostRing { ring: ring.clone(), fuse: Rc::clone(&world.fuse), own };
         let to_host = ring(&world.rings.0, (ControlWord::ReadIndex, ControlWord::WriteIndex));
         let to_guest = ring(&world.rings.1, (ControlWord::WriteIndex, ControlWord::ReadIndex));
-        let (channel, recovery) = Channel::adopt(to_host, to_guest, world.ledger.clone(), SLOTS).unwrap();
+        let ledger = world.ledger.clone();
+        let (channel, recovery) = Channel::adopt_lending(to_host, to_guest, ledger, SLOTS, LOANS).unwrap();
+        assert_eq!(recovery.lent, world.lent(), "what the guest has is what is out");
+        let here = (0..LOANS).filter(|loan| !recovery.lent.contains(loan)).collect();
         let state = recovery.state.map_or(0, |state| u64::from_le_bytes(state.try_into().unwrap()));
         // Of answered requests the state has exactly those that the guest knows of.
         let visible = world.visible();
@@ -287,7 +348,32 @@ impl Process {
                 );
             }
         }
-        Process { channel, held: BTreeMap::new(), state }
+        let mut process = Process { channel, held: BTreeMap::new(), state, here };
+        if !recovery.fresh && world.lends {
+            // What can be lent is lent again: no word of the predecessor's may stand in the way.
+            let here = process.here.clone();
+            here.into_iter().for_each(|loan| process.lend(loan));
+        }
+        process
+    }
+
+    fn lend(&mut self, loan: u32) {
+        assert!(self.here.remove(&loan), "{loan} is not here");
+        let ranges = [TransferRange::new(loan, 8)];
+        let pages = TransferPages { page_set: 1, ranges: &ranges };
+        match self.channel.lend(loan, &pages, &[loan as u8; 8]) {
+            Ok(()) => {}
+            Err(LendError::Push(PushError::Full { .. })) => _ = self.here.insert(loan),
+            Err(error) => panic!("{error}"),
+        }
+    }
+
+    /// Hears of what has come back.
+    fn regain(&mut self) {
+        while let Some(returned) = self.channel.take_returned() {
+            assert_eq!(returned.payload(), [returned.loan as u8; 8]);
+            assert!(self.here.insert(returned.loan), "{} comes back twice", returned.loan);
+        }
     }
 
     /// The first process does what the script says.
@@ -300,13 +386,27 @@ impl Process {
                     self.held.insert(header.payload(&scratch)[0], ticket);
                 }
             }
-            Step::Publish => self.channel.publish_taken(),
+            Step::Publish => {
+                self.channel.publish_taken();
+                self.regain();
+            }
+            Step::Lend(loan) => self.lend(loan),
+            Step::Regain(count) => {
+                let mut scratch = Vec::new();
+                for _ in 0..count {
+                    assert!(matches!(self.channel.take(&mut scratch), Taken::Returned));
+                    assert_eq!(self.channel.take_returned(), None, "it is not published");
+                }
+            }
             Step::Complete(id) => {
                 let ticket = self.held.remove(&id).unwrap();
                 self.carry_out(world, id, ticket);
             }
-            Step::Flush => self.channel.publish_completions().unwrap(),
-            Step::Send(..) | Step::Collect(_) => unreachable!("the guest's"),
+            Step::Flush => {
+                self.channel.publish_completions().unwrap();
+                self.regain();
+            }
+            Step::Send(..) | Step::Collect(_) | Step::GiveBack => unreachable!("the guest's"),
         }
     }
 
@@ -358,6 +458,7 @@ impl Process {
                 Rerun::Wait => break,
                 Rerun::None => match self.channel.take(&mut scratch) {
                     Taken::Packet(header, ticket) => (header, ticket),
+                    Taken::Returned => continue,
                     Taken::Wait if self.channel.may_take() => unreachable!("it may take"),
                     Taken::Wait => break,
                     Taken::Empty => {
@@ -379,6 +480,7 @@ impl Process {
             before = Some(ticket.sequence);
         }
         self.channel.publish_completions().unwrap();
+        self.regain();
         // Room in the ledger or in the ring may have been all that was missing.
         world.host_wakes |= self.channel.may_take() && self.channel.unmask();
     }

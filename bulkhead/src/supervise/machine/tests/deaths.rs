@@ -156,3 +156,15 @@ fn an_operators_restart_is_at_once_and_no_failure() {
     assert_eq!(story.disk0().state, State::BackingOff);
     assert_eq!(story.on(Event::Restart(0)), [start(0, 12)], "now, not after the pause");
 }
+
+#[test]
+fn what_a_device_is_connected_to_changes_for_its_spare_first() {
+    let mut story = Story::with_spare();
+    let spare = story.disk0().spare.unwrap();
+    assert_eq!(story.on(Event::Recabled(0)), [Action::Kill(spare), Action::Kill(ProcessId(1))]);
+    // Whichever ends first, and though the core may have chosen the spare: the next ones are started at once.
+    assert_eq!(story.ends(1, KILLED), []);
+    let started = story.ends(spare.0, KILLED);
+    assert!(matches!(started[..], [Action::Start { device: 0, .. }]), "{started:?}");
+    assert_eq!(story.disk0().state, State::Starting);
+}
