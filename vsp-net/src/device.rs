@@ -58,6 +58,9 @@ use crate::oid;
 /// Most requests of a channel: many times what fits into the send buffer. Whatever waits does so for the backend, and a
 /// backend that makes frames wait takes none sooner for having more of them.
 const DEPTH: u32 = 128;
+/// Messages that are sent in one go: half of what a guest can have under way, since Linux' usual send buffer has 16 sections of the size
+/// that we give it. With all of them, the guest and this process worked by turns (430 against 560 thousand small frames a second).
+const BATCH: usize = 8;
 /// How long frames go on waiting for the backend while their process is to hand over: a network may lose frames, and
 /// whoever waits for the hand-over is sure to lose patience.
 const LAST_TRIES: Duration = Duration::from_millis(200);
@@ -172,6 +175,10 @@ impl Device for Net {
 
     fn sources(&self) -> Vec<RawFd> {
         self.backend.fds()
+    }
+
+    fn batch(&self) -> usize {
+        BATCH
     }
 
     fn depth(&self) -> u32 {
@@ -365,6 +372,11 @@ impl Device for Net {
             self.answer_questions(channels);
         }
         any |= self.transmit.again.is_some() && self.retry(false, channels);
+        // Between two sleeps nobody says that a frame has come: it is asked for, or it would wait as long as the guest is looked for.
+        // In a stream of large ones it waits for others: what comes together is delivered together.
+        if !self.receive.streams {
+            self.receive.readable(None);
+        }
         self.receive(channels) || any
     }
 

@@ -35,6 +35,12 @@ pub trait Device {
         256
     }
 
+    /// Most packets of one channel that are taken in one turn, before what was completed becomes visible. A device whose guest can have
+    /// few requests under way wants fewer of them, or the two of them work by turns.
+    fn batch(&self) -> usize {
+        crate::runtime::BATCH
+    }
+
     /// The core has welcomed the device. An error ends the process with this sentence.
     fn attached(&mut self, vm: Vm) -> Result<(), String> {
         let _ = vm;
@@ -64,7 +70,8 @@ pub trait Device {
     }
 
     /// Takes what has ended, without having been told by a source; true if anything had. Asked again and again while the
-    /// loop looks for work before it sleeps: it costs a few loads if there is nothing, and no system call.
+    /// loop looks for work before it sleeps, so it costs little if there is nothing: some loads, or the cheapest of system calls where
+    /// nothing in memory tells.
     fn poll(&mut self, channels: &mut Channels) -> bool {
         let _ = channels;
         false

@@ -28,7 +28,7 @@ const LONGEST_SAMPLE: u64 = 500_000;
 const WEIGHT: u64 = 8;
 /// Looking takes nanoseconds. When the clock jumps by this much, somebody else had the processor: there are not enough of
 /// them,
-const JUMP: Duration = Duration::from_micros(250);
+const JUMP: Duration = Duration::from_micros(50);
 /// and nothing is looked for during this many times what was lost.
 const PENANCE: u32 = 16;
 /// While there is always something to do, the core and idle channels' doorbells are asked after this often: a system call

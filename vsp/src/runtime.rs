@@ -1,6 +1,6 @@
 //! The main loop: one thread, one epoll, turns of bounded length.
 //!
-//! A turn waits for something to happen, reads what the core has to say, takes at most [`BATCH`] packets from
+//! A turn waits for something to happen, reads what the core has to say, takes at most [`Device::batch`] packets from
 //! each channel, and publishes what was completed. However fast a guest sends, the core is heard every 50 microseconds at
 //! least (`polling`), or after the turn that took longer, whatever the process's role is; when the core is gone, so is the
 //! process.
@@ -32,9 +32,9 @@ use crate::request::Request;
 use crate::role::{Fencing, Patience, Role};
 use crate::slot::{BROKEN, Next, Pause};
 
-/// Most packets taken from one channel in one turn: one submission and one publication. Large enough that neither is felt,
-/// small enough that the guest works on the first answers of a full queue while the device works on the rest, and that a
-/// storm on one channel delays the others and the core by some tens of microseconds.
+/// Most packets taken from one channel in one turn, unless a device [says otherwise](Device::batch): one submission and one
+/// publication. Large enough that neither is felt, small enough that the guest works on the first answers of a full queue while the
+/// device works on the rest, and that a storm on one channel delays the others and the core by some tens of microseconds.
 pub const BATCH: usize = 16;
 
 /// The same of a predecessor's requests. The guest has been waiting for all of them: the first answers are worth more than
@@ -244,7 +244,7 @@ impl<D: Device> Runtime<D> {
     /// Takes packets from one channel, publishes that they are taken, and has the device start on them.
     fn take_batch(&mut self, slot: usize) -> Result<(), RuntimeError> {
         let Some(id) = self.channels.start_batch(slot) else { return Ok(()) };
-        let batch = if self.channels.is_recovering(id) { RECOVERY_BATCH } else { BATCH };
+        let batch = if self.channels.is_recovering(id) { RECOVERY_BATCH } else { self.device.batch() };
         let mut pause = Pause::Turn;
         for _ in 0..batch {
             if batch == RECOVERY_BATCH && !self.channels.may_go_on(id) {

@@ -29,6 +29,8 @@ const ROOM: usize = RECEIVE_HEADROOM + LONGEST_FRAME;
 const ALIGNMENT: usize = 8;
 /// Most blocks that are filled from one queue in a row: then what is filled becomes visible, and others have their turn.
 const BLOCKS_A_TURN: usize = 4;
+/// A delivery of more than one frame, or of so many bytes, is a stream's rather than somebody's question or answer.
+const STREAM: usize = 4 << 10;
 /// Most frames that are read in a row and not wanted, or looked at one by one.
 pub(super) const FRAMES_A_TURN: usize = 64;
 
@@ -94,6 +96,8 @@ pub(super) struct Receive {
     pub staged: Option<Staged>,
     /// What spreads frames among channels, if the guest wants that and the backend has one queue.
     pub hash: Option<Toeplitz>,
+    /// What was delivered last was a stream's.
+    pub streams: bool,
     /// Frames have been delivered that the backend may forget when the guest can see them.
     pub unsettled: bool,
     /// What the backend was last told that it may leave undone.
@@ -111,6 +115,7 @@ impl Receive {
             staging: PagesMapping::new(&staging)?,
             staged: None,
             hash: None,
+            streams: false,
             unsettled: false,
             offloads: None,
         })
@@ -202,10 +207,13 @@ impl Net {
                 self.wait(queue);
                 break;
             };
-            any = true;
             self.receive.queues[queue].waits = false;
             let mut filled = Filled::new(block);
             let more = self.fill(queue, &mut filled);
+            any |= more || filled.count > 0;
+            if filled.count > 0 {
+                self.receive.streams = filled.count > 1 || filled.used > STREAM;
+            }
             if filled.count == 0 {
                 self.receive.blocks.give_back(block);
             } else if let Some(port) = self.ports.get_mut(number) {
