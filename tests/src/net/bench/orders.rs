@@ -13,7 +13,6 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow, bail};
 use vsc::net::NetOptions;
-use vsp_net::oid::MAX_LSO;
 
 use super::relay::Relay;
 use super::town::{GUEST, HOST, Stack, Town};
@@ -39,8 +38,6 @@ pub fn serve(memory: Memory, mtu: u32, input: impl BufRead, mut output: impl Wri
     for stack in [&town.host, &town.guest] {
         stack.run(&format!("link set tap mtu {mtu}"))?;
     }
-    // As netvsc has it from the device: no longer than a section of the send buffer.
-    town.guest.run(&format!("link set tap gso_max_size {MAX_LSO}"))?;
     writeln!(output, "ready")?;
     output.flush()?;
     for line in input.lines() {

@@ -9,6 +9,7 @@ use std::thread;
 use anyhow::{Context, anyhow, ensure};
 use nix::sched::{CloneFlags, setns};
 use vsp_net::backend::{Backend, Offloads, TapQueues};
+use vsp_net::oid::MAX_LSO;
 
 /// Address of the stack at the host's end.
 pub const HOST: &str = "10.118.0.1";
@@ -39,6 +40,8 @@ impl Town {
         let own = std::process::id();
         let host = Stack::new(&format!("bulkhead-{own}-host"), HOST, [2, 0, 0, 0, 0x76, 1])?;
         let guest = Stack::new(&format!("bulkhead-{own}-guest"), GUEST, [2, 0, 0, 0, 0x76, 2])?;
+        // As netvsc has it from the device: no longer than a section of the send buffer.
+        guest.run(&format!("link set tap gso_max_size {MAX_LSO}"))?;
         // Nobody has to ask for addresses while something is measured.
         host.run(&format!("neighbour replace {GUEST} lladdr {} dev tap", guest.mac()))?;
         guest.run(&format!("neighbour replace {HOST} lladdr {} dev tap", host.mac()))?;
