@@ -4,6 +4,7 @@
 
 mod boot;
 mod continuity;
+mod lab;
 mod net;
 mod storage;
 mod table;
@@ -40,7 +41,7 @@ pub struct Arguments {
     /// storage: how the guests wait for the end of a read.
     #[arg(long, value_enum, default_value_t)]
     wait: storage::Wait,
-    /// storage: in the lab, with fio in a guest, against QEMU's virtio-blk.
+    /// storage, net: in the lab, with fio or iperf3 in a guest, against QEMU's virtio-blk or virtio-net.
     #[arg(long)]
     lab: bool,
     /// Show what the lab prints.
@@ -72,6 +73,14 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
             )?,
         ),
         Name::Continuity => ("continuity", continuity::measure(!arguments.no_build, arguments.rounds)?),
+        Name::Net if arguments.lab => (
+            "net-lab",
+            net::in_the_lab(
+                &build::binaries("release", !arguments.no_build)?,
+                arguments.rounds,
+                arguments.verbose,
+            )?,
+        ),
         Name::Net => {
             let options = net::Options {
                 build: !arguments.no_build,
