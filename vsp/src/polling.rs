@@ -26,9 +26,9 @@ const SHORTEST: Duration = Duration::from_micros(4);
 const LONGEST_SAMPLE: u64 = 500_000;
 /// A new sample's weight is one in this many.
 const WEIGHT: u64 = 8;
-/// Looking takes nanoseconds. When the clock jumps by this much, somebody else had the processor: there are not enough of
-/// them,
-const JUMP: Duration = Duration::from_micros(50);
+/// Looking takes nanoseconds, a microsecond at most. When the clock jumps by this much, somebody else had the processor: there are not
+/// enough of them,
+const JUMP: Duration = Duration::from_micros(100);
 /// and nothing is looked for during this many times what was lost.
 const PENANCE: u32 = 16;
 /// While there is always something to do, the core and idle channels' doorbells are asked after this often: a system call

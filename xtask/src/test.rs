@@ -152,8 +152,8 @@ fn cargo(arguments: &[&str]) -> Result<Count> {
 
 fn unit_tests(verbose: bool) -> Result<Count> {
     if apt::is_root() {
-        // Policies are audited with it; nobody else may look into a compartment.
-        apt::ensure(&["strace"])?;
+        // Policies are audited with strace; nobody else may look into a compartment. NICs are connected to what the others make.
+        apt::ensure(&["strace", "iproute2", "passt"])?;
     }
     if build::cargo().args(["nextest", "--version"]).output().is_ok_and(|output| output.status.success()) {
         counted(

@@ -12,9 +12,6 @@ use crate::device::Device;
 use crate::polling::For;
 use crate::role::Role;
 
-/// Looks between two looks at the clock, which is dearer than they are.
-const LOOKS: usize = 8;
-
 /// How a wait ended.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Waited {
@@ -92,12 +89,10 @@ impl<D: Device> Runtime<D> {
         }
         let mut before = begin;
         loop {
-            for _ in 0..LOOKS {
-                if self.look() {
-                    return true;
-                }
-                std::hint::spin_loop();
+            if self.look() {
+                return true;
             }
+            std::hint::spin_loop();
             let now = Instant::now();
             if now >= until || !self.polling.may_go_on(before, now) {
                 return false;
