@@ -4,6 +4,8 @@ mod continuity;
 mod guest;
 mod hostile;
 
+use std::time::{Duration, Instant};
+
 use super::state::State;
 use guest::{MAC, PEER, RECEIVE, SEND, World, frame, message, setting};
 
@@ -92,6 +94,19 @@ fn frames_go_out(setting: Setting) {
     assert_eq!(world.completion(0), Status::Success);
     assert_eq!(world.wire.next().as_deref(), Some(sent[4]));
     assert_eq!(stat(&mut world, "tx_by_pages"), 2);
+}
+
+/// Asking the backend for frames is no work by itself: the loop would never sleep.
+#[test]
+fn an_idle_nic_sleeps() {
+    let mut world = World::up(setting());
+    world.send_frames(&[&frame(PEER, MAC, 60, 1)]);
+    let mut sleeps = || {
+        let begin = Instant::now();
+        world.bench.turn(20);
+        begin.elapsed() >= Duration::from_millis(15)
+    };
+    assert!((0..8).any(|_| sleeps()), "it always finds something to do");
 }
 
 #[test]
