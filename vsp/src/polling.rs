@@ -26,7 +26,7 @@ const SHORTEST: Duration = Duration::from_micros(4);
 const LONGEST_SAMPLE: u64 = 500_000;
 /// A new sample's weight is one in this many.
 const WEIGHT: u64 = 8;
-/// Looking takes nanoseconds, a microsecond at most. When the clock jumps by this much, somebody else had the processor: there are not
+/// Looking takes far less than this, even where it is a system call. When the clock jumps by this much, somebody else had the processor: there are not
 /// enough of them,
 const JUMP: Duration = Duration::from_micros(100);
 /// and nothing is looked for during this many times what was lost.
