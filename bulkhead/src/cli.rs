@@ -9,6 +9,7 @@ use clap::{Args, Parser, Subcommand};
 use crate::device::command as device;
 use crate::disk::command as disk;
 use crate::net::command as net;
+use crate::screen::{command as screen, holder as seat};
 
 const ABOUT: &str = "Runs virtual machines whose devices are sandboxed processes";
 
@@ -25,14 +26,17 @@ Examples:
   bulkhead device ls          The device processes of the VMs that run
   bulkhead disk add debian disk0 path=data.img     A disk more
   bulkhead net ls             Bridges, ports, VLANs and limits
+  bulkhead console debian --web                    Its screen in a browser
+  bulkhead screenshot debian out.png; bulkhead type debian root --enter
 
-More: bulkhead run --help, bulkhead check --help, bulkhead device --help, bulkhead disk --help, bulkhead net --help, bulkhead units --help";
+More: bulkhead run --help, bulkhead check --help, bulkhead device --help, bulkhead disk --help, bulkhead net --help, bulkhead console --help, bulkhead units --help";
 
 const RUN_ABOUT: &str = "Boots a VM and stays with it until it ends";
 
 const RUN_LONG_ABOUT: &str = "\
 Boots the VM that a spec describes and supervises its processes in the foreground: core-vmm, one vsp-storage for each [[storage]], \
-one vsp-net for each [[net]] and, where a NIC is connected to one, a passt. None of them outlives this command, however it ends.
+one vsp-net for each [[net]] and, where a NIC is connected to one, a passt; with [screen], one vsp-video, two vsp-hid (keyboard and mouse) \
+and one bulkhead-console. None of them outlives this command, however it ends.
 
 A device process that dies, hangs or makes a system call that its policy forbids is replaced by a new one at once, and what the guest \
 has asked of it is done by that: the guest notices a pause of milliseconds. With spare = true a second process stands by, started and \
@@ -92,6 +96,15 @@ A spec:
   [console]
   mode = \"terminal\"             # or \"socket\", with path = \"console.sock\"
 
+  [screen]                      # a screen, a keyboard and a mouse, and a console that shows them (bulkhead console)
+  vram = \"32MiB\"                # 4 to 128 MiB; what is there if left out is enough for 3840 x 2160
+  spare = false                 # a second process of each device stands by
+  listen = \"127.0.0.1:5900\"     # VNC by TCP; if left out: on a Unix socket only. It takes
+  password_file = \"vnc-password\"  # a password, the first line of this file, of which VNC uses 8 characters; and elsewhere than on
+  tls = { cert = \"cert.pem\", key = \"key.pem\" }  # 127.0.0.1, encryption (VeNCrypt), which the web page has then, too
+  web = \"127.0.0.1:6080\"        # the web page; if left out: at a port that bulkhead console --web says
+  novnc = \"/usr/share/novnc\"    # where noVNC is, of which the page is made
+
   [on]
   crash = \"exit\"                # or \"continue\": the guest's kdump runs
 
@@ -129,7 +142,8 @@ const UNITS_ABOUT: &str = "Writes the systemd units of a VM";
 const UNITS_LONG_ABOUT: &str = "\
 Writes what systemd needs to run the VM that a spec describes, every process as a unit of its own: bulkhead-vm@NAME.target is the \
 VM, bulkhead-core@NAME.service its core, vsp-storage@NAME:DEVICE.service or vsp-net@NAME:DEVICE.service a device, \
-bulkhead-net@NAME:DEVICE.service what a NIC is connected to. Starts nothing. Doing it again after a change of the spec changes what has to change.
+bulkhead-net@NAME:DEVICE.service what a NIC is connected to, bulkhead-console@NAME:console.service the console of a screen and \
+bulkhead-seat@NAME.service what lies between that and its devices. Starts nothing. Doing it again after a change of the spec changes what has to change.
 
 A TAP has to be its device's: sudo bulkhead net port add tap0 --bridge br0 --owner NAME:DEVICE, once the units are written.
 
@@ -195,9 +209,26 @@ pub enum Command {
     #[command(about = net::ABOUT, long_about = net::LONG_ABOUT, after_help = net::AFTER_HELP)]
     /// Bridges, ports and cables.
     Net(net::Net),
+    #[command(
+        about = screen::CONSOLE_ABOUT, long_about = screen::CONSOLE_LONG_ABOUT, after_help = screen::CONSOLE_AFTER_HELP
+    )]
+    /// How to get to the screen of a running VM.
+    Console(screen::Console),
+    #[command(about = screen::SCREENSHOT_ABOUT)]
+    /// Saves the screen of a running VM.
+    Screenshot(screen::Screenshot),
+    #[command(about = screen::TYPE_ABOUT, long_about = screen::TYPE_LONG_ABOUT)]
+    /// Types a text.
+    Type(screen::Type),
+    #[command(about = screen::KEY_ABOUT, long_about = screen::KEY_LONG_ABOUT, after_help = screen::KEY_AFTER_HELP)]
+    /// Presses keys.
+    Key(screen::Key),
     #[command(about = UNITS_ABOUT, long_about = UNITS_LONG_ABOUT, after_help = UNITS_AFTER_HELP)]
     /// Writes the systemd units of a VM.
     Units(Units),
+    /// Keeps what lies between the processes of a screen, for systemd.
+    #[command(hide = true)]
+    HoldSeat(seat::Hold),
     /// Writes the man pages into a directory.
     #[command(hide = true)]
     Man {
@@ -217,7 +248,7 @@ pub struct Run {
     #[arg(long)]
     pub overcommit: bool,
 
-    /// Where core-vmm, vsp-storage and vsp-net are [default: beside bulkhead, then in PATH]
+    /// Where core-vmm and the other programs are [default: beside bulkhead, then in PATH]
     #[arg(long, value_name = "DIR", env = "BULKHEAD_BIN_DIR", hide_env_values = true)]
     pub bin_dir: Option<PathBuf>,
 
@@ -257,7 +288,7 @@ pub struct Units {
     #[arg(long, value_name = "DIR")]
     pub output: Option<PathBuf>,
 
-    /// Where core-vmm, vsp-storage and vsp-net are [default: beside bulkhead, then in PATH]
+    /// Where core-vmm and the other programs are [default: beside bulkhead, then in PATH]
     #[arg(long, value_name = "DIR", env = "BULKHEAD_BIN_DIR", hide_env_values = true)]
     pub bin_dir: Option<PathBuf>,
 }

@@ -1,6 +1,7 @@
 //! What each command does.
 
 use std::io::IsTerminal;
+use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -15,7 +16,7 @@ use crate::spec::size::Bytes;
 use crate::spec::{self, Console, HostLimits, OnCrash, Spec};
 use crate::supervise::machine::policy::WATCHDOG;
 use crate::supervise::{self, Fate, Logging, Options, Signals};
-use crate::{device, host, man};
+use crate::{device, host, man, screen};
 
 /// Exit code for a spec that is wrong or a host that cannot run it.
 pub const CANNOT_RUN: u8 = 1;
@@ -32,6 +33,15 @@ pub fn execute(cli: &Cli) -> anyhow::Result<ExitCode> {
                 logs::init(cli.log_format, cli.log_level.unwrap_or(logs::Level::INFO), "bulkhead");
             }
             crate::net::command::execute(options)
+        }
+        Command::Console(options) => screen::command::console(options),
+        Command::Screenshot(options) => screen::command::screenshot(options),
+        Command::Type(options) => screen::command::type_text(options),
+        Command::Key(options) => screen::command::key(options),
+        Command::HoldSeat(hold) => {
+            logs::init(cli.log_format, cli.log_level.unwrap_or(logs::Level::INFO), "bulkhead");
+            screen::holder::execute(hold)?;
+            Ok(ExitCode::SUCCESS)
         }
         Command::Units(options) => crate::units::command::execute(options),
         Command::Man { directory } => {
@@ -104,6 +114,21 @@ pub(crate) fn show(report: &Report) {
     eprint!("{}", report.render(colour));
 }
 
+/// The processes of a screen.
+fn of_screen(screen: &spec::Screen) -> String {
+    let spare = if screen.spare { ", and a spare" } else { "" };
+    let mut out = format!("    vsp-video video{spare}\n      {} of video memory\n", Bytes(screen.vram));
+    for device in [spec::screen::KEYBOARD, spec::screen::MOUSE] {
+        out.push_str(&format!("    vsp-hid {device}{spare}\n"));
+    }
+    let encrypted = if screen.tls.is_some() { ", encrypted" } else { "" };
+    let of = |what: &str, address: SocketAddr| format!("      {what} at {address}{encrypted}\n");
+    out.push_str(&format!("    bulkhead-console {}\n", spec::screen::CONSOLE));
+    out.extend(screen.listen.map(|address| of("VNC", address)));
+    out.extend(screen.web.map(|address| of("web", address)));
+    out
+}
+
 /// What would run, for people.
 fn summary(spec: &Spec) -> String {
     let machine = &spec.machine;
@@ -150,6 +175,9 @@ fn summary(spec: &Spec) -> String {
             "    vsp-net {}{spare}\n      {}{mac}, MTU {}{queues}{link}\n",
             net.name, net.backend, net.mtu
         ));
+    }
+    if let Some(screen) = &spec.screen {
+        out.push_str(&of_screen(screen));
     }
     out
 }

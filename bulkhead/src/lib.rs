@@ -9,6 +9,8 @@
 //! * [`device`]: what an operator sees of them and does about them
 //! * [`disk`]: disks that come, go and grow while a VM runs
 //! * [`net`]: what NICs are connected to; bridges and their ports
+//! * [`screen`]: what lies between the processes of a screen, and what people do with it
+//! * [`holder`]: keeps for systemd what has to outlive processes
 //! * [`units`]: the same with systemd as the supervisor
 //! * [`cli`]: the command line; [`man`] makes the man pages from it, [`commands`] does what it says
 //!
@@ -21,12 +23,14 @@ pub mod commands;
 pub mod console;
 pub mod device;
 pub mod disk;
+pub mod holder;
 pub mod host;
 pub mod man;
 pub mod net;
 pub mod plan;
 pub mod programs;
 pub mod runtime_dir;
+pub mod screen;
 pub mod spec;
 pub mod supervise;
 pub mod units;

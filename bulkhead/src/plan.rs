@@ -1,5 +1,7 @@
 //! From a spec to processes: what is started, as which user, with which arguments. Pure: it starts nothing.
 
+mod screen;
+
 use std::ffi::OsString;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::PathBuf;
@@ -10,6 +12,8 @@ use ipc::config::{Console, CoreConfig, DeviceSlot, OnCrash};
 use crate::programs::Programs;
 use crate::spec::net::{Backend, Exposure, Mac};
 use crate::spec::{self, Disk, Net, Spec, Storage};
+
+pub use self::screen::{Part, Seat};
 
 /// Numbers of the user and group ids that Bulkhead's processes run as when root starts them: from this one ("BH" in
 /// ASCII, so that it is recognised in `ps`), a block of [`IDS_PER_VM`] for each VM of the host. They are far above people, services
@@ -33,6 +37,8 @@ pub struct Plan {
     pub core: CoreConfig,
     /// The device processes.
     pub devices: Vec<Device>,
+    /// What lies between the processes of a screen, and where people get to it.
+    pub seat: Option<Seat>,
 }
 
 /// One device process.
@@ -44,12 +50,23 @@ pub struct Device {
     pub program: PathBuf,
     /// Its arguments, without those that depend on the run (`--core-fd`, `--notify-fd`, logging).
     pub args: Vec<OsString>,
+    /// The number of its user in the VM's block.
+    pub user: usize,
     /// The user and group it becomes; `None`: it stays what bulkhead is.
     pub id: Option<u32>,
     /// A second process stands by.
     pub spare: bool,
     /// What a NIC is connected to. Its descriptors are opened once, and outlive its processes.
     pub network: Option<Network>,
+    /// Its place at the seat, for what belongs to a screen.
+    pub part: Option<Part>,
+}
+
+impl Device {
+    /// Whether it is a device of the guest's, attached to the core. The console is not: it serves people.
+    pub fn is_of_core(&self) -> bool {
+        self.part != Some(Part::Console)
+    }
 }
 
 /// The other end of a NIC's cable, and what opening it takes.
@@ -75,40 +92,67 @@ pub enum Network {
         program: PathBuf,
         /// What it tells the guest.
         mtu: u16,
+        /// The number of its user in the VM's block.
+        user: usize,
         /// The user and group that it becomes; `None`: it stays what bulkhead is.
         id: Option<u32>,
     },
 }
 
+/// The users of a VM's processes.
+#[derive(Clone, Copy, Debug)]
+struct Users {
+    /// The first id of the VM's block, `None` without root's rights.
+    first: Option<u32>,
+}
+
+impl Users {
+    /// At most `MOST_DEVICES` numbers: they fit in a block.
+    fn id(self, number: usize) -> Option<u32> {
+        self.first.map(|first| first + u32::try_from(number).unwrap_or(0))
+    }
+
+    /// The arguments by which a process becomes user `number`.
+    fn words(self, number: usize) -> Vec<OsString> {
+        let words = |id: u32| ["--uid".into(), id.to_string().into(), "--gid".into(), id.to_string().into()];
+        self.id(number).map(words).into_iter().flatten().collect()
+    }
+}
+
 impl Plan {
     /// The processes of `spec`. `first_id` is the first user id of the VM's block, `None` without root's rights.
     pub fn new(spec: &Spec, programs: &Programs, first_id: Option<u32>) -> Self {
-        let ids = |position: usize| -> Option<u32> {
-            // At most `MOST_DEVICES` positions: they fit in a block.
-            first_id.map(|first| first + u32::try_from(position).unwrap_or(0))
-        };
-        let mut devices: Vec<Device> = spec
-            .storage
-            .iter()
-            .enumerate()
-            .map(|(position, storage)| storage_device(storage, programs, ids(position + 1)))
-            .collect();
-        // Behind the devices come the users of what NICs are connected to: one each, so that none moves when a backend changes.
-        let (first, count) = (devices.len() + 1, spec.net.len());
-        devices.extend(spec.net.iter().enumerate().map(|(position, net)| {
-            let position = first + position;
-            net_device(&spec.name, net, programs, ids(position), ids(position + count))
-        }));
+        let users = Users { first: first_id };
+        let mut devices: Vec<Device> = Vec::new();
+        for storage in &spec.storage {
+            devices.push(storage_device(storage, programs, users, devices.len() + 1));
+        }
+        // Behind them come the users of what NICs are connected to: one each, so that none moves when a backend changes.
+        let count = spec.net.len();
+        for net in &spec.net {
+            devices.push(net_device(&spec.name, net, programs, users, devices.len() + 1, count));
+        }
         // Storage requests name guest pages; what a NIC's do is in its buffers, but for a few that the core fetches.
         let names_pages = spec.storage.iter().map(|_| true);
         let names_pages = names_pages.chain(spec.net.iter().map(|net| net.memory == Exposure::Full));
-        let slots = devices.iter().zip(names_pages).map(|(device, guest_ram)| DeviceSlot {
-            name: device.name.clone(),
-            instance: instance_guid(&spec.name, &device.name),
-            uid: device.id,
-            guest_ram,
-            fetch: !guest_ram,
-        });
+        let mut slots: Vec<DeviceSlot> = devices
+            .iter()
+            .zip(names_pages)
+            .map(|(device, guest_ram)| DeviceSlot {
+                guest_ram,
+                fetch: !guest_ram,
+                ..slot(&spec.name, device)
+            })
+            .collect();
+        if let Some(screen) = &spec.screen {
+            let first = devices.len() + count + 1;
+            let of_screen = screen::devices(&spec.name, screen, programs, users, first);
+            slots.extend(of_screen.iter().filter(|device| device.is_of_core()).map(|device| DeviceSlot {
+                device_memory: if device.part == Some(Part::Video) { screen.vram } else { 0 },
+                ..slot(&spec.name, device)
+            }));
+            devices.extend(of_screen);
+        }
         let core = CoreConfig {
             name: spec.name.clone(),
             vcpus: spec.machine.vcpus,
@@ -118,43 +162,59 @@ impl Plan {
             kernel: spec.boot.kernel.clone(),
             initrd: spec.boot.initrd.clone(),
             cmdline: spec.boot.cmdline.clone(),
+            // Linux looks for a screen on VMBus only if it believes that EFI has started it.
+            efi: spec.screen.is_some(),
             console: match &spec.console {
                 spec::Console::Terminal => Console::Stdio,
                 spec::Console::Socket(path) => Console::Socket(path.clone()),
             },
-            devices: slots.collect(),
-            uid: ids(0),
-            gid: ids(0),
+            devices: slots,
+            uid: users.id(0),
+            gid: users.id(0),
             on_crash: match spec.on_crash {
                 spec::OnCrash::Exit => OnCrash::Exit,
                 spec::OnCrash::Continue => OnCrash::Continue,
             },
             sandbox: true,
         };
-        Self { name: spec.name.clone(), core_program: programs.core_vmm.clone(), core, devices }
+        let user = devices.last().map_or(1, |device| device.user + 1);
+        let seat = spec.screen.as_ref().map(|screen| Seat::of(screen, user));
+        Self { name: spec.name.clone(), core_program: programs.core_vmm.clone(), core, devices, seat }
     }
 }
 
-fn storage_device(storage: &Storage, programs: &Programs, id: Option<u32>) -> Device {
+/// The place of a device at the core. It sees no guest memory but its rings.
+fn slot(vm: &str, device: &Device) -> DeviceSlot {
+    DeviceSlot {
+        name: device.name.clone(),
+        instance: instance_guid(vm, &device.name),
+        uid: device.id,
+        guest_ram: false,
+        fetch: false,
+        device_memory: 0,
+    }
+}
+
+fn storage_device(storage: &Storage, programs: &Programs, users: Users, user: usize) -> Device {
     let mut args: Vec<OsString> = vec!["--device".into(), storage.name.clone().into()];
     for disk in &storage.disks {
         args.extend(["--disk".into(), disk_word(disk)]);
     }
-    if let Some(id) = id {
-        args.extend(["--uid".into(), id.to_string().into(), "--gid".into(), id.to_string().into()]);
-    }
+    args.extend(users.words(user));
     Device {
         name: storage.name.clone(),
         program: programs.vsp_storage.clone(),
         args,
-        id,
+        user,
+        id: users.id(user),
         spare: storage.spare,
         network: None,
+        part: None,
     }
 }
 
-/// `helper` is the user of what it is connected to, where that is a process.
-fn net_device(vm: &str, net: &Net, programs: &Programs, id: Option<u32>, helper: Option<u32>) -> Device {
+/// What it is connected to has the user that is `count` behind its own, where that is a process.
+fn net_device(vm: &str, net: &Net, programs: &Programs, users: Users, user: usize, count: usize) -> Device {
     let mac = net.mac.unwrap_or_else(|| made_up_mac(vm, &net.name));
     let mut args: Vec<OsString> = Vec::new();
     for (option, value) in [
@@ -170,24 +230,25 @@ fn net_device(vm: &str, net: &Net, programs: &Programs, id: Option<u32>, helper:
     if net.antispoof {
         args.push("--antispoof".into());
     }
-    if let Some(id) = id {
-        args.extend(["--uid".into(), id.to_string().into(), "--gid".into(), id.to_string().into()]);
-    }
+    args.extend(users.words(user));
     let queues = net.queues;
     let network = match &net.backend {
         Backend::Tap(name) => Network::Tap { name: name.clone(), queues },
         Backend::Macvtap(name) => Network::Macvtap { name: name.clone(), queues },
         Backend::Passt => {
-            Network::Passt { program: programs.passt.clone().unwrap_or_default(), mtu: net.mtu, id: helper }
+            let (program, user) = (programs.passt.clone().unwrap_or_default(), user + count);
+            Network::Passt { program, mtu: net.mtu, user, id: users.id(user) }
         }
     };
     Device {
         name: net.name.clone(),
         program: programs.vsp_net.clone().unwrap_or_default(),
         args,
-        id,
+        user,
+        id: users.id(user),
         spare: net.spare,
         network: Some(network),
+        part: None,
     }
 }
 
@@ -252,175 +313,4 @@ fn fnv1a(bytes: &[u8], salt: u8) -> u64 {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::spec::{Boot, Cache, KernelKind, Machine, Options};
-
-    fn spec() -> Spec {
-        let disk = |path: &str, readonly, lun| Disk {
-            path: path.into(),
-            bytes: 512,
-            readonly,
-            lun,
-            options: Options::default(),
-        };
-        Spec {
-            name: "debian".to_owned(),
-            machine: Machine { vcpus: 2, memory: 1 << 30, hugepages: false, prefault: false },
-            boot: Boot {
-                kernel: "/boot/vmlinuz".into(),
-                kernel_kind: KernelKind::BzImage,
-                initrd: None,
-                cmdline: String::new(),
-            },
-            console: spec::Console::Terminal,
-            on_crash: spec::OnCrash::Exit,
-            storage: vec![
-                Storage {
-                    name: "disk0".to_owned(),
-                    disks: vec![disk("/a.img", false, 0), disk("/b.img", true, 5)],
-                    spare: true,
-                },
-                Storage { name: "disk1".to_owned(), disks: vec![disk("/c.img", false, 0)], spare: false },
-            ],
-            net: Vec::new(),
-        }
-    }
-
-    fn programs() -> Programs {
-        Programs {
-            bulkhead: "/bin/bulkhead".into(),
-            core_vmm: "/bin/core-vmm".into(),
-            vsp_storage: "/bin/vsp-storage".into(),
-            vsp_net: Some("/bin/vsp-net".into()),
-            passt: Some("/bin/passt".into()),
-        }
-    }
-
-    #[test]
-    fn every_process_of_a_vm_started_by_root_has_a_user_of_its_own() {
-        let plan = Plan::new(&spec(), &programs(), Some(FIRST_ID + 512));
-        assert_eq!((plan.core.uid, plan.core.gid), (Some(FIRST_ID + 512), Some(FIRST_ID + 512)));
-        assert_eq!(plan.devices[0].id, Some(FIRST_ID + 513));
-        assert_eq!(plan.devices[1].id, Some(FIRST_ID + 514));
-        assert_eq!(plan.core.devices[1].uid, Some(FIRST_ID + 514));
-    }
-
-    #[test]
-    fn a_storage_process_is_told_its_disks_and_its_user() {
-        let plan = Plan::new(&spec(), &programs(), Some(1000));
-        let expected = [
-            "--device",
-            "disk0",
-            "--disk",
-            "lun=0,path=/a.img",
-            "--disk",
-            "lun=5,path=/b.img,ro",
-            "--uid",
-            "1001",
-            "--gid",
-            "1001",
-        ];
-        assert_eq!(plan.devices[0].args, expected);
-        assert_eq!((plan.devices[0].spare, plan.devices[1].spare), (true, false));
-        let unprivileged = Plan::new(&spec(), &programs(), None);
-        assert_eq!(unprivileged.devices[0].args, expected[..6]);
-        assert_eq!(unprivileged.core.uid, None);
-    }
-
-    #[test]
-    fn a_storage_process_is_told_how_its_disks_are_used() {
-        let mut spec = spec();
-        spec.storage[0].disks[0] = Disk {
-            path: "/a,b.img".into(),
-            options: Options {
-                cache: Cache::None,
-                block_size: Some(4096),
-                serial: Some("X,1".into()),
-                iops: Some(500),
-                bandwidth: Some(100 << 20),
-                burst: Some(2),
-            },
-            ..spec.storage[0].disks[0].clone()
-        };
-        let plan = Plan::new(&spec, &programs(), None);
-        assert_eq!(
-            plan.devices[0].args[3],
-            "lun=0,path=/a,,b.img,cache=none,block_size=4096,serial=X,,1,iops=500,bandwidth=104857600,burst=2"
-        );
-    }
-
-    fn nic(name: &str, backend: Backend) -> Net {
-        Net {
-            name: name.to_owned(),
-            mac: None,
-            backend,
-            queues: 2,
-            memory: Exposure::Confined,
-            antispoof: true,
-            mtu: 1500,
-            link: true,
-            spare: true,
-        }
-    }
-
-    #[test]
-    fn a_nic_is_told_how_it_is_and_what_it_is_connected_to_is_opened_by_others() {
-        let mut spec = spec();
-        spec.net = vec![
-            nic("nic0", Backend::Passt),
-            Net {
-                mac: Some(Mac([2, 0, 0, 0, 0, 9])),
-                memory: Exposure::Full,
-                ..nic("nic1", Backend::Tap("t0".into()))
-            },
-        ];
-        let plan = Plan::new(&spec, &programs(), Some(1000));
-        let words = |device: &Device| {
-            device.args.iter().map(|word| word.to_string_lossy().into_owned()).collect::<Vec<_>>().join(" ")
-        };
-        let (first, second) = (&plan.devices[2], &plan.devices[3]);
-        let mac = made_up_mac("debian", "nic0");
-        assert_eq!(
-            words(first),
-            format!(
-                "--device nic0 --mac {mac} --mtu 1500 --memory confined --queues 2 --link up --antispoof --uid 1003 --gid 1003"
-            )
-        );
-        assert!(words(second).contains("--mac 02:00:00:00:00:09 --mtu 1500 --memory full"));
-        assert_eq!((first.id, second.id, first.spare), (Some(1003), Some(1004), true));
-        let passt = Network::Passt { program: "/bin/passt".into(), mtu: 1500, id: Some(1005) };
-        assert_eq!(first.network, Some(passt));
-        assert_eq!(second.network, Some(Network::Tap { name: "t0".into(), queues: 2 }));
-        let ram: Vec<bool> = plan.core.devices.iter().map(|slot| slot.guest_ram).collect();
-        assert_eq!(ram, [true, true, false, true]);
-        let fetch: Vec<bool> = plan.core.devices.iter().map(|slot| slot.fetch).collect();
-        assert_eq!(fetch, [false, false, true, false], "only those that are confined");
-    }
-
-    #[test]
-    fn made_up_addresses_never_change_and_are_nobodys() {
-        assert_eq!(made_up_mac("debian", "nic0"), made_up_mac("debian", "nic0"));
-        assert_ne!(made_up_mac("debian", "nic0"), made_up_mac("debian", "nic1"));
-        for n in 0..1000 {
-            let Mac([first, ..]) = made_up_mac("vm", &format!("nic{n}"));
-            assert_eq!(first & 3, 2, "one station's, locally administered");
-        }
-    }
-
-    #[test]
-    fn instance_guids_never_change() {
-        // A change of this value renames the devices of every guest.
-        assert_eq!(instance_guid("debian", "disk0"), "acfe36eb-44a9-8e43-83df-75dba5584515");
-        assert_ne!(instance_guid("debian", "disk0"), instance_guid("debian", "disk1"));
-        assert_ne!(instance_guid("debian", "disk0"), instance_guid("debia", "n-disk0"));
-    }
-
-    #[test]
-    fn id_blocks_stay_in_their_range() {
-        for n in 0..1000 {
-            assert!(preferred_id_block(&format!("vm{n}")) < ID_BLOCKS);
-        }
-        assert!(spec::MOST_DEVICES < IDS_PER_VM as usize);
-    }
-}
+mod tests;

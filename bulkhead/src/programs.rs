@@ -9,7 +9,7 @@ use crate::spec::net::Backend;
 /// The programs that a VM is made of.
 #[derive(Clone, Debug)]
 pub struct Programs {
-    /// `bulkhead` itself, which keeps what a NIC of a VM under systemd is connected to.
+    /// `bulkhead` itself, which keeps what processes of a VM under systemd are connected to.
     pub bulkhead: PathBuf,
     /// `core-vmm`.
     pub core_vmm: PathBuf,
@@ -19,6 +19,12 @@ pub struct Programs {
     pub vsp_net: Option<PathBuf>,
     /// `passt`, if a NIC is connected to one.
     pub passt: Option<PathBuf>,
+    /// `vsp-video`, if the VM has a screen;
+    pub vsp_video: Option<PathBuf>,
+    /// `vsp-hid`,
+    pub vsp_hid: Option<PathBuf>,
+    /// and `bulkhead-console`.
+    pub console: Option<PathBuf>,
 }
 
 /// A program was not found.
@@ -50,6 +56,7 @@ impl Programs {
             }
         };
         let find = |name| find_in(&directories, name, INSTALL);
+        let of_screen = |name| spec.screen.is_some().then(|| find(name)).transpose();
         let everywhere: Vec<PathBuf> = bin_dir.map(Path::to_owned).into_iter().chain(path).collect();
         let wants_passt = spec.net.iter().any(|net| net.backend == Backend::Passt);
         Ok(Self {
@@ -58,6 +65,9 @@ impl Programs {
             vsp_storage: find("vsp-storage")?,
             vsp_net: (!spec.net.is_empty()).then(|| find("vsp-net")).transpose()?,
             passt: wants_passt.then(|| find_in(&everywhere, "passt", INSTALL_PASST)).transpose()?,
+            vsp_video: of_screen("vsp-video")?,
+            vsp_hid: of_screen("vsp-hid")?,
+            console: of_screen("bulkhead-console")?,
         })
     }
 }

@@ -19,6 +19,10 @@ const ID_BLOCK: &str = "id-block";
 pub const CORE_SOCKET: &str = "core.sock";
 /// The socket that `bulkhead run` listens on, for `bulkhead device`.
 pub const SUPERVISOR_SOCKET: &str = "supervisor.sock";
+/// The socket on which the console speaks VNC.
+pub const VNC_SOCKET: &str = "vnc.sock";
+/// The socket on which the console does what `bulkhead screenshot` and its like want.
+pub const SCREEN_SOCKET: &str = "screen.sock";
 
 /// Why there is no runtime directory.
 #[derive(Debug, thiserror::Error)]
@@ -123,6 +127,16 @@ impl RuntimeDir {
         self.path.join(SUPERVISOR_SOCKET)
     }
 
+    /// Where the console speaks VNC.
+    pub fn vnc_socket(&self) -> PathBuf {
+        self.path.join(VNC_SOCKET)
+    }
+
+    /// Where the console does what operators want of a screen.
+    pub fn screen_socket(&self) -> PathBuf {
+        self.path.join(SCREEN_SOCKET)
+    }
+
     /// The first user id of this VM's block; `None` without root's rights.
     pub fn first_id(&self) -> Option<u32> {
         self.first_id
@@ -162,7 +176,7 @@ fn lock_base(base: &Path) -> Result<File, Error> {
 
 /// Removes a VM's directory and the files that belong in it; fails if there are others, which nobody of ours made.
 fn clear(path: &Path) -> io::Result<()> {
-    for name in [ID_BLOCK, CORE_SOCKET, SUPERVISOR_SOCKET] {
+    for name in [ID_BLOCK, CORE_SOCKET, SUPERVISOR_SOCKET, VNC_SOCKET, SCREEN_SOCKET] {
         match fs::remove_file(path.join(name)) {
             Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
             _ => {}

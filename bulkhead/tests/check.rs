@@ -39,6 +39,17 @@ ok: toy: 2 vCPUs, 64 MiB of memory
     assert!(out.starts_with(summary), "{out}");
     assert_eq!((code, err.as_str()), (Some(0), ""));
 
+    let (_, out, _) = check(&format!("{spec}[screen]\nspare = true\nweb = \"127.0.0.1:6080\"\n"));
+    let screen = "\
+    vsp-video video, and a spare
+      32 MiB of video memory
+    vsp-hid keyboard, and a spare
+    vsp-hid mouse, and a spare
+    bulkhead-console console
+      web at 127.0.0.1:6080
+";
+    assert!(out.contains(screen) && out.contains("console=tty0 console=ttyS0\n"), "{out}");
+
     let (code, out, err) = check(&spec.replace("vcpus = 2", "vcpus = 99"));
     assert_eq!((code, out.as_str()), (Some(1), ""));
     assert_eq!(

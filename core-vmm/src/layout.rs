@@ -10,6 +10,8 @@ pub const HIGH_RAM_START: u64 = 0x1_0000_0000;
 
 /// End of conventional memory, where a PC's extended BIOS data area would begin.
 pub const CONVENTIONAL_END: u64 = 0x9_fc00;
+/// Tables and services of UEFI, for kernels that are to believe in them: three pages, where a PC has ROMs of adapters.
+pub const EFI_TABLES: u64 = 0xd_0000;
 /// The ACPI tables; inside the range in which a PC's firmware leaves its root pointer.
 pub const ACPI_START: u64 = 0xe_0000;
 /// Where a PC's processor looks for firmware, as real mode sees it: F000:FFF0.

@@ -8,7 +8,7 @@ use crate::memory::donation::Follow;
 /// The SINT on which VMBus messages and events arrive (`VMBUS_MESSAGE_SINT` in Linux' `asm/mshyperv.h`).
 pub const VMBUS_SINT: u8 = 2;
 
-/// Doorbells and interrupts of one partition; page moves come by [`Follow`], which KVM does by itself.
+/// Doorbells, interrupts and device memory of one partition; page moves come by [`Follow`], which KVM does by itself.
 pub trait Partition: Follow {
     /// From now on `HvSignalEvent` on `connection` writes `kick`.
     fn bind_doorbell(&self, connection: u32, kick: BorrowedFd<'_>) -> std::io::Result<()>;
@@ -21,6 +21,13 @@ pub trait Partition: Follow {
 
     /// Raises [`VMBUS_SINT`] on `vp` for a message of ours.
     fn message_interrupt(&self, vp: u32);
+
+    /// From now on the guest sees the first `bytes` bytes of `memfd` from `gpa` on: whole pages where there is neither RAM nor another such mapping.
+    /// The memfd is sealed against shrinking.
+    fn map_device_memory(&self, gpa: u64, memfd: BorrowedFd<'_>, bytes: u64) -> std::io::Result<()>;
+
+    /// Undoes [`Self::map_device_memory`]; nothing happens if nothing is mapped there.
+    fn unmap_device_memory(&self, gpa: u64);
 
     /// While `on`, whoever runs the partition calls [`crate::server::Server::end_of_message`] each time
     /// `vp` ends a message. Asked for only while a message waits: the notification also comes with every

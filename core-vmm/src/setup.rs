@@ -114,7 +114,7 @@ pub fn open(config: &CoreConfig, listener: Option<RawFd>) -> Result<Parts, Setup
     check(config)?;
     let host = Host::open(config.vcpus)?;
     signal::install().map_err(|source| SetupError::Open { what: "signal handler".into(), source })?;
-    let payload = Payload::open(&config.kernel, config.initrd.as_deref(), &config.cmdline)?;
+    let payload = Payload::open(&config.kernel, config.initrd.as_deref(), &config.cmdline, config.efi)?;
     let ram = Ram::new(config.memory, config.prefault)?;
     let wires =
         Wires::new(config.vcpus).map_err(|source| SetupError::Open { what: "eventfds".into(), source })?;

@@ -1,7 +1,7 @@
 //! A partition for unit tests that only remembers what it was asked, and the guest's side of a message slot.
 
 use std::{
-    cell::RefCell,
+    cell::{Cell, RefCell},
     collections::BTreeMap,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
 };
@@ -26,6 +26,10 @@ pub(crate) struct Mock {
     /// Message interrupts of each VP.
     pub interrupts: RefCell<Vec<u32>>,
     pub watched: RefCell<Vec<bool>>,
+    /// Device memory that the guest sees: where, how much, and the file.
+    pub mapped: RefCell<BTreeMap<u64, (u64, OwnedFd)>>,
+    /// Whether device memory can be mapped.
+    pub maps: Cell<bool>,
     /// Whether doorbells can be bound.
     pub has_bells: bool,
 }
@@ -37,6 +41,8 @@ impl Mock {
             bells: RefCell::default(),
             interrupts: RefCell::new(vec![0; vps]),
             watched: RefCell::new(vec![false; vps]),
+            mapped: RefCell::default(),
+            maps: Cell::new(true),
             has_bells: true,
         }
     }
@@ -66,6 +72,19 @@ impl Partition for Mock {
 
     fn message_interrupt(&self, vp: u32) {
         self.interrupts.borrow_mut()[vp as usize] += 1;
+    }
+
+    fn map_device_memory(&self, gpa: u64, memfd: BorrowedFd<'_>, bytes: u64) -> std::io::Result<()> {
+        if !self.maps.get() {
+            return Err(std::io::ErrorKind::OutOfMemory.into());
+        }
+        let before = self.mapped.borrow_mut().insert(gpa, (bytes, memfd.try_clone_to_owned()?));
+        assert!(before.is_none(), "{gpa:#x} is mapped twice");
+        Ok(())
+    }
+
+    fn unmap_device_memory(&self, gpa: u64) {
+        assert!(self.mapped.borrow_mut().remove(&gpa).is_some(), "nothing is mapped at {gpa:#x}");
     }
 
     fn watch_end_of_message(&self, vp: u32, on: bool) {

@@ -131,6 +131,10 @@ fn ipc_messages() -> Vec<Vec<u8>> {
         r#"{"Devices":[{"name":"disk0","serving":true,"exposed_bytes":4096}]}"#,
         r#"{"Swapped":{"device":"disk0","pause_us":900}}"#,
         r#"{"CutOff":{"device":"disk0","reason":"it did not answer","had_channels":true}}"#,
+        r#"{"MapMemory":{"gpa":4160749568,"bytes":33554432}}"#,
+        r#"{"MemoryMapped":{"gpa":4160749568,"result":{"Err":"no"}}}"#,
+        r#"{"Memory":{"gpa":4160749568,"bytes":33554432}}"#,
+        r#"{"UnmapMemory":{"gpa":4160749568}}"#,
     ]
     .map(|text| text.as_bytes().to_vec())
     .to_vec()
@@ -458,6 +462,81 @@ fn rndis_messages() -> Vec<Vec<u8>> {
     seeds
 }
 
+/// What viewers say, as [`bulkhead_fuzz::rfb`] reads it.
+fn rfb_sessions() -> Vec<Vec<u8>> {
+    let session = |how: u8, pieces: &[&[u8]]| {
+        let mut all = vec![how];
+        for piece in pieces {
+            all.push(piece.len() as u8);
+            all.extend_from_slice(piece);
+        }
+        all
+    };
+    let encodings = |list: &[i32]| {
+        let mut message = vec![2, 0, 0, list.len() as u8];
+        list.iter().for_each(|number| message.extend_from_slice(&number.to_be_bytes()));
+        message
+    };
+    let everything: &[u8] = &[3, 0, 0, 0, 0, 0, 0, 130, 0, 70];
+    let changes: &[u8] = &[3, 1, 0, 0, 0, 0, 0, 130, 0, 70];
+    let rgb565: &[u8] = &[0, 0, 0, 0, 16, 16, 1, 1, 0, 31, 0, 63, 0, 31, 11, 5, 0, 0, 0, 0];
+    let rgb332: &[u8] = &[0, 0, 0, 0, 8, 8, 0, 1, 0, 7, 0, 7, 0, 3, 0, 3, 6, 0, 0, 0];
+    let input: &[&[u8]] = &[
+        &[4, 1, 0, 0, 0, 0, 0, 0x41],
+        &[4, 0, 0, 0, 0, 0, 0, 0x61],
+        &[255, 0, 0, 1, 0, 0, 0, 0x40, 0, 0, 0, 0x9d],
+        &[5, 9, 0, 100, 0, 50],
+        &[6, 0, 0, 0, 0, 0, 0, 3, 1, 2, 3],
+        &[248, 0, 0, 0, 0x80, 0, 0, 3, 2, 7, 7],
+        &[251, 0, 4, 0, 3, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 4, 0, 3, 0, 0, 0, 0, 0],
+    ];
+    let looks = |list: &[i32]| {
+        session(0, &[&encodings(list), everything, changes, rgb565, changes, rgb332, everything])
+    };
+    vec![
+        session(2, &[b"RFB 003.008\n", &[1], &[1], everything]),
+        session(3, &[b"RFB 003.003\n", &[0; 16], &[1]]),
+        session(3, &[b"RFB 003.007\n", &[2], &[0; 16]]),
+        looks(&[0, -223]),
+        looks(&[16, -308, -239, -261, -258]),
+        looks(&[7, -314, -250, -312]),
+        // A piece of 15 bytes: the picture changes its size.
+        session(
+            0,
+            &[&encodings(&[7, -308]), everything, &[changes, &[5, 0, 0, 1, 0]].concat(), &[1], changes],
+        ),
+        session(0, input),
+    ]
+}
+
+/// What browsers say, as [`bulkhead_fuzz::web`] reads it.
+fn web_requests() -> Vec<Vec<u8>> {
+    let get = |path: &str, more: &str| {
+        format!("GET {path} HTTP/1.1\r\nHost: 127.0.0.1:6080\r\n{more}\r\n").into_bytes()
+    };
+    let name = "0123456789abcdef".repeat(2);
+    let cookie = format!("Cookie: a=b; bulkhead=1893456000.{}\r\n", "ab".repeat(32));
+    let upgrade = "Upgrade: websocket\r\nConnection: keep-alive, Upgrade\r\nSec-WebSocket-Version: 13\r\n\
+        Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Protocol: binary\r\nOrigin: http://127.0.0.1:6080\r\n";
+    // Masked frames, with a mask of zeroes: a greeting, a ping, a fragment and its end, a close.
+    let frames: &[&[u8]] = &[
+        b"\x82\x8c\0\0\0\0RFB 003.008\n",
+        b"\x89\x80\0\0\0\0",
+        b"\x02\x81\0\0\0\0a",
+        b"\x80\x81\0\0\0\0b",
+        b"\x88\x80\0\0\0\0",
+    ];
+    vec![
+        get(&format!("/?token={name}"), ""),
+        get(&format!("/{name}/vnc.html?path={name}/websockify"), &cookie),
+        get(&format!("/{name}/websockify"), &format!("{upgrade}{cookie}")),
+        [get("/", "Connection: close\r\n"), get("/favicon.ico", "")].concat(),
+        b"HEAD / HTTP/1.0\r\n\r\n".to_vec(),
+        b"POST / HTTP/1.1\r\nContent-Length: 5\r\n\r\nhello".to_vec(),
+        frames.concat(),
+    ]
+}
+
 /// Frames and what is said about them, as [`bulkhead_fuzz::net_offload`] reads them.
 fn frames_with_offloads() -> Vec<Vec<u8>> {
     let mut seeds = Vec::new();
@@ -483,6 +562,167 @@ fn frames_with_offloads() -> Vec<Vec<u8>> {
     seeds
 }
 
+/// One line of a script for [`bulkhead_fuzz::keyboard`] or [`bulkhead_fuzz::mouse`]: what happens, and its bytes.
+fn hid_step(what: u8, bytes: &[u8]) -> Vec<u8> {
+    [&[what, bytes.len() as u8][..], bytes].concat()
+}
+
+/// What the console says, as it is in the socket.
+fn hid_event(event: &impl seat::Message) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    event.encode(&mut bytes);
+    hid_step(2, &bytes)
+}
+
+/// Lives of a keyboard: an odd first byte for a guest that understands characters.
+fn keyboard_scripts() -> Vec<Vec<u8>> {
+    use seat::keyboard::{FromConsole, Key};
+    use vsp_hid::keyboard::{GuestMessage, Keyboard};
+    let begin = hid_step(0, &GuestMessage::ProtocolRequest(1 << 16).encode());
+    let key = |scancode, e0, e1, up| hid_event(&FromConsole::Key(Key { scancode, e0, e1, up }));
+    let typed =
+        [key(0x1e, false, false, false), key(0x1e, false, false, true), key(0x2a, false, false, true)]
+            .concat();
+    let pause = [key(0x1d, false, true, false), key(0x45, false, false, false)].concat();
+    let held = [key(0x2a, false, false, false), key(0x1c, true, false, false)].concat();
+    let all = hid_event(&FromConsole::ReleaseAll);
+    let lamps = hid_step(0, &GuestMessage::LedIndicators(5).encode());
+    let saved = vsp_hid::state::save(&Keyboard::new(false), Some(7));
+    vec![
+        [&[0][..], &begin, &typed, &lamps].concat(),
+        [&[0][..], &begin, &pause, &held, &all, &hid_event(&FromConsole::Ask)].concat(),
+        [&[1][..], &begin, &hid_event(&FromConsole::Unicode(0x20ac)), &held].concat(),
+        [&[0][..], &typed, &begin, &held, &hid_step(4, &[]), &begin, &all].concat(),
+        [&[0][..], &hid_step(0, &GuestMessage::ProtocolRequest(2 << 16).encode()), &held].concat(),
+        [&[0][..], &hid_step(3, &saved)].concat(),
+    ]
+}
+
+/// Lives of a mouse.
+fn mouse_scripts() -> Vec<Vec<u8>> {
+    use seat::mouse::FromConsole;
+    use vsp_hid::mouse::{GuestMessage, Mouse};
+    let ask = hid_step(0, &GuestMessage::ProtocolRequest(2 << 16).encode());
+    let ack = hid_step(0, &GuestMessage::DeviceInfoAck.encode());
+    let moves = [
+        FromConsole::Motion { x: 100, y: 32767 },
+        FromConsole::Buttons(5),
+        FromConsole::Wheel { vertical: -3, horizontal: 1 },
+        FromConsole::ReleaseAll,
+        FromConsole::Ask,
+    ]
+    .map(|event| hid_event(&event))
+    .concat();
+    let saved = vsp_hid::state::save(&Mouse::new(), Some(7));
+    vec![
+        [&[0][..], &ask, &ack, &moves].concat(),
+        [&[0][..], &ask, &moves, &ack, &hid_step(4, &[]), &ask, &ack, &moves].concat(),
+        [&[0][..], &ack, &hid_step(0, &GuestMessage::ProtocolRequest(1 << 16).encode())].concat(),
+        [&[0][..], &hid_step(3, &saved)].concat(),
+    ]
+}
+
+/// Datagrams of a seat, each behind its length, as [`bulkhead_fuzz::seat`] reads them.
+fn seat_datagrams() -> Vec<Vec<u8>> {
+    use seat::shape::Shape;
+    use seat::video::{Depth, FromConsole, Rect, Rects, Surface, ToConsole};
+    use seat::{Build, Message, keyboard, mouse};
+    fn said(message: &impl Message) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        message.encode(&mut bytes);
+        [&(bytes.len() as u16).to_le_bytes()[..], &bytes].concat()
+    }
+    let (depth, vram_bytes) = (Depth::Xrgb8888, 8 << 20);
+    let surface = Surface { width: 1024, height: 768, stride: 4096, depth, offset: 0, vram_bytes };
+    let mut rects = Rects::NONE;
+    let _ = rects.push(Rect { x1: -1, y1: 2, x2: 2000, y2: 40 });
+    let _ = rects.push(Rect { x1: 0, y1: 0, x2: 1, y2: 1 });
+    let shape = Shape { width: 40, height: 32, hot_x: 1, hot_y: 2, pixels: vec![0x5a; 40 * 32 * 4] };
+    let parts = (0..2).filter_map(|part| shape.part(1, part * 4000)).map(ToConsole::PointerShape);
+    let build = Build::new("0.1.0");
+    let key = keyboard::Key { scancode: 0x1d, e0: true, e1: false, up: true };
+    vec![
+        [
+            said(&ToConsole::Hello { build }),
+            said(&ToConsole::Surface(surface)),
+            said(&ToConsole::Dirty(rects)),
+            said(&ToConsole::AllDirty),
+            said(&ToConsole::PointerPosition { x: -1, y: 5, visible: true }),
+            said(&ToConsole::NoSurface),
+        ]
+        .concat(),
+        parts.flat_map(|part| said(&part)).collect(),
+        [said(&FromConsole::Ask), said(&FromConsole::Watched(true))].concat(),
+        [
+            said(&keyboard::ToConsole::Hello { build }),
+            said(&keyboard::ToConsole::Ready(true)),
+            said(&keyboard::ToConsole::Leds(keyboard::Leds { scroll: true, num: false, caps: true })),
+            said(&keyboard::FromConsole::Key(key)),
+            said(&keyboard::FromConsole::Unicode(0xe9)),
+            said(&keyboard::FromConsole::ReleaseAll),
+        ]
+        .concat(),
+        [
+            said(&mouse::FromConsole::Motion { x: 5, y: 32767 }),
+            said(&mouse::FromConsole::Buttons(3)),
+            said(&mouse::FromConsole::Wheel { vertical: -1, horizontal: 1 }),
+            said(&mouse::ToConsole::Ready(false)),
+        ]
+        .concat(),
+    ]
+}
+
+/// Messages, states, pointers and lives of a screen, as [`bulkhead_fuzz::synthvid`] reads them.
+fn screens() -> Vec<Vec<u8>> {
+    use seat::video::Rect;
+    use vsp_video::state::{Situation, State};
+    use vsp_video::wire::{Dirt, Features, GuestMessage, HostMessage, PointerPart, Resolution, Version};
+    let situation =
+        Situation { active: true, offset: 0, depth_bits: 32, width: 1024, height: 768, pitch: 4096 };
+    let (index, is_argb, bytes) = (PointerPart::LAST, true, &[0, 1, 1, 1]);
+    let part = PointerPart { index, is_argb, width: 1, height: 1, hot_x: 0, hot_y: 0, bytes };
+    let dirt =
+        Dirt::message(&[Rect { x1: 0, y1: 0, x2: 100, y2: 100 }, Rect { x1: -1, y1: 5, x2: 9999, y2: 6 }]);
+    let mut messages: Vec<Vec<u8>> = [
+        GuestMessage::VersionRequest(Version::V3_5),
+        GuestMessage::ResolutionRequest { most: 64 },
+        GuestMessage::VramLocation { context: 1, gpa: Some(0xf800_0000) },
+        GuestMessage::SituationUpdate { context: 0, situation: Some(situation) },
+        GuestMessage::PointerPosition { visible: true, x: 0, y: 0 },
+        GuestMessage::PointerShape(part),
+    ]
+    .iter()
+    .map(GuestMessage::encode)
+    .collect();
+    messages.push(dirt);
+    let resolutions = vec![Resolution { width: 1280, height: 800 }, Resolution { width: 640, height: 480 }];
+    let host = [
+        HostMessage::VersionResponse { version: Version::V3_5, accepted: true },
+        HostMessage::VramLocationAck { context: 1 },
+        HostMessage::SituationUpdateAck { context: 1 },
+        HostMessage::FeatureChange(Features::ALL),
+        HostMessage::ResolutionResponse { resolutions, preferred: 1 },
+    ];
+    let state = State { version: Some(Version::V3_5), vram: Some(0xf800_0000), situation: Some(situation) };
+    // A driver's life step by step, turns between; then dying, handing over, closing, a console that asks.
+    let says = |message: &Vec<u8>| [&[0][..], &strings(&[message.clone()]), &[6]].concat();
+    let life: Vec<u8> = [&[3][..], &messages.iter().flat_map(says).collect::<Vec<_>>()].concat();
+    let short = [3, 3, 5, 6, 4, 0, 6, 6, 5, 0, 4, 0, 3, 0, 6];
+    let mut seeds: Vec<_> = messages
+        .iter()
+        .cloned()
+        .chain(host.iter().map(HostMessage::encode))
+        .map(|m| [&[0][..], &m].concat())
+        .collect();
+    seeds.push([&[1][..], &state.encode()].concat());
+    seeds.push(vec![2, 0, 0x40, 32, 32, 0, 8, 1, 0x40, 32, 32, 0, 6, 255, 0x40, 32, 32, 0, 2]);
+    seeds.push(life.clone());
+    seeds.push([&short[..], &[8, 2, 6, 10, 13, 10, 14, 15, 10, 12, 10, 14]].concat());
+    seeds.push([&short[..], &[11, 4, 1, 4, 2, 6, 13, 6, 14, 27, 4, 1, 6, 6, 14]].concat());
+    seeds.push([&short[..], &[8, 0, 8, 1, 9, 3, 1, 2, 3, 6, 10, 4, 3, 20, 0, 12]].concat());
+    seeds
+}
+
 fn main() -> Result<(), Box<dyn Error>> {
     write("bus", &bus_scripts())?;
     write("device", &device_scripts())?;
@@ -490,6 +730,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let two = [gpadl_messages(40), gpadl_messages(3)].concat();
     write("gpadl", &[strings(&gpadl_messages(3)), strings(&gpadl_messages(100)), strings(&two)])?;
     write("ledger", &ledgers())?;
+    write("web", &web_requests())?;
     write("ring_reader", &rings())?;
     write(
         "ring_writer",
@@ -504,6 +745,11 @@ fn main() -> Result<(), Box<dyn Error>> {
     write("packet", &packets)?;
     write("ipc_message", &ipc_messages())?;
     let commands: Vec<_> = commands().iter().map(|cdb| [&[8u8][..], cdb].concat()).collect();
+    write("rfb", &rfb_sessions())?;
+    write("seat", &seat_datagrams())?;
+    write("synthvid", &screens())?;
+    write("keyboard", &keyboard_scripts())?;
+    write("mouse", &mouse_scripts())?;
     write("nvsp", &nvsp_messages())?;
     write("rndis", &rndis_messages())?;
     write("net_offload", &frames_with_offloads())?;

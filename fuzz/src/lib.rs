@@ -6,19 +6,27 @@
 #![forbid(unsafe_code)]
 
 mod bus;
+mod console;
 mod device;
+mod hid;
 mod ipc_peer;
 mod ledger;
 mod net;
 mod script;
 mod storage;
+mod video;
+mod web;
 mod wire;
 
 pub use bus::bus;
+pub use console::rfb;
 pub use device::device;
+pub use hid::{keyboard, mouse};
 pub use ipc_peer::ipc_message;
 pub use ledger::ledger;
 pub use net::{net_offload, nvsp, rndis};
 pub use script::Script;
 pub use storage::{scsi_command, storvsc_packet, unmap_list};
+pub use video::{seat, synthvid};
+pub use web::web;
 pub use wire::{channel_message, gpadl, packet, ring_reader, ring_writer};

@@ -31,6 +31,10 @@ pub struct CoreConfig {
     /// Kernel command line.
     #[serde(default)]
     pub cmdline: String,
+    /// Hand over as UEFI firmware would, so that the guest's kernel takes itself for started by one. Some drivers of Hyper-V's devices
+    /// ask that, to tell the two kinds of its machines apart.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub efi: bool,
     /// Where the guest's serial console goes.
     #[serde(default)]
     pub console: Console,
@@ -89,10 +93,21 @@ pub struct DeviceSlot {
     /// Whether the process may have bytes fetched that a packet in its rings names ([`crate::message::ToCore::Fetch`]).
     #[serde(default)]
     pub fetch: bool,
+    /// Most bytes of its own memory that the process may have the guest see at a time ([`crate::message::ToCore::MapMemory`]).
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub device_memory: u64,
 }
 
 fn yes() -> bool {
     true
+}
+
+fn is_false(value: &bool) -> bool {
+    !value
+}
+
+fn is_zero(value: &u64) -> bool {
+    *value == 0
 }
 
 #[cfg(test)]
@@ -120,6 +135,7 @@ mod tests {
             kernel: "/boot/vmlinuz".into(),
             initrd: Some("/boot/initrd".into()),
             cmdline: "root=/dev/sda".into(),
+            efi: true,
             console: Console::Socket("/run/c.sock".into()),
             devices: vec![DeviceSlot {
                 name: "disk0".into(),
@@ -127,6 +143,7 @@ mod tests {
                 uid: Some(70000),
                 guest_ram: true,
                 fetch: false,
+                device_memory: 32 << 20,
             }],
             uid: None,
             gid: None,

@@ -14,13 +14,18 @@ use serde::{Deserialize, Serialize};
 /// The versions of this protocol that this build speaks.
 ///
 /// Version 1, without ledgers and standbys, was in no release. Version 3 has [`ToVsp::Control`] and
-/// [`ToVsp::Adopted`], version 4 [`ToCore::ShareGpadl`] and [`ToCore::Fetch`].
-pub const VERSIONS: Versions = Versions { min: 2, max: 4 };
+/// [`ToVsp::Adopted`], version 4 [`ToCore::ShareGpadl`] and [`ToCore::Fetch`], version 5 [`ToCore::MapMemory`].
+pub const VERSIONS: Versions = Versions { min: 2, max: 5 };
 
 /// The first version in which a process understands [`ToVsp::Control`] and waits for [`ToVsp::Adopted`].
 pub const CONTROL_VERSION: u32 = 3;
 /// The first version in which a core understands [`ToCore::ShareGpadl`], [`ToCore::ReturnGpadl`] and [`ToCore::Fetch`].
 pub const GPADL_VERSION: u32 = 4;
+/// The first version in which a core understands [`ToCore::MapMemory`] and [`ToCore::UnmapMemory`], and a process [`ToVsp::Memory`].
+pub const MEMORY_VERSION: u32 = 5;
+/// Pieces of its own memory that a device may have mapped at a time. A PCI function has six base address registers, of which two make a 64-bit
+/// one; a screen needs one.
+pub const MAX_DEVICE_MAPPINGS: usize = 4;
 /// GPADLs of one channel that may be shared with its device at a time. Linux' netvsc needs two.
 pub const MAX_SHARED_GPADLS: usize = 8;
 /// Largest GPADL that is shared with a device, in bytes. One range of a GPADL cannot have more than half of it
@@ -151,6 +156,25 @@ pub enum ToCore {
         /// Most bytes wanted, from the first that the packet names on; at most [`MAX_FETCH`].
         len: u32,
     },
+    /// The device wants memory of its own to be seen by the guest, from this guest-physical address on: whole pages in a window for MMIO that
+    /// the guest gives to VMBus devices, while the primary channel is open. Only for devices whose slot says so
+    /// ([`crate::config::DeviceSlot::device_memory`]), at most [`MAX_DEVICE_MAPPINGS`] at a time, from version [`MEMORY_VERSION`] on.
+    /// Answered by [`ToVsp::MemoryMapped`], in the order of the questions. What the device has at that address already is replaced.
+    ///
+    /// It stays, beyond the process too, until the guest closes the primary channel or begins anew, or the device
+    /// [takes it back](ToCore::UnmapMemory). A successor is given it by [`ToVsp::Memory`]. Descriptors: a memfd sealed as
+    /// [`crate::shm::SharedMemory`] has to be, of at least `bytes`, with pages of the usual size; its first `bytes` are mapped.
+    MapMemory {
+        /// Where the guest is to see it.
+        gpa: u64,
+        /// How much of it.
+        bytes: u64,
+    },
+    /// The guest is not to see the memory any more that the device has mapped at this address. No answer, no descriptors.
+    UnmapMemory {
+        /// As in [`ToCore::MapMemory`].
+        gpa: u64,
+    },
     /// The answer to [`ToVsp::ChannelOpen`]. No descriptors.
     OpenResult {
         /// Channel of the request.
@@ -255,6 +279,21 @@ pub enum ToVsp {
         channel: u32,
         /// How many bytes there are (no more than were wanted, nor than the packet names), or why none, a sentence.
         result: Result<u32, String>,
+    },
+    /// The answer to [`ToCore::MapMemory`]. No descriptors.
+    MemoryMapped {
+        /// Of the question.
+        gpa: u64,
+        /// Or why not, a sentence; then the guest sees there what it has seen before.
+        result: Result<(), String>,
+    },
+    /// What a predecessor has mapped for the guest and the guest still sees. Once for each after [`ToCore::Serving`], before any channel;
+    /// from version [`MEMORY_VERSION`] on. Descriptors: the memfd.
+    Memory {
+        /// Where the guest sees it.
+        gpa: u64,
+        /// How much of it, from its beginning on.
+        bytes: u64,
     },
     /// The guest closed the channel (or was reset); answered by [`ToCore::Closed`].
     ChannelClose {

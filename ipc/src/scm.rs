@@ -68,7 +68,16 @@ pub(crate) fn peek_len(socket: BorrowedFd<'_>, wait: bool) -> io::Result<usize> 
 
 /// Takes one datagram. Descriptors are close-on-exec. With `wait` off an empty queue is an error at once.
 pub(crate) fn receive(socket: BorrowedFd<'_>, buffer: &mut [u8], wait: bool) -> io::Result<Datagram> {
-    let flags = libc::MSG_CMSG_CLOEXEC | if wait { 0 } else { libc::MSG_DONTWAIT };
+    receive_with(socket, buffer, if wait { 0 } else { libc::MSG_DONTWAIT })
+}
+
+/// Looks at the datagram that waits, without taking it or waiting for it. Its descriptors are duplicates.
+pub(crate) fn peek(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<Datagram> {
+    receive_with(socket, buffer, libc::MSG_PEEK | libc::MSG_DONTWAIT)
+}
+
+fn receive_with(socket: BorrowedFd<'_>, buffer: &mut [u8], flags: c_int) -> io::Result<Datagram> {
+    let flags = flags | libc::MSG_CMSG_CLOEXEC;
     let mut control: ControlBuffer = [0; 8];
     let mut fds = Vec::new();
     let mut iov = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };

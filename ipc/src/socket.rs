@@ -212,6 +212,17 @@ impl Peer {
         Ok((bytes, datagram.fds))
     }
 
+    /// Receives one datagram as it is, for protocols with other messages than these: its length in `buffer`, and its descriptors
+    /// (close-on-exec). Never waits. One that does not fit is taken and lost: [`SocketError::Truncated`].
+    pub fn try_recv_datagram(&self, buffer: &mut [u8]) -> Result<(usize, Vec<OwnedFd>), SocketError> {
+        whole(scm::receive(self.fd.as_fd(), buffer, false)?)
+    }
+
+    /// The same, but the datagram stays where it is; its descriptors are duplicates.
+    pub fn try_peek_datagram(&self, buffer: &mut [u8]) -> Result<(usize, Vec<OwnedFd>), SocketError> {
+        whole(scm::peek(self.fd.as_fd(), buffer)?)
+    }
+
     /// Who connected this socket.
     pub fn credentials(&self) -> Result<Credentials, SocketError> {
         let found = getsockopt(&self.fd, sockopt::PeerCredentials)?;
@@ -241,6 +252,12 @@ impl From<Peer> for OwnedFd {
     fn from(peer: Peer) -> OwnedFd {
         peer.fd
     }
+}
+
+/// Owns a descriptor of any kind that this process was started with, and makes it close-on-exec. Once for each number:
+/// nobody else in this process may own it.
+pub fn inherited_descriptor(number: RawFd) -> io::Result<OwnedFd> {
+    scm::adopt(number)
 }
 
 /// A listening control socket, non-blocking.
@@ -296,6 +313,15 @@ impl AsRawFd for Listener {
 impl From<Listener> for OwnedFd {
     fn from(listener: Listener) -> OwnedFd {
         listener.fd
+    }
+}
+
+/// What came, if all of it did.
+fn whole(datagram: scm::Datagram) -> Result<(usize, Vec<OwnedFd>), SocketError> {
+    match datagram {
+        scm::Datagram { truncated: true, .. } => Err(SocketError::Truncated),
+        scm::Datagram { len: 0, .. } => Err(SocketError::Closed),
+        scm::Datagram { len, fds, .. } => Ok((len, fds)),
     }
 }
 

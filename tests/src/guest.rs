@@ -27,6 +27,7 @@ use vsc::{
 };
 
 use crate::bench::wait::readable;
+use crate::device_memory::DeviceMemory;
 use crate::line::{ToGuest, ToPartition};
 
 const PAGE: u64 = 4096;
@@ -37,6 +38,7 @@ const SYNIC_PAGES: u64 = PAGE;
 #[derive(Debug)]
 struct Shared {
     ram: Ram,
+    device_memory: DeviceMemory,
     line: Arc<Peer>,
     doorbells: Mutex<HashMap<u32, Doorbell>>,
     /// Interrupts each VP has had.
@@ -133,6 +135,7 @@ impl SoftPlatform {
         }
         let shared = Arc::new(Shared {
             ram,
+            device_memory: DeviceMemory::default(),
             line: Arc::new(line),
             doorbells: Mutex::default(),
             interrupts: Mutex::new(vec![0; vps as usize]),
@@ -168,6 +171,16 @@ impl SoftPlatform {
     /// RAM, for hostile tests.
     pub fn ram(&self) -> &Ram {
         &self.shared.ram
+    }
+
+    /// What the guest sees of devices' own memory: addresses and lengths.
+    pub fn device_memory(&self) -> Vec<(u64, u64)> {
+        self.shared.device_memory.list()
+    }
+
+    /// Reads of a device's own memory; false if these bytes are not all in one piece that is there.
+    pub fn try_read_device(&self, gpa: u64, into: &mut [u8]) -> bool {
+        self.shared.device_memory.read(gpa, into)
     }
 
     /// Switches a VP's SynIC on or off.
@@ -337,10 +350,16 @@ impl Platform for SoftPlatform {
     }
 
     fn read(&self, address: u64, into: &mut [u8]) {
+        if self.shared.device_memory.load(address, into, self.shared.ram.end()) {
+            return;
+        }
         self.shared.ram.read(address, into).unwrap_or_else(|e| panic!("{e}"));
     }
 
     fn write(&self, address: u64, from: &[u8]) {
+        if self.shared.device_memory.store(address, from, self.shared.ram.end()) {
+            return;
+        }
         self.shared.ram.write(address, from).unwrap_or_else(|e| panic!("{e}"));
     }
 
@@ -435,6 +454,17 @@ impl Shared {
                 self.ram
                     .lay_over(gpa, pages, backing)
                     .unwrap_or_else(|e| panic!("cannot follow a page: {e}"));
+                let _ = self.line.send(&ToPartition::Followed, &[]);
+            }
+            ToGuest::DeviceMemory { gpa, bytes } => {
+                let memfd = fds.pop().ok_or_else(|| "no descriptor".to_owned());
+                memfd
+                    .and_then(|memfd| self.device_memory.map(gpa, bytes, memfd))
+                    .unwrap_or_else(|e| panic!("cannot see a device's memory: {e}"));
+                let _ = self.line.send(&ToPartition::Followed, &[]);
+            }
+            ToGuest::NoDeviceMemory { gpa } => {
+                self.device_memory.unmap(gpa);
                 let _ = self.line.send(&ToPartition::Followed, &[]);
             }
             ToGuest::Ram { .. } => {}

@@ -8,6 +8,7 @@
 
 pub mod bench;
 pub mod campaign;
+pub mod device_memory;
 pub mod disk;
 pub mod guest;
 pub mod line;
@@ -15,6 +16,9 @@ pub mod load;
 pub mod net;
 pub mod operator;
 pub mod partition;
+pub mod process;
+pub mod screen;
+pub mod scribe;
 pub mod steps;
 pub mod supervised;
 mod trace;

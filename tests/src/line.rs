@@ -31,7 +31,8 @@ pub enum ToPartition {
         /// VP index.
         vp: u32,
     },
-    /// A page move has been followed; the answer to [`ToGuest::Moved`].
+    /// A change of the address space has been followed; the answer to [`ToGuest::Moved`], [`ToGuest::DeviceMemory`] and
+    /// [`ToGuest::NoDeviceMemory`].
     Followed,
     /// The guest resets; answered by [`ToGuest::Status`] once everything is closed.
     Reset,
@@ -77,5 +78,17 @@ pub enum ToGuest {
         pages: u64,
         /// Byte offset in the backing.
         offset: u64,
+    },
+    /// Memory of a device's own is seen from now on; answered by [`ToPartition::Followed`]. Descriptor: the memfd, from its beginning on.
+    DeviceMemory {
+        /// From here on.
+        gpa: u64,
+        /// Length.
+        bytes: u64,
+    },
+    /// It is not seen any more; answered by [`ToPartition::Followed`].
+    NoDeviceMemory {
+        /// As before.
+        gpa: u64,
     },
 }

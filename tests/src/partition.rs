@@ -20,7 +20,7 @@ use crate::line::{ToGuest, ToPartition};
 pub struct SoftPartition {
     guest: Peer,
     wires: Vec<EventFd>,
-    /// What the guest asked while we waited for it to follow a page move.
+    /// What the guest asked while we waited for it to follow a change of its address space.
     early: RefCell<VecDeque<ToPartition>>,
     watched: RefCell<Vec<bool>>,
 }
@@ -88,6 +88,17 @@ impl Partition for SoftPartition {
         let _ = self.wires[vp as usize].write(1);
     }
 
+    fn map_device_memory(&self, gpa: u64, memfd: BorrowedFd<'_>, bytes: u64) -> std::io::Result<()> {
+        self.say(&ToGuest::DeviceMemory { gpa, bytes }, &[memfd]);
+        self.wait_until_followed();
+        Ok(())
+    }
+
+    fn unmap_device_memory(&self, gpa: u64) {
+        self.say(&ToGuest::NoDeviceMemory { gpa }, &[]);
+        self.wait_until_followed();
+    }
+
     fn watch_end_of_message(&self, vp: u32, on: bool) {
         self.watched.borrow_mut()[vp as usize] = on;
     }
@@ -99,6 +110,12 @@ impl Follow for SoftPartition {
             Some((fd, offset)) => self.say(&ToGuest::Moved { gpa, pages, offset }, &[fd]),
             None => self.say(&ToGuest::Moved { gpa, pages, offset: 0 }, &[]),
         }
+        self.wait_until_followed();
+    }
+}
+
+impl SoftPartition {
+    fn wait_until_followed(&self) {
         loop {
             match self.guest.recv::<ToPartition>() {
                 Ok((ToPartition::Followed, _)) => return,

@@ -42,7 +42,7 @@ pub struct Setup {
     pub vsp_storage: Option<PathBuf>,
 }
 
-/// A running VM with one SCSI controller called [`DEVICE`]. Everything ends when it is dropped.
+/// A running VM, most often with one SCSI controller called [`DEVICE`]. Everything ends when it is dropped.
 #[derive(Debug)]
 pub struct Supervised {
     platform: Arc<SoftPlatform>,
@@ -53,18 +53,25 @@ pub struct Supervised {
 impl Supervised {
     /// Starts everything and waits until the device has attached.
     pub fn start(disk: &Disk, setup: &Setup) -> anyhow::Result<Self> {
-        let directory = vm::scratch()?;
-        let door = directory.join("guest.sock");
-        let guest = Listener::bind(&door)?;
-        let spec = write_spec(&directory, &door, disk, setup.spare)?;
-        let programs = directory.join("bin");
-        std::fs::create_dir(&programs)?;
-        symlink(vm::program("soft-core")?, programs.join("core-vmm"))?;
         let vsp_storage = match &setup.vsp_storage {
             Some(path) => path.clone(),
             None => vm::program("vsp-storage")?,
         };
-        symlink(vsp_storage, programs.join("vsp-storage"))?;
+        Self::of(&storage(disk, setup.spare)?, &[("vsp-storage", vsp_storage)], setup.watchdog)
+    }
+
+    /// The same for a VM with other devices: their part of the spec, and the programs behind them.
+    pub fn of(devices: &str, behind: &[(&str, PathBuf)], watchdog: Option<Duration>) -> anyhow::Result<Self> {
+        let directory = vm::scratch()?;
+        let door = directory.join("guest.sock");
+        let guest = Listener::bind(&door)?;
+        let spec = write_spec(&directory, &door, devices)?;
+        let programs = directory.join("bin");
+        std::fs::create_dir(&programs)?;
+        symlink(vm::program("soft-core")?, programs.join("core-vmm"))?;
+        for (name, program) in behind {
+            symlink(program, programs.join(name))?;
+        }
         let level = std::env::var("BULKHEAD_TEST_LOG").unwrap_or("warn".into());
         let mut command = Command::new(vm::program("bulkhead")?);
         command
@@ -72,7 +79,7 @@ impl Supervised {
             .arg(&programs)
             .arg("--runtime-dir")
             .arg(directory.join("run"));
-        if let Some(watchdog) = setup.watchdog {
+        if let Some(watchdog) = watchdog {
             command.env("BULKHEAD_WATCHDOG_MS", watchdog.as_millis().to_string());
         }
         let log = File::create(directory.join("log"))?;
@@ -110,6 +117,11 @@ impl Supervised {
     /// What the supervisor and its processes have said.
     pub fn log(&self) -> String {
         std::fs::read_to_string(self.directory.join("log")).unwrap_or_default()
+    }
+
+    /// Where the VM's sockets are, and its name there.
+    pub fn runtime(&self) -> (PathBuf, &'static str) {
+        (self.directory.join("run"), NAME)
     }
 
     /// The supervisor, as an operator reaches it.
@@ -178,19 +190,23 @@ fn end(child: &mut Child) {
     let _ = child.wait();
 }
 
+/// A spec's part that is a controller with one disk.
+fn storage(disk: &Disk, spare: bool) -> anyhow::Result<String> {
+    let spare = if spare { "spare = true\n" } else { "" };
+    let Some(image) = disk.path().to_str() else { bail!("the disk's path is not UTF-8") };
+    Ok(format!("[[storage]]\nname = \"{DEVICE}\"\n{spare}[[storage.disk]]\npath = \"{image}\"\n"))
+}
+
 /// A spec whose kernel is no more than the header that makes one, and its path.
-fn write_spec(directory: &Path, door: &Path, disk: &Disk, spare: bool) -> anyhow::Result<PathBuf> {
+fn write_spec(directory: &Path, door: &Path, devices: &str) -> anyhow::Result<PathBuf> {
     let mut kernel = vec![0; 0x400];
     kernel[0x1fe..0x206].copy_from_slice(b"\x55\xaa\0\0HdrS");
     kernel[0x211] = 1;
     std::fs::write(directory.join("vmlinuz"), kernel)?;
-    let spare = if spare { "spare = true\n" } else { "" };
-    let Some(image) = disk.path().to_str() else { bail!("the disk's path is not UTF-8") };
     let text = format!(
         "name = \"{NAME}\"\n[machine]\nvcpus = 4\nmemory = \"128MiB\"\n\
          [boot]\nkernel = \"vmlinuz\"\ncmdline = \"guest={}\"\n\
-         [console]\nmode = \"socket\"\npath = \"console.sock\"\n\
-         [[storage]]\nname = \"{DEVICE}\"\n{spare}[[storage.disk]]\npath = \"{image}\"\n",
+         [console]\nmode = \"socket\"\npath = \"console.sock\"\n{devices}",
         door.display()
     );
     let path = directory.join("vm.toml");

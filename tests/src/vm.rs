@@ -36,6 +36,8 @@ struct DeviceSpec {
     guest_ram: bool,
     /// It may ask the core for what packets name.
     fetch: bool,
+    /// Most bytes of its own memory that it may have the guest see.
+    device_memory: u64,
     /// The same descriptors for each process of the device, from 4 on.
     fds: Vec<Arc<OwnedFd>>,
 }
@@ -82,6 +84,11 @@ impl VmBuilder {
         self.device("vsp-echo", name, vec![], false)
     }
 
+    /// Adds the device that [`crate::scribe`] speaks to.
+    pub fn test_device(self, name: &str) -> Self {
+        self.device("test-device", name, vec![], false)
+    }
+
     /// Adds a SCSI controller; each disk is what follows `--disk`.
     pub fn storage(self, name: &str, disks: &[String]) -> Self {
         let args = disks.iter().flat_map(|d| ["--disk".to_owned(), d.clone()]).collect();
@@ -98,10 +105,19 @@ impl VmBuilder {
         self
     }
 
-    fn device(mut self, program: &str, name: &str, args: Vec<String>, guest_ram: bool) -> Self {
+    pub(crate) fn device(mut self, program: &str, name: &str, args: Vec<String>, guest_ram: bool) -> Self {
         let program = Some(PathBuf::from(program));
         let name = name.into();
-        self.devices.push(DeviceSpec { program, name, args, guest_ram, fetch: false, fds: Vec::new() });
+        let fds = Vec::new();
+        self.devices.push(DeviceSpec { program, name, args, guest_ram, fetch: false, device_memory: 0, fds });
+        self
+    }
+
+    /// Gives each process of the device that was added last a descriptor more.
+    pub(crate) fn given(mut self, fd: &Arc<OwnedFd>) -> Self {
+        if let Some(device) = self.devices.last_mut() {
+            device.fds.push(Arc::clone(fd));
+        }
         self
     }
 
@@ -115,8 +131,18 @@ impl VmBuilder {
 
     /// Adds a device that the test itself plays: see [`Vm::played`]. It offers itself as an echo device.
     pub fn played(mut self, name: &str) -> Self {
-        let (name, args, fds) = (name.into(), Vec::new(), Vec::new());
-        self.devices.push(DeviceSpec { program: None, name, args, guest_ram: false, fetch: false, fds });
+        self = self.device("", name, vec![], false);
+        if let Some(device) = self.devices.last_mut() {
+            device.program = None;
+        }
+        self
+    }
+
+    /// Lets the device that was added last map so many bytes of its own memory for the guest.
+    pub fn device_memory(mut self, bytes: u64) -> Self {
+        if let Some(device) = self.devices.last_mut() {
+            device.device_memory = bytes;
+        }
         self
     }
 
@@ -154,6 +180,7 @@ impl VmBuilder {
             kernel: PathBuf::new(),
             initrd: None,
             cmdline: format!("guest={}", door.display()),
+            efi: false,
             console: Console::Stdio,
             devices: self.devices.iter().enumerate().map(|(i, d)| slot(i, d)).collect(),
             uid: None,
@@ -213,6 +240,7 @@ fn slot(index: usize, device: &DeviceSpec) -> DeviceSlot {
         uid: None,
         guest_ram: device.guest_ram,
         fetch: device.fetch,
+        device_memory: device.device_memory,
     }
 }
 

@@ -14,12 +14,15 @@ pub mod channel;
 pub mod client;
 pub mod echo;
 mod error;
+pub mod keyboard;
 pub mod memory;
+pub mod mouse;
 pub mod net;
 pub mod platform;
 pub mod storage;
 #[cfg(test)]
 mod testing;
+pub mod video;
 
 pub use channel::{Channel, Packet};
 pub use client::{Client, Gpadl, OpenOptions, Options};

@@ -20,6 +20,7 @@
 //! * Behind step 4 the ledger's position follows the write index, the new state becomes the device's, and the slots
 //!   are freed.
 //!
+//! A request can be answered by packets of the device's own as well as by a completion ([`Channel::reply`]): the steps are the same.
 //! What a device lends to its guest goes the same ways ([`Channel::lend`] is a kind of step 3, and its return one of step 1).
 //!
 //! Each of steps 2 and 4 is one store, a ring's index, and decides for all its requests at once; what the ledger says is
@@ -28,6 +29,7 @@
 mod book;
 mod kill;
 mod loans;
+mod notices;
 mod recover;
 
 use std::collections::VecDeque;
@@ -100,12 +102,35 @@ pub enum Rerun {
     None,
 }
 
-/// A completion for which the ring had no room. Its request's slot still says *taken*.
+/// What ends a request.
+#[derive(Clone, Copy, Debug)]
+struct Answer<'a> {
+    /// Of the completion, if the guest has asked for one.
+    payload: &'a [u8],
+    /// In-band packets behind it.
+    packets: &'a [&'a [u8]],
+    /// The device's from then on.
+    state: Option<&'a [u8]>,
+}
+
+/// An answer for which the ring had no room. Its request's slot still says *taken*.
 #[derive(Debug)]
 struct Waiting {
     ticket: Ticket,
     payload: Box<[u8]>,
+    packets: Box<[Box<[u8]>]>,
     state: Option<Box<[u8]>>,
+}
+
+impl Waiting {
+    fn new(ticket: Ticket, answer: &Answer<'_>) -> Waiting {
+        Waiting {
+            ticket,
+            payload: answer.payload.into(),
+            packets: answer.packets.iter().map(|packet| Box::from(*packet)).collect(),
+            state: answer.state.map(Box::from),
+        }
+    }
 }
 
 /// Both rings of a channel, its ledger, and the requests between them.
@@ -313,6 +338,22 @@ impl<M: RingMemory, L: LedgerMemory> Channel<M, L> {
         payload: &[u8],
         state: Option<&[u8]>,
     ) -> Result<(), PushError> {
+        self.answer(ticket, Answer { payload, packets: &[], state })
+    }
+
+    /// The same for a request that is answered by in-band packets, behind an empty completion if the guest wants one. They become visible
+    /// all together.
+    pub fn reply(
+        &mut self,
+        ticket: Ticket,
+        packets: &[&[u8]],
+        state: Option<&[u8]>,
+    ) -> Result<(), PushError> {
+        self.answer(ticket, Answer { payload: &[], packets, state })
+    }
+
+    fn answer(&mut self, ticket: Ticket, answer: Answer<'_>) -> Result<(), PushError> {
+        let state = answer.state;
         let fits = state.is_none_or(|state| state.len() <= LONGEST_STATE);
         if !fits {
             tracing::error!(
@@ -323,17 +364,18 @@ impl<M: RingMemory, L: LedgerMemory> Channel<M, L> {
         // The guest waits for the answer, whatever becomes of the state.
         let state = state.filter(|_| fits);
         // One that changes the state waits behind those that wait for room: their states are older.
-        if !ticket.wants_completion && state.is_none() {
+        if !ticket.wants_completion && answer.packets.is_empty() && state.is_none() {
             self.end(&ticket, None);
             return Ok(());
         }
+        let answer = Answer { state, ..answer };
         if self.backlog.is_empty() {
-            match self.push(&ticket, payload, state) {
+            match self.push(&ticket, &answer) {
                 Err(PushError::Full { .. }) => {}
                 other => return other,
             }
         }
-        self.backlog.push_back(Waiting { ticket, payload: payload.into(), state: state.map(Box::from) });
+        self.backlog.push_back(Waiting::new(ticket, &answer));
         Ok(())
     }
 
@@ -349,10 +391,11 @@ impl<M: RingMemory, L: LedgerMemory> Channel<M, L> {
         self.outstanding -= 1;
     }
 
-    /// Writes a completion, if one is wanted, into the ring and what there is to know about it into the ledger. The request
+    /// Writes an answer, if there is one, into the ring and what there is to know about it into the ledger. The request
     /// has ended afterwards, unless there is no room.
-    fn push(&mut self, ticket: &Ticket, payload: &[u8], state: Option<&[u8]>) -> Result<(), PushError> {
-        if !ticket.wants_completion {
+    fn push(&mut self, ticket: &Ticket, answer: &Answer<'_>) -> Result<(), PushError> {
+        let state = answer.state;
+        if !ticket.wants_completion && answer.packets.is_empty() {
             self.end(ticket, state);
             return Ok(());
         }
@@ -360,7 +403,7 @@ impl<M: RingMemory, L: LedgerMemory> Channel<M, L> {
             // Only one half is spare. What is in the ring so far is published ahead of its time, without this one.
             self.publish_written();
         }
-        match self.writer.push(&Outgoing::completion(ticket.transaction_id), &[payload]) {
+        match self.write(ticket, answer) {
             Err(error @ PushError::Full { .. }) => return Err(error),
             Err(error @ PushError::TooLarge(_)) => {
                 self.end(ticket, None);
@@ -377,6 +420,32 @@ impl<M: RingMemory, L: LedgerMemory> Channel<M, L> {
             book.completing(ticket, self.writer.write_position(), state);
         }
         self.outstanding -= 1;
+        Ok(())
+    }
+
+    /// Writes all packets of an answer into the ring, or none.
+    #[inline]
+    fn write(&mut self, ticket: &Ticket, answer: &Answer<'_>) -> Result<(), PushError> {
+        let completion = Outgoing::completion(ticket.transaction_id);
+        if answer.packets.is_empty() {
+            return self.writer.push(&completion, &[answer.payload]);
+        }
+        let ahead = ticket.wants_completion.then_some(answer.payload);
+        let sizes = ahead.iter().chain(answer.packets).map(|content| notices::packet_bytes(content.len()));
+        let needed: usize = sizes.sum();
+        if needed >= self.writer.memory().data_len() as usize {
+            return Err(PushError::TooLarge(needed));
+        }
+        let needed = needed as u32;
+        if !self.writer.has_room(needed)? {
+            return Err(PushError::Full { needed });
+        }
+        if let Some(payload) = ahead {
+            self.writer.push(&completion, &[payload])?;
+        }
+        for packet in answer.packets {
+            self.writer.push(&Outgoing::in_band(0, false), &[packet])?;
+        }
         Ok(())
     }
 
@@ -414,19 +483,6 @@ impl<M: RingMemory, L: LedgerMemory> Channel<M, L> {
         if let Some(book) = &mut self.book {
             book.abandon_completing();
         }
-    }
-
-    /// Writes a packet of the device's own, behind the completions so far. There is no queue for them: full
-    /// is full, and a packet never overtakes a completion that waits for room.
-    pub fn send(&mut self, packet: &Outgoing, parts: &[&[u8]]) -> Result<(), PushError> {
-        if !self.backlog.is_empty() {
-            return Err(PushError::Full { needed: self.pending });
-        }
-        self.writer.push(packet, parts)?;
-        if let Some(book) = &mut self.book {
-            book.write.follow(self.writer.write_position());
-        }
-        Ok(())
     }
 
     /// Step 4: makes all completions visible that there is room for. If some have to wait, the guest is asked
@@ -480,7 +536,9 @@ impl<M: RingMemory, L: LedgerMemory> Channel<M, L> {
     /// Writes waiting completions while there is room; how much the next one needs if there is none.
     fn push_backlog(&mut self) -> Result<Option<u32>, PushError> {
         while let Some(next) = self.backlog.pop_front() {
-            match self.push(&next.ticket, &next.payload, next.state.as_deref()) {
+            let packets: Vec<&[u8]> = next.packets.iter().map(|packet| &**packet).collect();
+            let answer = Answer { payload: &next.payload, packets: &packets, state: next.state.as_deref() };
+            match self.push(&next.ticket, &answer) {
                 Ok(()) => {}
                 Err(PushError::Full { needed }) => {
                     self.backlog.push_front(next);

@@ -10,7 +10,6 @@ use ipc::shm::{EventFlags, PAGE, RingMapping, SharedMemory, ShmError, VMBUS_SINT
 use mio::unix::SourceFd;
 use mio::{Interest, Registry, Token};
 use thiserror::Error;
-use vmbus::packet::Outgoing;
 use vmbus::ring::{PushError, RingError};
 
 use crate::channel::{AdoptError, Channel, Recovery, Ticket};
@@ -19,10 +18,15 @@ use crate::stamp;
 
 mod gpadls;
 mod loans;
+mod memory;
+mod notices;
 
 pub(crate) use gpadls::Ask;
 use gpadls::Gpadls;
 pub use loans::Lend;
+pub(crate) use memory::Order;
+use memory::Orders;
+pub use notices::Notify;
 
 /// Names an open channel inside the process. Used again after the channel has closed, which is after all its
 /// requests have ended.
@@ -98,15 +102,31 @@ pub struct Channels {
     /// Answers to operators that the core has still to be told.
     controls: Vec<(u64, Result<String, String>)>,
     gpadls: Gpadls,
+    orders: Orders,
 }
 
 impl Channels {
     pub(crate) fn new() -> Channels {
-        Channels { slots: Vec::new(), subchannels: None, controls: Vec::new(), gpadls: Gpadls::default() }
+        Channels {
+            slots: Vec::new(),
+            subchannels: None,
+            controls: Vec::new(),
+            gpadls: Gpadls::default(),
+            orders: Orders::default(),
+        }
     }
 
     /// Ends a request. Nothing is visible to the guest before the end of the turn.
     pub(crate) fn complete(&mut self, id: ChannelId, ticket: Ticket, payload: &[u8], state: Option<&[u8]>) {
+        self.end(id, ticket, |channel, ticket| channel.complete(ticket, payload, state));
+    }
+
+    fn end(
+        &mut self,
+        id: ChannelId,
+        ticket: Ticket,
+        answer: impl FnOnce(&mut Channel<RingMapping, LedgerMapping>, Ticket) -> Result<(), PushError>,
+    ) {
         let Some(slot) = self.slot(id) else {
             debug_assert!(false, "a request outlived its channel");
             return;
@@ -116,10 +136,15 @@ impl Channels {
             slot.channel.abandon(ticket);
             return;
         }
-        match slot.channel.complete(ticket, payload, state) {
+        match answer(&mut slot.channel, ticket) {
             Ok(()) => slot.resume(),
             Err(error) => slot.fail(&error),
         }
+    }
+
+    /// Ends a request with packets of the device's own. Nothing is visible to the guest before the end of the turn.
+    pub(crate) fn reply(&mut self, id: ChannelId, ticket: Ticket, packets: &[&[u8]], state: Option<&[u8]>) {
+        self.end(id, ticket, |channel, ticket| channel.reply(ticket, packets, state));
     }
 
     pub(crate) fn record_outcome(&mut self, id: ChannelId, ticket: &Ticket, payload: &[u8]) -> bool {
@@ -154,20 +179,6 @@ impl Channels {
     /// when the runtime next calls the device after [`crate::Device::submit`].
     pub fn is_blocked(&self, id: ChannelId) -> bool {
         self.slots.get(id.slot()).and_then(Option::as_ref).is_some_and(|slot| slot.channel.is_blocked())
-    }
-
-    /// Sends an in-band packet of the device's own, visible at the end of the turn. False: no room, or the
-    /// channel does not answer any more.
-    pub fn send(&mut self, id: ChannelId, transaction_id: u64, payload: &[u8]) -> bool {
-        let Some(slot) = self.slot(id).filter(|slot| slot.answers()) else { return false };
-        match slot.channel.send(&Outgoing::in_band(transaction_id, false), &[payload]) {
-            Ok(()) => true,
-            Err(PushError::Ring(error)) => {
-                slot.fail(&error);
-                false
-            }
-            Err(_) => false,
-        }
     }
 
     /// Takes up a channel: a new one, or what a predecessor has left of it.
@@ -293,6 +304,7 @@ impl Channels {
         self.subchannels = None;
         self.controls.clear();
         self.gpadls = Gpadls::default();
+        self.orders = Orders::default();
     }
 
     fn forget(&mut self, place: usize, registry: &Registry) -> Option<u32> {

@@ -109,7 +109,7 @@ pub trait Device {
         let _ = (channel, loan, payload, channels);
     }
 
-    /// There is room in the ring again, after [`Channels::lend`] or [`Channels::has_room`] has found none.
+    /// There is room in the ring again, after [`Channels::notify`], [`Channels::lend`] or [`Channels::has_room`] has found none.
     fn room(&mut self, channel: ChannelId, channels: &mut Channels) {
         let _ = (channel, channels);
     }
@@ -131,6 +131,18 @@ pub trait Device {
         channels: &mut Channels,
     ) {
         let _ = (channel, gpadl, pages, channels);
+    }
+
+    /// On taking over from a predecessor, before any channel is opened: the guest sees the first `bytes` bytes of this memory from
+    /// the guest-physical address `gpa` on. Once for each [mapping](Channels::map_memory) that there is; there are none other.
+    fn memory(&mut self, gpa: u64, memory: SharedMemory, bytes: u64) {
+        let _ = (gpa, memory, bytes);
+    }
+
+    /// The answer to [`Channels::map_memory`]: the guest sees it, or why not, and then it sees there what it has seen before. Not
+    /// called any more if the channel has been closed meanwhile, which ends all mappings.
+    fn memory_mapped(&mut self, gpa: u64, result: Result<(), String>, channels: &mut Channels) {
+        let _ = (gpa, result, channels);
     }
 
     /// How many bytes of the guest pages that this GPA-direct packet names the device wants to see as [`Packet::fetched`]; 0 is none,

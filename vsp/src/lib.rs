@@ -38,7 +38,7 @@ pub mod testing;
 
 pub use attach::AttachError;
 pub use channel::RETURN_PAYLOAD;
-pub use channels::{ChannelId, Channels, Lend};
+pub use channels::{ChannelId, Channels, Lend, Notify};
 pub use cli::Common;
 pub use control::Control;
 pub use device::{Device, OpenRequest, Packet, Refused, Vm};
@@ -48,5 +48,5 @@ pub use request::Request;
 pub use runtime::{Flow, Runtime, RuntimeError, Setting};
 pub use sandbox::policies;
 pub use serve::{Program, serve};
-pub use vmbus::packet::{TransferPages, TransferRange};
+pub use vmbus::packet::{Outgoing, TransferPages, TransferRange};
 pub use {ipc, vmbus};

@@ -56,6 +56,17 @@ impl Request {
         }
     }
 
+    /// Ends it, and answers it with in-band packets of the device's own (with transaction id 0), behind the completion if the guest asked for one: for protocols in which
+    /// an answer is a message like the question. Exactly once, as a completion is: all of them, the completion and `state` become visible together, or none
+    /// does and a successor gets the request again. `state` is as in [`Request::complete_with_state`]; `None` leaves the one that there is.
+    ///
+    /// Together they have to fit into the ring; if they cannot, the request ends without an answer and the state is not kept.
+    pub fn reply(mut self, channels: &mut Channels, packets: &[&[u8]], state: Option<&[u8]>) {
+        if let Some(ticket) = self.ticket.take() {
+            channels.reply(self.channel, ticket, packets, state);
+        }
+    }
+
     /// For a request that has had an effect and whose repetition would have another: if this process dies from now on,
     /// the request is ended with `payload` and not run again. False: it could not be recorded (no ledger, or `payload` is
     /// longer than 4,032 bytes).

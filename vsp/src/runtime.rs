@@ -5,11 +5,12 @@
 //! least (`polling`), or after the turn that took longer, whatever the process's role is; when the core is gone, so is the
 //! process.
 
+mod mapping;
 mod memory;
 mod wait;
 
 use std::io;
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 use std::time::{Duration, Instant};
 
 use ipc::message::{CONTROL_VERSION, STATUS_LEDGER, STATUS_OK, STATUS_REFUSED, ToCore, ToVsp};
@@ -19,6 +20,7 @@ use mio::{Events, Interest, Poll, Token};
 use thiserror::Error;
 use vmbus::packet::PacketHeader;
 
+use self::mapping::Mapper;
 use self::memory::Fetcher;
 use self::wait::Waited;
 use crate::attach::{AttachError, hello, join};
@@ -112,6 +114,7 @@ pub struct Runtime<D> {
     events: Events,
     peer: Option<Peer>,
     fetcher: Fetcher,
+    mapper: Mapper,
     /// A packet, and behind it what was fetched for it.
     scratch: Vec<u8>,
 }
@@ -137,6 +140,7 @@ impl<D: Device> Runtime<D> {
             events: Events::with_capacity(64),
             peer: None,
             fetcher: Fetcher::default(),
+            mapper: Mapper::default(),
             scratch: Vec::new(),
         })
     }
@@ -184,6 +188,7 @@ impl<D: Device> Runtime<D> {
             }
         }
         self.refuse_gpadls();
+        self.refuse_orders();
         match &self.role {
             Role::Serving if self.adopting => {}
             Role::Serving => (0..self.channels.slots()).try_for_each(|slot| self.take_batch(slot))?,
@@ -292,10 +297,12 @@ impl<D: Device> Runtime<D> {
             self.tell(&ToCore::OfferSubchannels { count })?;
         }
         self.report_gpadls()?;
+        self.report_orders()?;
         self.channels.flush();
         if self.deliver_room() {
             // What the device has put there need not wait for the next turn.
             self.report_gpadls()?;
+            self.report_orders()?;
             self.channels.flush();
         }
         Ok(())
@@ -317,6 +324,7 @@ impl<D: Device> Runtime<D> {
                     let vm = join(version, vm, vps, ram, fds)?;
                     self.announces = version >= CONTROL_VERSION;
                     self.fetcher.welcomed(version);
+                    self.mapper.welcomed(version);
                     self.welcomed(vm, standby)?;
                 }
                 ToVsp::Refused { reason } => return Err(AttachError::Refused(reason).into()),
@@ -362,6 +370,10 @@ impl<D: Device> Runtime<D> {
                 ToVsp::GpadlShared { channel, gpadl, result } => {
                     self.gpadl_shared(channel, gpadl, result, fds);
                 }
+                ToVsp::MemoryMapped { gpa, result } => {
+                    self.device.memory_mapped(gpa, result, &mut self.channels);
+                }
+                ToVsp::Memory { gpa, bytes } => self.memory_found(gpa, bytes, fds),
                 // Whoever asks waits for it.
                 ToVsp::Fetched { channel, .. } => {
                     tracing::warn!(channel, "something was fetched that nobody wants")
@@ -492,6 +504,7 @@ impl<D: Device> Runtime<D> {
     fn report_closed(&mut self) -> Result<(), RuntimeError> {
         // What the device gives back with a channel is the channel's.
         self.report_gpadls()?;
+        self.report_orders()?;
         while let Some(channel) = self.channels.reap(self.poll.registry()) {
             self.tell(&ToCore::Closed { channel })?;
         }
@@ -499,7 +512,11 @@ impl<D: Device> Runtime<D> {
     }
 
     fn tell(&self, message: &ToCore) -> Result<(), RuntimeError> {
-        match self.peer.as_ref().map(|peer| peer.send(message, &[])) {
+        self.tell_with(message, &[])
+    }
+
+    fn tell_with(&self, message: &ToCore, fds: &[BorrowedFd<'_>]) -> Result<(), RuntimeError> {
+        match self.peer.as_ref().map(|peer| peer.send(message, fds)) {
             // That the core is gone is noticed when it is read from.
             None | Some(Ok(()) | Err(SocketError::Closed)) => Ok(()),
             Some(Err(error)) => Err(RuntimeError::Control(error)),
@@ -510,6 +527,12 @@ impl<D: Device> Runtime<D> {
     #[cfg(feature = "testing")]
     pub fn with_channels<T>(&mut self, act: impl FnOnce(&mut Channels) -> T) -> T {
         act(&mut self.channels)
+    }
+
+    /// Device and way back, outside of a turn; for tests of what comes from neither guest nor core.
+    #[cfg(feature = "testing")]
+    pub fn with_device<T>(&mut self, act: impl FnOnce(&mut D, &mut Channels) -> T) -> T {
+        act(&mut self.device, &mut self.channels)
     }
 
     /// How many of the channel slots are in use; for tests.

@@ -122,6 +122,15 @@ impl Slot {
         }
     }
 
+    /// Makes a state the device's, behind everything that was sent so far.
+    pub fn save_state(&mut self, state: &[u8]) -> bool {
+        let saved = self.channel.save_state(state);
+        if self.channel.take_signal() {
+            self.interrupt.signal(self.flag);
+        }
+        saved
+    }
+
     /// The next piece of work: what a predecessor has left first, then what the guest has sent.
     pub fn next(&mut self, scratch: &mut Vec<u8>, fetch: &mut Fetch<'_>) -> Next {
         if self.channel.recovering() {

@@ -6,6 +6,7 @@
 //! [`FakeCore::successor`].
 
 mod bench;
+mod mapping;
 mod memory;
 
 use std::cell::{Cell, RefCell};
@@ -43,6 +44,10 @@ pub struct FakeCore {
     owed: RefCell<Option<Vec<u32>>>,
     /// GPADLs that the guest has made.
     gpadls: RefCell<Vec<(u32, SharedMemory)>>,
+    /// What the guest sees of the device's memory.
+    mappings: RefCell<Vec<mapping::Mapped>>,
+    /// Why nothing is mapped.
+    refusal: RefCell<Option<String>>,
     /// What the device has said and nobody has asked for.
     heard: RefCell<VecDeque<ToCore>>,
 }
@@ -84,9 +89,21 @@ impl FakeCore {
         let region = RamRegion { gpa: 0, len: ram, offset: 0 };
         let ram = memory.as_ref().map(|memory| GuestRam::new(memory, &[region]).expect("mapped"));
         let (ledger, channels, owed) = (Cell::new(0), RefCell::new(Vec::new()), RefCell::new(None));
-        let (gpadls, heard) = (RefCell::default(), RefCell::default());
-        let version = VERSIONS.max;
-        (FakeCore { peer, ram, vps: 1, version, memory, ledger, channels, owed, gpadls, heard }, vsp)
+        let core = FakeCore {
+            peer,
+            ram,
+            vps: 1,
+            version: VERSIONS.max,
+            memory,
+            ledger,
+            channels,
+            owed,
+            gpadls: RefCell::default(),
+            mappings: RefCell::default(),
+            refusal: RefCell::default(),
+            heard: RefCell::default(),
+        };
+        (core, vsp)
     }
 
     /// Waits for the device's hello, welcomes it and has it serve; what it offers.
@@ -228,7 +245,11 @@ impl FakeCore {
 
     /// Sends the close request of a channel.
     pub fn close(&self, channel: u32) {
-        self.channels.borrow_mut().retain(|held| held.channel != channel);
+        let is_it = |held: &mut Held| held.channel == channel;
+        let closed = self.channels.borrow_mut().extract_if(.., is_it).last();
+        if closed.is_some_and(|held| held.subchannel == 0) {
+            self.mappings.borrow_mut().clear();
+        }
         self.send(&ToVsp::ChannelClose { channel });
         self.given(channel);
     }
@@ -244,11 +265,12 @@ impl FakeCore {
         &self.peer
     }
 
-    /// Sends a message without descriptors. Whoever is told to serve is told as well that it has been given all channels: at once
-    /// if none is open, else with the last that it is given.
+    /// Sends a message without descriptors. Whoever is told to serve is told as well what is mapped, and that it has been given all
+    /// channels: at once if none is open, else with the last that it is given.
     pub fn send(&self, message: &ToVsp) {
         self.peer.send(message, &[]).expect("sent");
         if matches!(message, ToVsp::Serve { .. }) {
+            self.give_mappings();
             *self.owed.borrow_mut() = Some(self.open_channels());
             self.given(u32::MAX);
         }
@@ -260,8 +282,8 @@ impl FakeCore {
             if let Some(heard) = self.heard.borrow_mut().pop_front() {
                 return heard;
             }
-            let (message, _) = self.peer.recv::<ToCore>().expect("an answer");
-            self.hear(message);
+            let (message, fds) = self.peer.recv::<ToCore>().expect("an answer");
+            self.hear(message, fds);
         }
     }
 

@@ -8,7 +8,16 @@ use anyhow::{Context, Result, ensure};
 use crate::sh;
 
 /// The programs that the product consists of.
-pub const BINARIES: [&str; 5] = ["bulkhead", "core-vmm", "vsp-storage", "vsp-net", "vsp-echo"];
+pub const BINARIES: [&str; 8] = [
+    "bulkhead",
+    "core-vmm",
+    "vsp-storage",
+    "vsp-net",
+    "vsp-video",
+    "vsp-hid",
+    "bulkhead-console",
+    "vsp-echo",
+];
 
 /// Builds (if asked to) and returns those binaries that exist.
 pub fn binaries(profile: &str, build: bool) -> Result<Vec<PathBuf>> {

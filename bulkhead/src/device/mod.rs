@@ -46,6 +46,8 @@ pub trait Backend {
     fn tell(&mut self, device: &str, payload: &str) -> Result<Told, Error>;
     /// The user whose processes open the disks.
     fn opener(&self) -> u32;
+    /// The directory with the VM's sockets.
+    fn runtime(&self) -> PathBuf;
 }
 
 /// Why it could not be done. The text says what to do about it.

@@ -140,6 +140,10 @@ impl Backend for Supervised {
     fn opener(&self) -> u32 {
         self.owner
     }
+
+    fn runtime(&self) -> PathBuf {
+        self.socket.parent().unwrap_or(Path::new("/")).to_owned()
+    }
 }
 
 /// Says something to the process that serves `device` of the core that listens at `core`.

@@ -126,7 +126,7 @@ impl Backend {
                 let index = found.ok_or_else(|| Error::Gone(name.clone()))?.index;
                 Self { fds: tun::open_macvtap(name, index, *queues)?, passt: None }
             }
-            Network::Passt { program, mtu, id } => {
+            Network::Passt { program, mtu, id, .. } => {
                 let pair = Pair::new()?;
                 let mut passt = Passt {
                     name: format!("{device}/passt"),
@@ -156,6 +156,15 @@ impl Backend {
     /// What that is.
     pub fn kind(&self) -> Kind {
         if self.passt.is_some() { Kind::Stream } else { Kind::Taps }
+    }
+
+    /// The same, each with the option by which the process is told of it.
+    pub fn given(&self) -> impl Iterator<Item = (&'static str, BorrowedFd<'_>)> {
+        let option = match self.kind() {
+            Kind::Taps => "--tap-fd",
+            Kind::Stream => "--stream-fd",
+        };
+        self.fds().map(move |fd| (option, fd))
     }
 
     /// Readable when [`Backend::tick`] has something to do.
@@ -309,7 +318,7 @@ mod tests {
         let program = directory.join("passt");
         std::fs::write(&program, format!("#!/bin/bash\nPATH=/usr/bin:/bin\n{body}\n")).unwrap();
         std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
-        (directory, Network::Passt { program, mtu: 1400, id: None })
+        (directory, Network::Passt { program, mtu: 1400, user: 0, id: None })
     }
 
     fn until(backend: &mut Backend, what: &str, mut is_so: impl FnMut(Step) -> bool) {
@@ -376,7 +385,7 @@ mod tests {
 
     #[test]
     fn a_program_that_is_missing_is_no_end_either() {
-        let network = Network::Passt { program: "/nowhere/passt".into(), mtu: 1500, id: None };
+        let network = Network::Passt { program: "/nowhere/passt".into(), mtu: 1500, user: 0, id: None };
         let mut backend = Backend::open("nic0", &network).unwrap();
         assert_eq!(backend.tick(Instant::now()), Step::Same);
         assert_eq!(backend.fds().count(), 1);

@@ -4,24 +4,18 @@
 //! So a TAP keeps its carrier and its frames, and a `passt` its connections, while the device's processes come and go; and those need no
 //! right to open anything. systemd holds the socket, so nobody comes too early.
 
-use std::os::fd::{AsFd, BorrowedFd};
-use std::os::linux::net::SocketAddrExt;
-use std::os::unix::net::{SocketAddr, UnixDatagram};
+use std::os::fd::BorrowedFd;
 use std::path::PathBuf;
 use std::time::Instant;
 
 use anyhow::Context;
 use clap::{ArgGroup, Args};
-use ipc::socket::{Listener, SocketError};
-use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use ipc::socket::Listener;
 use serde::{Deserialize, Serialize};
 
 use super::backend::{Backend, Kind};
+use crate::holder::{Counter, FIRST_LISTENER, Held, notify_ready, serve};
 use crate::plan::Network;
-
-/// The socket that systemd hands over (`sd_listen_fds(3)`).
-const LISTENER: i32 = 3;
 
 /// Beside the descriptors: what they are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -75,6 +69,7 @@ impl Hold {
                 program: self.passt.clone().unwrap_or_default(),
                 mtu: self.mtu,
                 // systemd has made us that user.
+                user: 0,
                 id: None,
             },
         }
@@ -99,67 +94,33 @@ pub fn arguments(device: &str, user: u32, network: &Network) -> Vec<String> {
 /// Does it until it is killed.
 pub fn execute(hold: &Hold) -> anyhow::Result<()> {
     let listener =
-        Listener::inherited(LISTENER).context("systemd has handed over no socket (descriptor 3)")?;
+        Listener::inherited(FIRST_LISTENER).context("systemd has handed over no socket (descriptor 3)")?;
     let backend = Backend::open(&hold.device, &hold.network()).context(hold.device.clone())?;
     notify_ready();
-    serve(&listener, backend, &[0, hold.user], |_| true)
+    serve(&[Counter { listener, users: vec![0, hold.user] }], backend, |_| true)
 }
 
-/// Hands the descriptors to whoever of `users` comes, as long as `goes_on` says so after each round.
-fn serve(
-    listener: &Listener,
-    mut backend: Backend,
-    users: &[u32],
-    mut goes_on: impl FnMut(&Backend) -> bool,
-) -> anyhow::Result<()> {
-    while goes_on(&backend) {
-        let mut fds = vec![PollFd::new(listener.as_fd(), PollFlags::POLLIN)];
-        fds.extend(backend.pidfd().map(|pidfd| PollFd::new(pidfd, PollFlags::POLLIN)));
-        let timeout = backend.deadline().map_or(PollTimeout::NONE, |deadline| {
-            let left = deadline.saturating_duration_since(Instant::now()).as_micros().div_ceil(1000);
-            PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX)
-        });
-        match poll(&mut fds, timeout) {
-            Ok(_) | Err(Errno::EINTR) => {}
-            Err(error) => return Err(error).context("cannot wait"),
-        }
-        let somebody = fds.first().and_then(PollFd::any).unwrap_or(false);
-        // Who has an old stream sees its end, ends, and comes again: nothing has to be told to anybody.
-        backend.tick(Instant::now());
-        if somebody && let Err(error) = hand_over(listener, &backend, users) {
-            tracing::warn!(%error, "somebody came and was given nothing");
-        }
+impl Held for Backend {
+    type Handed = Handed;
+
+    fn hand(&self, _counter: usize) -> (Handed, Vec<BorrowedFd<'_>>) {
+        let handed = match self.kind() {
+            Kind::Taps => Handed::Taps {},
+            Kind::Stream => Handed::Stream {},
+        };
+        (handed, self.fds().collect())
     }
-    Ok(())
-}
 
-fn hand_over(listener: &Listener, backend: &Backend, users: &[u32]) -> Result<(), SocketError> {
-    let peer = match listener.accept() {
-        Err(SocketError::WouldBlock) => return Ok(()),
-        peer => peer?,
-    };
-    peer.check_user(users)?;
-    // Whoever does not listen is not waited for.
-    peer.set_nonblocking(true)?;
-    let handed = match backend.kind() {
-        Kind::Taps => Handed::Taps {},
-        Kind::Stream => Handed::Stream {},
-    };
-    let fds: Vec<BorrowedFd<'_>> = backend.fds().collect();
-    peer.send(&handed, &fds)
-}
+    fn pidfd(&self) -> Option<BorrowedFd<'_>> {
+        Backend::pidfd(self)
+    }
 
-/// Says that we are there, as systemd wants to know it (`sd_notify(3)`). Without systemd nobody is told.
-fn notify_ready() {
-    let Some(path) = std::env::var_os("NOTIFY_SOCKET") else { return };
-    let bytes = path.as_encoded_bytes();
-    let address = match bytes.strip_prefix(b"@") {
-        Some(name) => SocketAddr::from_abstract_name(name),
-        None => SocketAddr::from_pathname(&path),
-    };
-    let told = address.and_then(|address| UnixDatagram::unbound()?.send_to_addr(b"READY=1", &address));
-    if let Err(error) = told {
-        tracing::warn!(%error, "systemd cannot be told that we are ready");
+    fn deadline(&self) -> Option<Instant> {
+        Backend::deadline(self)
+    }
+
+    fn tick(&mut self, now: Instant) {
+        Backend::tick(self, now);
     }
 }
 
@@ -184,7 +145,7 @@ mod tests {
         for network in [
             Network::Tap { name: "t0".into(), queues: 4 },
             Network::Macvtap { name: "m0".into(), queues: 1 },
-            Network::Passt { program: "/usr/bin/passt".into(), mtu: 1400, id: None },
+            Network::Passt { program: "/usr/bin/passt".into(), mtu: 1400, user: 0, id: None },
         ] {
             let words = arguments("nic0", 7, &network);
             assert_eq!(words[..2], ["net", "hold"]);
@@ -197,21 +158,22 @@ mod tests {
     #[test]
     fn every_process_is_given_the_same_descriptors_and_strangers_nothing() {
         let path = std::env::temp_dir().join(format!("bulkhead-holder-{}", std::process::id()));
-        let listener = Listener::bind(&path).unwrap();
         let me = nix::unistd::geteuid().as_raw();
         let serve_one = |users: &[u32]| {
+            let counter = Counter { listener: Listener::bind(&path).unwrap(), users: users.to_vec() };
             let backend = Backend::open(
                 "nic0",
                 // It ends at once, which changes nothing here.
-                &Network::Passt { program: "/bin/true".into(), mtu: 1500, id: None },
+                &Network::Passt { program: "/bin/true".into(), mtu: 1500, user: 0, id: None },
             );
             let clients = [Peer::connect(&path).unwrap(), Peer::connect(&path).unwrap()];
             let mut rounds = 0;
-            serve(&listener, backend.unwrap(), users, |_| {
+            serve(&[counter], backend.unwrap(), |_| {
                 rounds += 1;
                 rounds <= 3
             })
             .unwrap();
+            std::fs::remove_file(&path).unwrap();
             clients.map(|client| client.recv::<Handed>().ok())
         };
         let [first, second] = serve_one(&[me]).map(Option::unwrap);
@@ -221,6 +183,5 @@ mod tests {
         // The other end is gone with the holder, for both of them: it was one stream.
         assert!(stream.write_all(b"x").is_err());
         assert!(serve_one(&[me + 1]).iter().all(Option::is_none));
-        std::fs::remove_file(&path).unwrap();
     }
 }

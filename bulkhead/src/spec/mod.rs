@@ -9,6 +9,7 @@ mod files;
 mod kernel;
 pub mod net;
 mod reader;
+pub mod screen;
 pub mod size;
 mod storage;
 
@@ -21,6 +22,7 @@ pub use self::disk::{Cache, Options};
 pub use self::kernel::KernelKind;
 pub use self::net::Net;
 pub use self::reader::Located;
+pub use self::screen::Screen;
 
 use self::diagnostic::Report;
 use self::reader::{Section, Shape};
@@ -45,14 +47,14 @@ const LONGEST_SOCKET_PATH: usize = 107;
 
 const TOP: Shape = Shape {
     title: "the top of the file",
-    keys: &["name", "machine", "boot", "console", "on", "storage", "net"],
+    keys: &["name", "machine", "boot", "console", "on", "screen", "storage", "net"],
 };
 const MACHINE: Shape = Shape { title: "[machine]", keys: &["vcpus", "memory", "hugepages", "prefault"] };
 const BOOT: Shape = Shape { title: "[boot]", keys: &["kernel", "initrd", "cmdline"] };
 const CONSOLE: Shape = Shape { title: "[console]", keys: &["mode", "path"] };
 const ON: Shape = Shape { title: "[on]", keys: &["crash"] };
 /// Where a key that is out of place may belong.
-const HOMES: [&Shape; 6] = [&MACHINE, &BOOT, &CONSOLE, &ON, &storage::DISK, &net::NET];
+const HOMES: [&Shape; 7] = [&MACHINE, &BOOT, &CONSOLE, &ON, &screen::SCREEN, &storage::DISK, &net::NET];
 
 /// A VM, checked.
 #[derive(Clone, Debug)]
@@ -71,6 +73,8 @@ pub struct Spec {
     pub storage: Vec<Storage>,
     /// Its NICs, each a process.
     pub net: Vec<Net>,
+    /// Its screen, keyboard and mouse, each a process, and what shows them to people.
+    pub screen: Option<Screen>,
 }
 
 /// Processors and memory.
@@ -232,12 +236,15 @@ impl Loader<'_> {
         let on = section("on", &ON, self.report);
 
         let machine = self.machine(&machine);
-        let boot = self.boot(&boot);
+        let boot = self.boot(&boot, top.has("screen"));
         let console = self.console(&console);
         let on_crash = self.on_crash(&on);
         let mut names = HashMap::new();
         let storage = self.storage(&top, &mut names);
         let net = self.net(&top, machine.as_ref().map_or(1, |machine| machine.vcpus), &mut names);
+        // A second one for what each NIC is connected to.
+        let users = names.len() + net.as_ref().map_or(0, Vec::len);
+        let screen = self.screen(&top, &names, users);
         Some(Spec {
             name: name?.value,
             machine: machine?,
@@ -246,6 +253,7 @@ impl Loader<'_> {
             on_crash: on_crash?,
             storage: storage?,
             net: net?,
+            screen: screen?,
         })
     }
 
@@ -320,7 +328,7 @@ impl Loader<'_> {
         Some(bytes)
     }
 
-    fn boot(&mut self, section: &Section<'_, '_>) -> Option<Boot> {
+    fn boot(&mut self, section: &Section<'_, '_>, has_screen: bool) -> Option<Boot> {
         let kernel = section.string("kernel", self.report);
         if kernel.is_none() {
             section.missing("kernel", "kernel = \"vmlinuz\"", self.report);
@@ -348,7 +356,9 @@ impl Loader<'_> {
             }
         }
         let (kernel, kernel_kind) = kernel?;
-        let cmdline = cmdline.map_or_else(|| "console=ttyS0".to_owned(), |cmdline| cmdline.value);
+        // The last one is what init talks to.
+        let usual = if has_screen { "console=tty0 console=ttyS0" } else { "console=ttyS0" };
+        let cmdline = cmdline.map_or_else(|| usual.to_owned(), |cmdline| cmdline.value);
         Some(Boot { kernel, kernel_kind, initrd: initrd.map(|initrd| initrd.value), cmdline })
     }
 

@@ -24,6 +24,8 @@ pub enum Death {
     Restarted,
     /// We ended it, because what it was connected to had been replaced.
     Recabled,
+    /// We ended it, because its VM ended.
+    EndedWithVm,
     /// It was not even started.
     NotStarted(String),
     /// It ended in a way that this build does not know; the raw wait status.
@@ -37,7 +39,7 @@ impl Death {
             Self::Exited(code) => *code != 0,
             Self::Killed(signal) => *signal != Signal::SIGKILL,
             Self::Forbidden(_) | Self::Hung(_) | Self::CutOff(_) | Self::Unknown(_) => true,
-            Self::Restarted | Self::Recabled | Self::NotStarted(_) => false,
+            Self::Restarted | Self::Recabled | Self::EndedWithVm | Self::NotStarted(_) => false,
         }
     }
 }
@@ -70,6 +72,7 @@ impl fmt::Display for Death {
             Self::CutOff(reason) => write!(f, "was cut off by the core and killed: {reason}"),
             Self::Restarted => f.write_str("was restarted by an operator"),
             Self::Recabled => f.write_str("was restarted for a new connection, as its passt had died"),
+            Self::EndedWithVm => f.write_str("was ended with its VM"),
             Self::NotStarted(why) => write!(f, "could not be started: {why}"),
             Self::Unknown(status) => write!(f, "ended with the wait status {status:#x}"),
         }

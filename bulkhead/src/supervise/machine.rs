@@ -107,6 +107,17 @@ pub enum Action {
     Tell(Notice),
 }
 
+/// A device, as far as its processes are concerned.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Wanted {
+    /// Its name.
+    pub name: String,
+    /// A second process is to stand by.
+    pub spare: bool,
+    /// Its processes are attached to the core: they end by themselves with it, and it hands over from one to another.
+    pub of_core: bool,
+}
+
 /// Which program a process is started from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Program {
@@ -231,16 +242,15 @@ pub struct Vm {
 }
 
 impl Vm {
-    /// A VM whose core has been started, and what to do to start its devices: names, and whether a spare is wanted. A process that is
-    /// silent for as long as `watchdog` hangs.
+    /// A VM whose core has been started, and what to do to start its devices. A process that is silent for as long as `watchdog` hangs.
     pub fn new(
-        devices: impl IntoIterator<Item = (String, bool)>,
+        devices: impl IntoIterator<Item = Wanted>,
         watchdog: Duration,
         now: Instant,
     ) -> (Self, Vec<Action>) {
         let mut out = Out { actions: Vec::new(), notices: Vec::new(), last_id: 0, watchdog };
         let devices = devices.into_iter().enumerate();
-        let devices = devices.map(|(number, (name, spare))| Device::new(number, name, spare, &mut out, now));
+        let devices = devices.map(|(number, wanted)| Device::new(number, wanted, &mut out, now));
         let devices = devices.collect();
         let actions = out.take();
         (Self { core: Core::Running, devices, phase: Phase::Running, out }, actions)
@@ -367,12 +377,13 @@ impl Vm {
         }
     }
 
-    /// Ends the core now. Devices see that by themselves and finish what they are doing.
+    /// Ends the core now. Devices see that by themselves and finish what they are doing; the others have nothing to finish.
     fn end(&mut self, fate: Fate, now: Instant) {
         self.phase = Phase::Ending { fate, until: Some(now + GRACE) };
         if self.core == Core::Running {
             self.out.act(Action::KillCore);
         }
+        self.devices.iter_mut().for_each(|device| device.end_with_core(&mut self.out));
     }
 
     fn kill_everything(&mut self) {

@@ -32,7 +32,7 @@ pub use self::fate::{Death, Fate, Seconds};
 pub use self::process::{Logging, Options};
 
 use self::control::Control;
-use self::machine::{Action, Event, Notice, ProcessId, Program, Vm};
+use self::machine::{Action, Event, Notice, ProcessId, Program, Vm, Wanted};
 use self::member::{DeviceProcess, Member};
 use self::notify::Notify;
 use self::operator::{Operator, Said};
@@ -42,6 +42,7 @@ use crate::disk::words::Change;
 use crate::net::backend::{Backend, Step};
 use crate::plan::{self, Plan};
 use crate::runtime_dir::RuntimeDir;
+use crate::screen::seat::{Doors, Seat};
 
 /// Signals that end the VM.
 const ENDING: [Signal; 4] = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGQUIT];
@@ -120,6 +121,8 @@ struct Supervisor {
     control: Control,
     core: Member,
     slots: Vec<Slot>,
+    /// What lies between the processes of a screen.
+    seat: Option<Seat>,
     processes: BTreeMap<ProcessId, DeviceProcess>,
     vm: Vm,
     /// What is still to be told to the state machine.
@@ -142,15 +145,22 @@ impl Supervisor {
         };
         // First what may well fail, and costs nothing.
         let slots = plan.devices.iter().map(Slot::new).collect::<Result<_, _>>()?;
+        let doors = || Doors::open(&runtime.vnc_socket(), &runtime.screen_socket());
+        let seat = plan.seat.as_ref().map(|seat| Seat::new(seat.listen, seat.web, doors()?)).transpose()?;
         let core_socket = runtime.core_socket();
-        let switchboard = Switchboard::new(&core_socket, plan.devices.len())?;
+        let of_core = plan.devices.iter().filter(|device| device.is_of_core()).count();
+        let switchboard = Switchboard::new(&core_socket, of_core)?;
         let operator = Operator::new(&core_socket);
         let control = Control::new(&runtime.supervisor_socket())
             .map_err(|error| StartError::Socket { what: "make", error })?;
         let core = process::start_core(plan, &switchboard, &input, options.logging)?;
         let core = Member::new("core-vmm", core);
         core.log_start();
-        let devices = plan.devices.iter().map(|device| (device.name.clone(), device.spare));
+        let devices = plan.devices.iter().map(|device| Wanted {
+            name: device.name.clone(),
+            spare: device.spare,
+            of_core: device.is_of_core(),
+        });
         let (vm, actions) = Vm::new(devices, options.watchdog, Instant::now());
         let mut supervisor = Self {
             name: plan.name.clone(),
@@ -161,6 +171,7 @@ impl Supervisor {
             control,
             core,
             slots,
+            seat,
             processes: BTreeMap::new(),
             vm,
             events: VecDeque::new(),
@@ -168,8 +179,10 @@ impl Supervisor {
         };
         let mut connections = switchboard.into_connections().into_iter();
         for action in actions {
-            if let (Action::Start { device, process, program }, Some(peer)) = (action, connections.next()) {
-                supervisor.start_device(device, process, program, &peer)?;
+            if let Action::Start { device, process, program } = action {
+                let is_of_core = plan.devices[device].is_of_core();
+                let peer = if is_of_core { connections.next() } else { None };
+                supervisor.start_device(device, process, program, peer.as_ref())?;
             }
         }
         if supervisor.terminal.is_some() {
@@ -241,8 +254,10 @@ impl Supervisor {
             Action::KillCore => self.core.kill(),
             Action::KillDevices => self.processes.values().for_each(|process| process.member.kill()),
             Action::Start { device, process, program } => {
-                let started = process::connect(&self.core_socket)
-                    .and_then(|peer| self.start_device(device, process, program, &peer));
+                let is_of_core = self.slots[device].plan.is_of_core();
+                let peer = is_of_core.then(|| process::connect(&self.core_socket)).transpose();
+                let started =
+                    peer.and_then(|peer| self.start_device(device, process, program, peer.as_ref()));
                 if let Err(error) = started {
                     self.events.push_back(Event::Ended(process, Death::NotStarted(error.to_string())));
                 }
@@ -275,13 +290,13 @@ impl Supervisor {
         }
     }
 
-    /// Starts a device process with its connection to the core.
+    /// Starts a device process with its connection to the core, if it is to have one.
     fn start_device(
         &mut self,
         device: usize,
         process: ProcessId,
         program: Program,
-        peer: &Peer,
+        peer: Option<&Peer>,
     ) -> Result<(), StartError> {
         let slot = &self.slots[device];
         let program = match (program, &slot.candidate) {
@@ -290,7 +305,10 @@ impl Supervisor {
         };
         let (notify, theirs) =
             Notify::new().map_err(|error| StartError::Prepare { what: "a socket", error })?;
-        let given = process::Given { core: peer, notify: &theirs, backend: slot.backend.as_ref() };
+        let backend = slot.backend.iter().flat_map(Backend::given);
+        let seat = self.seat.as_ref().zip(slot.plan.part).map(|(seat, part)| seat.given(part));
+        let connections = backend.chain(seat.into_iter().flatten()).collect();
+        let given = process::Given { core: peer, notify: &theirs, connections };
         let child = process::start_device(&slot.plan, program, given, self.options)?;
         let member = Member::new(&slot.plan.name, child);
         member.log_start();

@@ -40,7 +40,7 @@ impl Supervisor {
             Next::Nobody => "the VM ends".to_owned(),
         };
         match death {
-            Death::Exited(0) | Death::Restarted | Death::Recabled => {
+            Death::Exited(0) | Death::Restarted | Death::Recabled | Death::EndedWithVm => {
                 tracing::info!(process = name, role, next, "{death}")
             }
             _ => tracing::warn!(process = name, role, next, "{death}"),

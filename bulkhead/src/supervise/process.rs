@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::{self, PipeReader, Seek, Write};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::time::Duration;
 
@@ -11,14 +11,15 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::socket::{Backlog, listen};
 use sandbox::spawn::{Child, Command};
 
-use crate::net::backend::{self, Backend, Kind};
+use crate::net::backend;
 use crate::plan::{Device, Plan};
+use crate::screen::seat;
 
 /// Numbers of the descriptors in a child; 0 to 2 are the standard streams.
 const FIRST_FD: i32 = 3;
 const SECOND_FD: i32 = 4;
 /// A device's: behind the core's and the one for its signs of life.
-const BACKEND_FDS: i32 = 5;
+const CONNECTIONS: i32 = 5;
 
 /// Microseconds, as `WATCHDOG_USEC` has them.
 fn micros(time: Duration) -> String {
@@ -84,6 +85,9 @@ pub enum StartError {
         /// Why not.
         error: backend::Error,
     },
+    /// What lies between the processes of a screen.
+    #[error("the screen: {0}")]
+    Seat(#[from] seat::Error),
     /// The program itself.
     #[error("{program}: {error}")]
     Spawn {
@@ -146,14 +150,14 @@ pub fn start_core(
 }
 
 /// What a device process is given.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Given<'a> {
-    /// Its connection to the core.
-    pub core: &'a Peer,
+    /// Its connection to the core, if it has one.
+    pub core: Option<&'a Peer>,
     /// The socket on which it says how it is.
     pub notify: &'a OwnedFd,
-    /// What a NIC is connected to.
-    pub backend: Option<&'a Backend>,
+    /// What else it is connected to, each with the option by which it is told of it.
+    pub connections: Vec<(&'static str, BorrowedFd<'a>)>,
 }
 
 /// Starts one device process, from `program`.
@@ -163,24 +167,19 @@ pub fn start_device(
     given: Given<'_>,
     options: Options,
 ) -> Result<Child, StartError> {
-    let mut command = with_logging(Command::new(program), options.logging)
-        .arg("--core-fd")
-        .arg(FIRST_FD.to_string())
-        .fd(given.core.as_fd(), FIRST_FD)
+    let mut command = with_logging(Command::new(program), options.logging);
+    if let Some(core) = given.core {
+        command = command.arg("--core-fd").arg(FIRST_FD.to_string()).fd(core.as_fd(), FIRST_FD);
+    }
+    command = command
         .arg("--notify-fd")
         .arg(SECOND_FD.to_string())
         .fd(given.notify.as_fd(), SECOND_FD)
         .arg("--watchdog-usec")
         .arg(micros(options.watchdog))
         .args(&device.args);
-    if let Some(backend) = given.backend {
-        let option = match backend.kind() {
-            Kind::Taps => "--tap-fd",
-            Kind::Stream => "--stream-fd",
-        };
-        for (number, fd) in (BACKEND_FDS..).zip(backend.fds()) {
-            command = command.arg(option).arg(number.to_string()).fd(fd, number);
-        }
+    for (number, (option, fd)) in (CONNECTIONS..).zip(given.connections) {
+        command = command.arg(option).arg(number.to_string()).fd(fd, number);
     }
     spawn(command, program)
 }

@@ -60,6 +60,9 @@ fn write(options: &Units) -> anyhow::Result<ExitCode> {
         "console:  socat -,raw,echo=0,escape=0x1d UNIX-CONNECT:{}    (Ctrl-] leaves)",
         console.display()
     );
+    if spec.screen.is_some() {
+        println!("screen:   bulkhead console {}", spec.name);
+    }
     Ok(ExitCode::SUCCESS)
 }
 

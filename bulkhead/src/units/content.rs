@@ -11,12 +11,13 @@ use ipc::config::Console;
 
 use super::escape::{self, Unwritable};
 use super::nic::Nic;
+use super::screen::Screen;
 use super::{Names, SYSUSERS, UNITS, ids};
 use crate::plan::{Device, Plan};
 use crate::spec::{self, Spec, Storage};
 
 /// The templates, by name.
-pub const TEMPLATES: [(&str, &str); 7] = [
+pub const TEMPLATES: [(&str, &str); 12] = [
     ("bulkhead-vm@.target", include_str!("../../../policies/systemd/bulkhead-vm@.target")),
     ("bulkhead-core@.socket", include_str!("../../../policies/systemd/bulkhead-core@.socket")),
     ("bulkhead-core@.service", include_str!("../../../policies/systemd/bulkhead-core@.service")),
@@ -24,7 +25,15 @@ pub const TEMPLATES: [(&str, &str); 7] = [
     ("vsp-net@.service", include_str!("../../../policies/systemd/vsp-net@.service")),
     ("bulkhead-net@.service", include_str!("../../../policies/systemd/bulkhead-net@.service")),
     ("bulkhead-net@.socket", include_str!("../../../policies/systemd/bulkhead-net@.socket")),
+    ("vsp-video@.service", include_str!("../../../policies/systemd/vsp-video@.service")),
+    ("vsp-hid@.service", include_str!("../../../policies/systemd/vsp-hid@.service")),
+    ("bulkhead-console@.service", include_str!("../../../policies/systemd/bulkhead-console@.service")),
+    ("bulkhead-seat@.service", include_str!("../../../policies/systemd/bulkhead-seat@.service")),
+    ("bulkhead-seat@.socket", include_str!("../../../policies/systemd/bulkhead-seat@.socket")),
 ];
+
+/// The template of consoles.
+pub const CONSOLE: &str = "bulkhead-console";
 
 /// The drop-in in the directory of each unit. Other drop-ins beside it are the administrator's.
 pub const DROP_IN: &str = "50-bulkhead.conf";
@@ -69,11 +78,17 @@ pub fn files(
     files.push(File { path: Path::new(SYSUSERS).join(names.sysusers()), content: sysusers(plan, block) });
     let mut wanted = vec![names.core()];
     files.push(drop_in(&names.core(), core(spec, plan, names)?));
+    let screen = spec.screen.as_ref().zip(plan.seat.as_ref());
+    let screen = screen.map(|(screen, seat)| Screen { bulkhead, screen, seat, plan, names });
+    if let Some(screen) = &screen {
+        files.push(drop_in(&names.seat(), screen.holder(&ids::user(block, screen.seat.user))?));
+        wanted.extend([names.seat_socket(), names.seat()]);
+    }
     for (position, device) in plan.devices.iter().enumerate() {
-        let user = ids::user(block, position + 1);
-        let content = match (&device.network, spec.storage.get(position)) {
-            (Some(network), _) => {
-                let helper = ids::user(block, position + 1 + spec.net.len());
+        let user = ids::user(block, device.user);
+        let content = match (&device.network, device.part, spec.storage.get(position)) {
+            (Some(network), ..) => {
+                let helper = ids::user(block, device.user + spec.net.len());
                 let nic = Nic { bulkhead, device, network, names, position };
                 for (unit, content) in nic.others(&user, &helper)? {
                     files.push(drop_in(&unit, content));
@@ -81,13 +96,20 @@ pub fn files(
                 }
                 nic.device(&user)?
             }
-            (None, Some(storage)) => storage_device(device, storage, names, user, &is_device)?,
-            (None, None) => continue,
+            (_, Some(part), _) => match &screen {
+                Some(screen) => screen.device(device, part, &user)?,
+                None => continue,
+            },
+            (.., Some(storage)) => storage_device(device, storage, names, user, &is_device)?,
+            (None, None, None) => continue,
         };
         let [first, second] = names.device(kind(device), &device.name);
         files.push(drop_in(&first, content.clone()));
-        files.push(drop_in(&second, content));
         wanted.push(first);
+        // Nobody stands by for the console, nor takes over from it.
+        if device.is_of_core() {
+            files.push(drop_in(&second, content));
+        }
         if device.spare {
             wanted.push(second);
         }
@@ -119,15 +141,20 @@ fn core_config(plan: &Plan, names: Names<'_>) -> String {
 /// A user for each process, so that `ps` and the journal have a name for it, and because `User=` wants one.
 fn sysusers(plan: &Plan, block: u32) -> String {
     let mut out = HEADER.to_owned();
-    let members = std::iter::once("core").chain(plan.devices.iter().map(|device| device.name.as_str()));
-    // Behind the devices, as in the plan: what NICs are connected to.
-    let nics = plan.devices.iter().filter(|device| device.network.is_some());
-    let helpers = nics.map(|device| format!("what {} is connected to", device.name));
-    for (position, member) in members.map(str::to_owned).chain(helpers).enumerate() {
-        let (user, id) = (ids::user(block, position), ids::id(block, position));
+    let member = |(number, member): (usize, String)| {
+        let (user, id) = (ids::user(block, number), ids::id(block, number));
         // Infallible on a string.
         let _ = writeln!(out, "u {user} {id} \"Bulkhead VM {}, {member}\" - -", plan.name);
-    }
+    };
+    let devices = plan.devices.iter().map(|device| (device.user, device.name.clone()));
+    // Behind the NICs, as in the plan: what they are connected to.
+    let nics: Vec<_> = plan.devices.iter().filter(|device| device.network.is_some()).collect();
+    let helpers =
+        nics.iter().map(|nic| (nic.user + nics.len(), format!("what {} is connected to", nic.name)));
+    let seat =
+        plan.seat.iter().map(|seat| (seat.user, "what lies between its screen and its console".to_owned()));
+    let core = std::iter::once((0, "core".to_owned()));
+    core.chain(devices).chain(helpers).chain(seat).for_each(member);
     out
 }
 
@@ -181,7 +208,8 @@ pub(super) fn device_unit(
     sandbox: &Sandbox,
 ) -> Result<String, Unwritable> {
     let socket = names.core_socket();
-    let attach = ["--core".as_ref(), socket.as_os_str()];
+    let attach = device.is_of_core().then_some(["--core".as_ref(), socket.as_os_str()]);
+    let attach = attach.into_iter().flatten();
     let words = std::iter::once(device.program.as_os_str()).chain(attach).chain(more.iter().copied());
     let command = escape::command_line(words.chain(device.args.iter().map(|word| word.as_os_str())))?;
     let (unit, socket_unit) = (of_core(names), names.socket());

@@ -12,12 +12,13 @@ use ipc::config::CoreConfig;
 use nix::time::{ClockId, clock_gettime};
 
 use super::systemctl::{self, Systemctl, Unit};
-use super::{CONFIG, Names, UNITS, disks, swap};
+use super::{CONFIG, Names, UNITS, content, disks, swap};
 use crate::device::core::Operator;
 use crate::device::supervised::tell;
 use crate::device::{Backend, Error, Row, State};
 use crate::disk::Told;
 use crate::disk::words::{self, Change};
+use crate::spec::screen::CONSOLE;
 
 /// What is asked of each unit.
 const PROPERTIES: [&str; 8] = [
@@ -110,7 +111,12 @@ impl Systemd {
         let text = fs::read_to_string(&path)
             .map_err(|error| Error::Failed(format!("cannot read {}: {error}", path.display())))?;
         let config: CoreConfig = serde_json::from_str(&text).map_err(failed)?;
-        Ok(config.devices.into_iter().map(|device| device.name).collect())
+        let mut devices: Vec<String> = config.devices.into_iter().map(|device| device.name).collect();
+        // The console is no device of the core's; it is there with the screen.
+        if self.kind(CONSOLE) == content::CONSOLE {
+            devices.push(CONSOLE.to_owned());
+        }
+        Ok(devices)
     }
 
     /// The units of `device`, as they are now.
@@ -131,7 +137,7 @@ impl Systemd {
         let entries = fs::read_dir(Path::new("/").join(UNITS)).into_iter().flatten().flatten();
         let mut kinds = entries
             .filter_map(|entry| entry.file_name().into_string().ok()?.strip_suffix(&tail).map(str::to_owned))
-            .filter(|kind| kind.starts_with("vsp-"));
+            .filter(|kind| kind.starts_with("vsp-") || kind == content::CONSOLE);
         kinds.next().unwrap_or_else(|| "vsp-storage".to_owned())
     }
 
@@ -189,6 +195,10 @@ impl Backend for Systemd {
     }
 
     fn swap(&mut self, device: &str, binary: Option<&Path>) -> Result<String, Error> {
+        if device == CONSOLE && self.kind(device) == content::CONSOLE {
+            let why = "it has nothing to hand over: restart it (bulkhead device restart)";
+            return Err(Error::Failed(format!("{device} was not swapped: {why}")));
+        }
         // Before the lock: it says so if there is no such device.
         self.pair(device)?;
         let _only_we = swap::Alone::with(self.names(), device)?;
@@ -219,6 +229,10 @@ impl Backend for Systemd {
     /// Its processes may open whatever root can, until their compartments are closed.
     fn opener(&self) -> u32 {
         0
+    }
+
+    fn runtime(&self) -> PathBuf {
+        self.names().runtime()
     }
 }
 

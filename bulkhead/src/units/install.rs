@@ -105,9 +105,9 @@ fn is_of(directory: &str, vm: &str) -> bool {
     let Some((template, instance)) = unit.split_once('@') else { return false };
     let Some((instance, _type)) = instance.rsplit_once('.') else { return false };
     match template {
-        "bulkhead-vm" | "bulkhead-core" => instance == vm,
+        "bulkhead-vm" | "bulkhead-core" | "bulkhead-seat" => instance == vm,
         _ => {
-            (template == "bulkhead-net" || template.starts_with("vsp-"))
+            (matches!(template, "bulkhead-net" | "bulkhead-console") || template.starts_with("vsp-"))
                 && instance.split_once(':').is_some_and(|(of, _)| of == vm)
         }
     }
@@ -228,6 +228,9 @@ mod tests {
         assert!(is_of("vsp-storage@a:disk0:b.service.d", "a"));
         assert!(is_of("bulkhead-vm@a.target.d", "a"));
         assert!(is_of("bulkhead-net@a:nic0.service.d", "a") && is_of("bulkhead-net@a:nic0.socket.d", "a"));
+        assert!(
+            is_of("bulkhead-seat@a.service.d", "a") && is_of("bulkhead-console@a:console.service.d", "a")
+        );
         for other in ["vsp-storage@a-b:a.service.d", "bulkhead-vm@b.target.d", "vsp-storage@b:a.service.d"] {
             assert!(!is_of(other, "a"), "{other}");
         }

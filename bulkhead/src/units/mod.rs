@@ -2,7 +2,7 @@
 //! [`crate::supervise`].
 //!
 //! * [`content`]: from a VM to files, pure; [`escape`]: values in them that no path can break out of; [`ids`]: users
-//! * `nic`: the units of NICs
+//! * `nic`: the units of NICs; `screen`: those of a screen
 //! * [`install`]: writes them, once, and removes them; [`command`]: the command
 //! * [`systemctl`]: asks systemd and tells it; [`device`]: `ls` and `restart` with it; `swap`: one process for another without a break; `disks`:
 //!   what a device is started with changes
@@ -18,6 +18,7 @@ pub mod escape;
 pub mod ids;
 pub mod install;
 mod nic;
+mod screen;
 mod swap;
 pub mod systemctl;
 
@@ -72,6 +73,16 @@ impl<'a> Names<'a> {
     fn holder_socket(self, device: &str, position: usize) -> (PathBuf, String) {
         let unit = format!("bulkhead-net@{}:{device}.socket", self.vm);
         (self.runtime().join(format!("net{position}.sock")), unit)
+    }
+
+    /// The unit that keeps what lies between the processes of a screen,
+    fn seat(self) -> String {
+        format!("bulkhead-seat@{}.service", self.vm)
+    }
+
+    /// and the one of its sockets.
+    fn seat_socket(self) -> String {
+        format!("bulkhead-seat@{}.socket", self.vm)
     }
 
     /// Its runtime directory; not below /run/bulkhead, where `bulkhead run` clears away whatever has no lock.

@@ -1,10 +1,12 @@
 //! From kernel file to the state in which the boot VP takes its first instruction.
 //!
 //! Two ways in: a bzImage by the 64-bit Linux boot protocol (Documentation/arch/x86/boot.rst), an ELF with a
-//! `XEN_ELFNOTE_PHYS32_ENTRY` note by PVH (xen/include/public/arch-x86/hvm/start_info.h). The files stay open, so that a
+//! `XEN_ELFNOTE_PHYS32_ENTRY` note by PVH (xen/include/public/arch-x86/hvm/start_info.h), or by its 64-bit entry if it is to find what [UEFI](efi) leaves,
+//! of which PVH knows nothing. The files stay open, so that a
 //! guest reset loads them again from inside the compartment.
 
 pub mod acpi;
+mod efi;
 mod linux;
 mod pvh;
 mod reset;
@@ -16,7 +18,9 @@ use std::{
     path::Path,
 };
 
-use linux_loader::loader::{KernelLoader, PvhBootCapability, bzimage::BzImage, elf::Elf};
+use linux_loader::loader::{
+    KernelLoader, PvhBootCapability, bootparam::setup_header, bzimage::BzImage, elf::Elf,
+};
 use vm_memory::{Bytes, GuestAddress};
 
 use crate::{
@@ -55,6 +59,11 @@ pub enum BootError {
         "kernel {0} is a bzImage without a 64-bit entry (boot protocol 2.12 with XLF_KERNEL_64); give a 64-bit kernel"
     )]
     Not64(String),
+    /// An ELF file that cannot be handed over to as UEFI does.
+    #[error(
+        "kernel {0} is an ELF file that is no 64-bit Linux kernel, and this VM hands over as UEFI does because it has a screen; give a bzImage (vmlinuz) or an x86-64 vmlinux, or take the screen away"
+    )]
+    NotEfi(String),
     /// RAM is too small.
     #[error("{what} of {need} bytes does not fit into guest memory; raise [machine] memory")]
     TooSmall {
@@ -95,6 +104,17 @@ pub enum Entry {
     },
 }
 
+/// A kernel that has been loaded, to be entered by the 64-bit boot protocol.
+struct Loaded {
+    header: setup_header,
+    /// First address behind what was loaded.
+    end: u64,
+    /// First address behind what it uses before it has looked at its memory map.
+    needs: u64,
+    /// First instruction.
+    rip: u64,
+}
+
 /// A range of the guest's memory map.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct MapEntry {
@@ -118,11 +138,12 @@ pub struct Payload {
     is_elf: bool,
     initrd: Option<(File, String)>,
     cmdline: String,
+    efi: bool,
 }
 
 impl Payload {
-    /// Opens everything; nothing is opened later.
-    pub fn open(kernel: &Path, initrd: Option<&Path>, cmdline: &str) -> Result<Self, BootError> {
+    /// Opens everything; nothing is opened later. `efi`: the kernel is to find what UEFI leaves.
+    pub fn open(kernel: &Path, initrd: Option<&Path>, cmdline: &str, efi: bool) -> Result<Self, BootError> {
         let open = |what, path: &Path| {
             File::open(path).map_err(|source| BootError::File {
                 what,
@@ -144,11 +165,14 @@ impl Payload {
                 return Err(BootError::Format(kernel_path));
             }
         }
+        if is_elf && efi && elf_entry(&mut file).is_none() {
+            return Err(BootError::NotEfi(kernel_path));
+        }
         let initrd = match initrd {
             Some(path) => Some((open("initrd", path)?, path.display().to_string())),
             None => None,
         };
-        Ok(Self { kernel: file, kernel_path, is_elf, initrd, cmdline: cmdline.to_owned() })
+        Ok(Self { kernel: file, kernel_path, is_elf, initrd, cmdline: cmdline.to_owned(), efi })
     }
 
     /// Descriptors that stay open.
@@ -189,6 +213,16 @@ impl Payload {
         if self.is_elf {
             let loaded = Elf::load(ram.map_ref(), None, &mut self.kernel, high)
                 .map_err(|e| fail(&self.kernel_path, &e))?;
+            if self.efi {
+                let rip =
+                    elf_entry(&mut self.kernel).ok_or_else(|| BootError::NotEfi(self.kernel_path.clone()))?;
+                let end = loaded.kernel_end;
+                return self.hand_over(
+                    ram,
+                    rsdp,
+                    Loaded { header: linux::plain_header(), end, needs: end, rip },
+                );
+            }
             let PvhBootCapability::PvhEntryPresent(entry) = loaded.pvh_boot_cap else {
                 return Err(BootError::Format(self.kernel_path.clone()));
             };
@@ -206,11 +240,23 @@ impl Payload {
         if end > ram.low_end() {
             return Err(BootError::TooSmall { what: "the kernel, unpacked,", need: end });
         }
-        let max = if header.initrd_addr_max == 0 { 0x37ff_ffff } else { u64::from(header.initrd_addr_max) };
-        let initrd = self.load_initrd(ram, end, max)?;
-        linux::write_zero_page(ram, header, rsdp, initrd)?;
+        let rip = loaded.kernel_load.0 + linux::ENTRY_64;
+        self.hand_over(ram, rsdp, Loaded { header, end: loaded.kernel_end, needs: end, rip })
+    }
+
+    /// Puts everything else there that the 64-bit boot protocol wants.
+    fn hand_over(&mut self, ram: &Ram, rsdp: u64, kernel: Loaded) -> Result<Entry, BootError> {
+        let Loaded { header, end, needs, rip } = kernel;
+        let max = match header.initrd_addr_max {
+            0 if self.is_elf => u64::from(u32::MAX),
+            0 => 0x37ff_ffff,
+            max => u64::from(max),
+        };
+        let initrd = self.load_initrd(ram, needs, max)?;
+        let efi = if self.efi { Some(efi::write_tables(ram, rsdp, end, initrd)?) } else { None };
+        linux::write_zero_page(ram, header, rsdp, initrd, efi)?;
         linux::write_page_tables(ram)?;
-        Ok(Entry::Linux64 { rip: loaded.kernel_load.0 + linux::ENTRY_64 })
+        Ok(Entry::Linux64 { rip })
     }
 
     fn write_cmdline(&self, ram: &Ram) -> Result<(), BootError> {
@@ -255,26 +301,57 @@ fn bzimage_extents(file: &mut File) -> Option<Vec<(u64, u64)>> {
 
 /// Physical ranges of an ELF file's loadable segments. `None` if its headers make no sense; the loader says why.
 fn elf_extents(file: &mut File) -> Option<Vec<(u64, u64)>> {
+    let file_len = file.seek(SeekFrom::End(0)).ok()?;
+    let (_, segments) = elf_segments(file)?;
+    // What the file holds, not what it claims to need: the loader has not judged it yet.
+    Some(segments.iter().map(|segment| (segment.gpa, segment.in_file.min(file_len))).collect())
+}
+
+/// Where an x86-64 kernel begins that was built to be entered with 1:1 page tables, as Linux' vmlinux is (`phys_startup_64` in
+/// arch/x86/kernel/vmlinux.lds.S). `None`: it is something else.
+fn elf_entry(file: &mut File) -> Option<u64> {
+    /// Offsets in the header: class (2: 64 bits), machine (62: x86-64), entry.
+    const CLASS: usize = 4;
+    const MACHINE: usize = 18;
+    const ENTRY: usize = 24;
+    let (header, segments) = elf_segments(file)?;
+    let entry = elf_word(&header, ENTRY)?;
+    let is_inside = |s: &Segment| entry >= s.gpa && entry - s.gpa < s.in_file;
+    (header[CLASS] == 2 && header[MACHINE..MACHINE + 2] == [62, 0] && segments.iter().any(is_inside))
+        .then_some(entry)
+}
+
+/// A loadable segment of an ELF file.
+struct Segment {
+    /// Physical address.
+    gpa: u64,
+    /// Bytes that the file has of it.
+    in_file: u64,
+}
+
+fn elf_word(bytes: &[u8], at: usize) -> Option<u64> {
+    Some(u64::from_le_bytes(bytes.get(at..at + 8)?.try_into().ok()?))
+}
+
+/// Header and loadable segments of a 64-bit ELF file.
+fn elf_segments(file: &mut File) -> Option<([u8; 64], Vec<Segment>)> {
     const LOAD: u32 = 1;
     const SEGMENTS_MAX: u16 = 16;
-    let word = |b: &[u8], at: usize| Some(u64::from_le_bytes(b.get(at..at + 8)?.try_into().ok()?));
     let mut header = [0; 64];
-    let file_len = file.seek(SeekFrom::End(0)).ok()?;
     file.seek(SeekFrom::Start(0)).ok()?;
     file.read_exact(&mut header).ok()?;
-    let table = word(&header, 32)?;
+    let table = elf_word(&header, 32)?;
     let count = u16::from_le_bytes([header[56], header[57]]).min(SEGMENTS_MAX);
-    let mut extents = Vec::new();
+    let mut segments = Vec::new();
     for i in 0..u64::from(count) {
         let mut segment = [0; 56];
         file.seek(SeekFrom::Start(table.checked_add(i * 56)?)).ok()?;
         file.read_exact(&mut segment).ok()?;
         if u32::from_le_bytes(segment[..4].try_into().ok()?) == LOAD {
-            // What the file holds, not what it claims to need: the loader has not judged it yet.
-            extents.push((word(&segment, 24)?, word(&segment, 32)?.min(file_len)));
+            segments.push(Segment { gpa: elf_word(&segment, 24)?, in_file: elf_word(&segment, 32)? });
         }
     }
-    Some(extents)
+    Some((header, segments))
 }
 
 /// The memory map, the same for both boot protocols.
@@ -295,4 +372,68 @@ pub(crate) fn memory_map(ram: &Ram) -> Vec<MapEntry> {
         }
     }
     map
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use vm_memory::Bytes;
+
+    use super::*;
+
+    /// A 64-bit ELF file with one segment of 64 bytes at 16 MiB.
+    fn elf(machine: u8, entry: u64) -> File {
+        let mut file = vec![0; 64 + 56 + 64];
+        file[..7].copy_from_slice(&[0x7f, b'E', b'L', b'F', 2, 1, 1]);
+        file[16] = 2;
+        file[18] = machine;
+        file[20] = 1;
+        let mut put = |at: usize, value: u64| file[at..at + 8].copy_from_slice(&value.to_le_bytes());
+        put(24, entry);
+        put(32, 64);
+        put(52, 64 | 56 << 16 | 1 << 32);
+        // One segment: loaded, readable and executable, from byte 120 on, to 16 MiB.
+        put(64, 1 | 5 << 32);
+        put(72, 120);
+        put(80, 16 << 20);
+        put(88, 16 << 20);
+        put(96, 64);
+        put(104, 64);
+        put(112, 1);
+        let memfd = nix::sys::memfd::memfd_create(c"elf", nix::sys::memfd::MFdFlags::empty()).unwrap();
+        let mut made = File::from(memfd);
+        made.write_all(&file).unwrap();
+        made
+    }
+
+    fn open(file: &File, efi: bool) -> Result<Payload, BootError> {
+        let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+        Payload::open(Path::new(&path), None, "console=ttyS0", efi)
+    }
+
+    #[test]
+    fn a_linux_elf_is_entered_where_it_begins() {
+        let file = elf(62, (16 << 20) + 8);
+        let ram = Ram::new(64 << 20, false).unwrap();
+        let entry = open(&file, true).unwrap().load(&ram, 1).unwrap();
+        assert_eq!(entry, Entry::Linux64 { rip: (16 << 20) + 8 });
+        // As arch/x86/kernel/setup.c looks for it.
+        let mut signature = [0; 4];
+        ram.read(layout::ZERO_PAGE + 0x1c0, &mut signature).unwrap();
+        assert_eq!(&signature, b"EL64");
+        let mut secure_boot = [0; 1];
+        ram.read(layout::ZERO_PAGE + 0x1ec, &mut secure_boot).unwrap();
+        assert_eq!(secure_boot, [2]);
+        let table: u32 = ram.map_ref().read_obj(GuestAddress(layout::ZERO_PAGE + 0x1c4)).unwrap();
+        assert_eq!(u64::from(table), layout::EFI_TABLES);
+    }
+
+    #[test]
+    fn an_elf_that_is_no_linux_is_refused_if_it_is_to_find_uefi() {
+        for file in [elf(3, 16 << 20), elf(62, 0xffff_ffff_8100_0000), elf(62, (16 << 20) + 64)] {
+            assert!(matches!(open(&file, true), Err(BootError::NotEfi(_))));
+            assert!(open(&file, false).is_ok(), "PVH may know it");
+        }
+    }
 }

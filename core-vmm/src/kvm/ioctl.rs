@@ -9,7 +9,7 @@ use kvm_bindings::{
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 use vm_memory::{Address, GuestMemoryBackend, GuestMemoryRegion};
 
-use crate::memory::Ram;
+use crate::memory::{Ram, device::DeviceMemory};
 
 const KVMIO: u64 = 0xae;
 const READ: u64 = 2;
@@ -77,6 +77,34 @@ pub fn set_memory(vm: &VmFd, slot: u32, ram: &Ram) -> std::io::Result<()> {
     // lives; the only callers, machines, hold one and drop it after the VM. Pages that are laid over
     // it later stay inside it.
     unsafe { vm.set_user_memory_region(area) }.map_err(Into::into)
+}
+
+/// Gives a device's memory to KVM at `gpa`, as the slot of that number. It has to stay mapped until [`clear_memory`] has taken
+/// it back or `vm` is no more.
+pub fn set_device_memory(vm: &VmFd, slot: u32, gpa: u64, memory: &DeviceMemory) -> std::io::Result<()> {
+    let area = kvm_userspace_memory_region {
+        slot,
+        flags: 0,
+        guest_phys_addr: gpa,
+        memory_size: memory.bytes(),
+        userspace_addr: memory.address(),
+    };
+    // SAFETY: the area is a whole mapping of our own that nothing in this process reads, writes or points into. The only callers,
+    // machines, keep it until they have taken it back, and drop it after the VM.
+    unsafe { vm.set_user_memory_region(area) }.map_err(Into::into)
+}
+
+/// Takes memory back from KVM. When this has returned, no VP can reach it any more.
+pub fn clear_memory(vm: &VmFd, slot: u32, gpa: u64) -> std::io::Result<()> {
+    let nothing = kvm_userspace_memory_region {
+        slot,
+        flags: 0,
+        guest_phys_addr: gpa,
+        memory_size: 0,
+        userspace_addr: 0,
+    };
+    // SAFETY: a slot of no bytes names no memory.
+    unsafe { vm.set_user_memory_region(nothing) }.map_err(Into::into)
 }
 
 /// Routes an eventfd to an interrupt; with `ended`, that one is written when the guest has ended it.

@@ -4,6 +4,7 @@
 //! the old guest left in a register can survive, and no list of registers to clear has to be kept.
 
 use std::{
+    cell::RefCell,
     os::{
         fd::{AsFd, AsRawFd, BorrowedFd},
         unix::thread::JoinHandleExt,
@@ -32,7 +33,7 @@ use crate::{
     boot::Entry,
     layout,
     legacy::Platform,
-    memory::{Ram, donation::Follow},
+    memory::{Ram, device::DeviceMemory, donation::Follow},
     partition::{HvStatus, Partition, VMBUS_SINT},
 };
 
@@ -58,6 +59,16 @@ fn kvm(what: &'static str) -> impl Fn(kvm_ioctls::Error) -> MachineError {
 
 /// Pins of the I/O APIC; SINT routes come after them.
 const IOAPIC_PINS: u32 = 24;
+
+/// KVM's memory slots for device memory begin with this number; those of RAM, two at most, come before.
+const DEVICE_SLOTS: u32 = 16;
+
+/// Device memory that the guest sees.
+#[derive(Debug)]
+struct Shown {
+    gpa: u64,
+    _memory: DeviceMemory,
+}
 
 /// Eventfds that outlive a guest reset.
 #[derive(Debug)]
@@ -106,6 +117,8 @@ pub struct Machine {
     vm: VmFd,
     /// KVM's memory slots point into it, so it goes after `vm`.
     ram: Ram,
+    /// KVM's memory slots from [`DEVICE_SLOTS`] on point into these, which go after `vm` as well. None: the slot is free.
+    device_memory: RefCell<Vec<Option<Shown>>>,
     wires: Arc<Wires>,
     vcpus: Vec<VcpuFd>,
     threads: Vec<(JoinHandle<()>, mpsc::Sender<HvStatus>)>,
@@ -128,7 +141,15 @@ impl Machine {
         }
         route_interrupts(&vm, vps)?;
         attach_wires(&vm, &wires, vps)?;
-        Ok(Self { vm, ram: ram.clone(), wires, vcpus, threads: Vec::new(), stop: Arc::default() })
+        Ok(Self {
+            vm,
+            ram: ram.clone(),
+            device_memory: RefCell::default(),
+            wires,
+            vcpus,
+            threads: Vec::new(),
+            stop: Arc::default(),
+        })
     }
 
     /// Starts the VPs: the boot VP at `entry`, the others waiting for their start-up interrupt.
@@ -219,6 +240,29 @@ impl Partition for Machine {
     fn message_interrupt(&self, vp: u32) {
         // An eventfd at its maximum is signalled already.
         let _ = self.wires.device[vp as usize].write(1);
+    }
+
+    fn map_device_memory(&self, gpa: u64, memfd: BorrowedFd<'_>, bytes: u64) -> std::io::Result<()> {
+        let memory = DeviceMemory::new(memfd, bytes)?;
+        let mut shown = self.device_memory.borrow_mut();
+        let at = shown.iter().position(Option::is_none).unwrap_or_else(|| {
+            shown.push(None);
+            shown.len() - 1
+        });
+        ioctl::set_device_memory(&self.vm, DEVICE_SLOTS + at as u32, gpa, &memory)?;
+        shown[at] = Some(Shown { gpa, _memory: memory });
+        Ok(())
+    }
+
+    fn unmap_device_memory(&self, gpa: u64) {
+        let mut shown = self.device_memory.borrow_mut();
+        let there = |shown: &Option<Shown>| shown.as_ref().is_some_and(|shown| shown.gpa == gpa);
+        let Some(at) = shown.iter().position(there) else { return };
+        match ioctl::clear_memory(&self.vm, DEVICE_SLOTS + at as u32, gpa) {
+            Ok(()) => shown[at] = None,
+            // The guest still sees it, and so it stays.
+            Err(error) => tracing::error!(gpa, %error, "a device's memory cannot be taken back"),
+        }
     }
 
     fn watch_end_of_message(&self, vp: u32, on: bool) {

@@ -62,6 +62,11 @@ impl Area {
         result
     }
 
+    /// First address.
+    pub fn address(&self) -> usize {
+        self.start as usize
+    }
+
     /// The area as a region of guest memory. It must not outlive the area.
     pub fn region(&self) -> Result<MmapRegion, String> {
         let prot = libc::PROT_READ | libc::PROT_WRITE;
@@ -109,6 +114,17 @@ fn advise(map: &GuestMemoryMmap<()>, advice: libc::c_int) -> std::io::Result<()>
 /// Makes every page present now; the error is the kernel's when memory runs out.
 pub fn prefault(map: &GuestMemoryMmap<()>) -> std::io::Result<()> {
     advise(map, libc::MADV_POPULATE_WRITE)
+}
+
+/// Whether a file can be mapped from its second page of 4 KiB on: one of larger pages cannot (`hugetlbfs_file_mmap` in fs/hugetlbfs/inode.c).
+pub fn can_map_second_page(file: BorrowedFd<'_>) -> bool {
+    let flags = libc::MAP_SHARED | libc::MAP_NORESERVE;
+    // SAFETY: a fresh mapping at an address of the kernel's choice touches nobody's memory; nobody can access it, and what was mapped
+    // is unmapped again at once.
+    unsafe {
+        let at = libc::mmap(std::ptr::null_mut(), 4096, libc::PROT_NONE, flags, file.as_raw_fd(), 4096);
+        at != libc::MAP_FAILED && libc::munmap(at, 4096) == 0
+    }
 }
 
 /// Replaces `len` bytes of `region`'s mapping, from byte `within`, by `fd` from byte `offset`.

@@ -3,6 +3,7 @@
 //! Nothing outside this module and [`donation`] may assume that a guest-physical address and an
 //! offset into the memfd are the same thing.
 
+pub mod device;
 pub mod donation;
 pub mod large;
 #[allow(unsafe_code)]

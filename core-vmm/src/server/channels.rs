@@ -77,8 +77,11 @@ impl Server {
         Ok(())
     }
 
-    /// Gives all channels of the device to the process that has begun to serve.
+    /// Gives all that the device has to the process that has begun to serve: what the guest sees of its memory, then its channels.
     pub(super) fn give_all<P: Partition>(&mut self, partition: &P, device: usize) {
+        if !self.has_memory(partition, device) {
+            return;
+        }
         self.settle(partition, device);
         let own = self.live.iter().filter(|l| l.device == device && l.wish != Wish::Closing);
         let mut relids: Vec<(u16, Relid)> = own.map(|l| (l.subchannel, l.relid)).collect();
@@ -197,6 +200,9 @@ impl Server {
             (live.hold, live.owed) = (Hold::Free, None);
         }
         let (device, hold) = (live.device, live.hold);
+        if self.devices.get(device).is_some_and(|d| d.is_primary(relid)) {
+            self.unmap_all(partition, device);
+        }
         match hold {
             Hold::Free => {
                 let Some(device) = self.devices.get(device) else { return };

@@ -38,6 +38,8 @@ pub(super) struct Device {
     pub uid: Option<u32>,
     pub guest_ram: bool,
     pub may_fetch: bool,
+    /// Most bytes of its own that it may have mapped.
+    pub device_memory: u64,
     pub offered: Option<Offered>,
     pub slot: Slot<Process>,
     /// The process that serves has still to be told that it has been given all channels; when to try.
@@ -92,6 +94,7 @@ impl Device {
             uid: slot.uid,
             guest_ram: slot.guest_ram,
             may_fetch: slot.fetch,
+            device_memory: slot.device_memory,
             offered: None,
             slot: Slot::new(),
             owes_adopted: None,

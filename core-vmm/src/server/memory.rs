@@ -40,10 +40,22 @@ pub(super) struct Shared {
 }
 
 /// What a process wants to know.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Ask {
-    Share { channel: Relid, gpadl: u32 },
-    Fetch { channel: Relid, offset: u32, len: u32 },
+    Share {
+        channel: Relid,
+        gpadl: u32,
+    },
+    Fetch {
+        channel: Relid,
+        offset: u32,
+        len: u32,
+    },
+    /// What became of its memory; it has been tried.
+    Mapped {
+        gpa: u64,
+        result: Result<(), String>,
+    },
 }
 
 /// What is between the core and the process that has a device.
@@ -81,10 +93,14 @@ impl Server {
 
     /// Answers what the process of a device has asked, as far as it listens.
     fn answer<P: Partition>(&mut self, partition: &P, i: usize) {
-        while let Some(&ask) = self.devices[i].desk.owed.first() {
+        while let Some(ask) = self.devices[i].desk.owed.first().cloned() {
             let sent = match ask {
                 Ask::Share { channel, gpadl } => self.answer_share(partition, i, channel, gpadl),
                 Ask::Fetch { channel, offset, len } => self.answer_fetch(i, channel, offset, len),
+                Ask::Mapped { gpa, result } => match self.devices[i].slot.holder() {
+                    Some((_, process)) => process.peer.send(&ToVsp::MemoryMapped { gpa, result }, &[]),
+                    None => Ok(()),
+                },
             };
             let desk = &mut self.devices[i].desk;
             // If it has gone, its end will be read.
@@ -112,7 +128,7 @@ impl Server {
     }
 
     /// A channel of device `i` that the guest has open and the process has.
-    fn open_live(&self, i: usize, channel: Relid) -> Result<&Live, String> {
+    pub(super) fn open_live(&self, i: usize, channel: Relid) -> Result<&Live, String> {
         let live = self.live.iter().find(|l| l.relid == channel && l.device == i);
         live.filter(|l| l.wish == Wish::Open && matches!(l.hold, Hold::Asked(_) | Hold::Served))
             .ok_or_else(|| "the channel is not open".into())

@@ -8,6 +8,7 @@ mod channels;
 mod control;
 mod device;
 mod live;
+mod mappings;
 mod memory;
 mod operator;
 mod peers;
@@ -26,6 +27,7 @@ use device::Device;
 use ipc::{config::DeviceSlot, message::VERSIONS, socket::Peer};
 use live::{Hold, Live};
 use logs::Ration;
+use mappings::Mapping;
 use memory::Shared;
 use operator::Operators;
 
@@ -74,6 +76,7 @@ pub struct Server {
     devices: Vec<Device>,
     live: Vec<Live>,
     shared: Vec<Shared>,
+    mappings: Vec<Mapping>,
     channels_max: usize,
     /// With the time by which each has to say who it is.
     strangers: Vec<(Peer, Instant)>,
@@ -109,6 +112,7 @@ impl Server {
             devices,
             live: Vec::new(),
             shared: Vec::new(),
+            mappings: Vec::new(),
             channels_max: CHANNELS_MAX,
             strangers: Vec::new(),
             accept_after: None,
@@ -177,9 +181,10 @@ impl Server {
         }
     }
 
-    /// No channel is open and no guest page is shared.
+    /// No channel is open, no guest page is shared, no device's memory is mapped.
     pub fn is_quiet(&self) -> bool {
-        self.bus.is_quiet() && self.live.is_empty() && self.shared.is_empty()
+        let is_open = !self.live.is_empty() || !self.shared.is_empty() || !self.mappings.is_empty();
+        self.bus.is_quiet() && !is_open
     }
 
     /// No process has a channel; what is still open waits for processes that are not there.

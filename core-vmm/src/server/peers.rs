@@ -1,7 +1,7 @@
 //! Who connects: strangers that have to say who they are, device processes, operators.
 
 use std::{
-    os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd},
+    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd},
     time::{Duration, Instant},
 };
 
@@ -214,7 +214,7 @@ impl Server {
             // It plays dead, so that a successor begins while it still has everything.
             Err(SocketError::Closed) => Leave::CutOff("it sent nothing".into()),
             Err(error) => Leave::CutOff(format!("it cannot be understood: {}", shorten(&error.to_string()))),
-            Ok((message, _)) => match self.obey(partition, i, role, message) {
+            Ok((message, fds)) => match self.obey(partition, i, role, message, fds) {
                 Ok(()) => return true,
                 Err(how) => how,
             },
@@ -233,6 +233,7 @@ impl Server {
         i: usize,
         role: Role,
         message: ToCore,
+        fds: Vec<OwnedFd>,
     ) -> Result<(), Leave> {
         let now = Instant::now();
         let said = device::describe(&message);
@@ -244,7 +245,11 @@ impl Server {
             message => {
                 let process = slot.holder().filter(|(holder, _)| *holder == role);
                 let most = process.ok_or_else(breach)?.1.max_subchannels;
-                return self.obey_holder(partition, i, most, message)?.ok_or_else(breach);
+                return match message {
+                    ToCore::MapMemory { gpa, bytes } => self.map_asked(partition, i, (gpa, bytes), fds),
+                    message => self.obey_holder(partition, i, most, message),
+                }?
+                .ok_or_else(breach);
             }
         };
         self.perform(partition, i, acts.map_err(|()| breach())?);
@@ -275,6 +280,7 @@ impl Server {
             ToCore::ReturnGpadl { channel, gpadl } if self.owns(i, channel) => {
                 self.return_gpadl(partition, channel, gpadl);
             }
+            ToCore::UnmapMemory { gpa } => return Ok(self.unmap_asked(partition, i, gpa)),
             ToCore::ControlDone { id, result } => return Ok(self.control_done(i, id, result)),
             ToCore::OfferSubchannels { count } if count <= most => {
                 let Some(offered) = &self.devices[i].offered else { return Ok(Some(())) };

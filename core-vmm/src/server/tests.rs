@@ -2,6 +2,7 @@
 
 mod controls;
 mod deaths;
+mod mappings;
 mod memory;
 mod operators;
 mod peers;
@@ -50,7 +51,7 @@ fn own_uid() -> u32 {
 
 fn slot(name: &str) -> DeviceSlot {
     let instance = format!("b01ce4ad-0000-4000-8000-{:012x}", name.len());
-    DeviceSlot { name: name.into(), instance, uid: None, guest_ram: false, fetch: false }
+    DeviceSlot { name: name.into(), instance, uid: None, guest_ram: false, fetch: false, device_memory: 0 }
 }
 
 /// One whose process can reach guest memory.

@@ -289,6 +289,21 @@ impl Spine {
         }
     }
 
+    /// The spine of what a device says by itself, with a state that changes by it: of no packet of the guest's, and void for as long as the guest
+    /// cannot see what is said.
+    pub fn notice(sequence: u64, epoch: u64) -> Spine {
+        Spine {
+            sequence,
+            transaction_id: 0,
+            wants_completion: false,
+            // No ring ever gets there.
+            read_after: !7,
+            epoch: epoch as u32,
+            len: 0,
+            packet_checksum: seal::of_bytes(sequence, &[]),
+        }
+    }
+
     #[inline]
     fn shape(&self) -> u64 {
         let wants = if self.wants_completion { WANTS_COMPLETION } else { 0 };

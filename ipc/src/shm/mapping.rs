@@ -34,8 +34,17 @@ impl Mapping {
         Mapping::concatenate(memory, &[(offset, len)])
     }
 
+    /// The same without the right to write; a store into it would end the process, so only [`super::View`] has one.
+    pub(super) fn read_only(memory: &SharedMemory, offset: u64, len: u64) -> Result<Mapping, ShmError> {
+        Mapping::assemble(memory, &[(offset, len)], ProtFlags::PROT_READ)
+    }
+
     /// Maps several ranges of `memory` one after the other in our address space.
     pub(super) fn concatenate(memory: &SharedMemory, parts: &[(u64, u64)]) -> Result<Mapping, ShmError> {
+        Mapping::assemble(memory, parts, ProtFlags::PROT_READ | ProtFlags::PROT_WRITE)
+    }
+
+    fn assemble(memory: &SharedMemory, parts: &[(u64, u64)], access: ProtFlags) -> Result<Mapping, ShmError> {
         let mut total = 0usize;
         for &(offset, len) in parts {
             memory.check(offset, len)?;
@@ -46,7 +55,7 @@ impl Mapping {
         let mapping = Mapping::reserve(total)?;
         let mut at = 0;
         for &(offset, len) in parts {
-            mapping.place(at, super::AsFd::as_fd(memory), offset, len as usize)?;
+            mapping.place(at, super::AsFd::as_fd(memory), offset, len as usize, access)?;
             at += len as usize;
         }
         Ok(mapping)
@@ -78,12 +87,18 @@ impl Mapping {
     }
 
     /// Puts `len` bytes of a file over our own reservation at `at`.
-    fn place(&self, at: usize, file: BorrowedFd<'_>, offset: u64, len: usize) -> Result<(), ShmError> {
+    fn place(
+        &self,
+        at: usize,
+        file: BorrowedFd<'_>,
+        offset: u64,
+        len: usize,
+        access: ProtFlags,
+    ) -> Result<(), ShmError> {
         let bad = || ShmError::BadRange { offset, len: len as u64 };
         let offset = i64::try_from(offset).map_err(|_| bad())?;
         let address = NonZeroUsize::new(self.base.as_ptr() as usize + at);
         let size = NonZeroUsize::new(len).ok_or_else(bad)?;
-        let access = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
         let flags = MapFlags::MAP_SHARED | MapFlags::MAP_FIXED | MapFlags::MAP_NORESERVE;
         assert!(at + len <= self.len, "parts add up to the reservation");
         // SAFETY: MAP_FIXED replaces pages of our own reservation only, to which nobody holds a pointer yet.

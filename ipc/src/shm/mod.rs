@@ -9,10 +9,12 @@ mod mapping;
 mod pages;
 mod ram;
 mod ring;
+mod view;
 
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
@@ -24,6 +26,7 @@ pub use mapping::Mapping;
 pub use pages::{HeldSpan, OutOfPages, PagesMapping};
 pub use ram::{GuestBuffer, GuestRam, RamError, Span};
 pub use ring::RingMapping;
+pub use view::View;
 
 /// Bytes of a page of the guest and of a ring.
 pub const PAGE: usize = 4096;
@@ -124,6 +127,13 @@ impl SharedMemory {
         Ok(SharedMemory { file, len: self.len })
     }
 
+    /// Whether both are handles to the same memory.
+    pub fn is_same(&self, other: &SharedMemory) -> Result<bool, ShmError> {
+        let look = |memory: &SharedMemory| memory.file.metadata().map(|found| (found.dev(), found.ino()));
+        let both = look(self).and_then(|own| Ok(own == look(other)?));
+        both.map_err(|source| ShmError::Os { what: "look at shared memory", source })
+    }
+
     /// The bytes of `offset..offset + len`, if they are whole pages inside.
     fn check(&self, offset: u64, len: u64) -> Result<(), ShmError> {
         let page = PAGE as u64;
@@ -160,6 +170,8 @@ mod tests {
         let memory = SharedMemory::create("test", 8192).unwrap();
         let twin = SharedMemory::from_fd(memory.try_clone().unwrap().into(), 8192).unwrap();
         assert_eq!(twin.len(), 8192);
+        assert!(twin.is_same(&memory).unwrap());
+        assert!(!twin.is_same(&SharedMemory::create("test", 8192).unwrap()).unwrap());
         assert!(twin.file.set_len(4096).is_err(), "sealed against shrinking");
         assert!(twin.file.set_len(16384).is_err(), "sealed against growing");
         let fd = memory.into();

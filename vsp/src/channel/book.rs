@@ -211,6 +211,20 @@ impl<L: LedgerMemory> Book<L> {
         }
     }
 
+    /// A packet of the device's own is in the ring, up to the index `index`, and a state comes with it. There is a free slot, and a spare half.
+    pub fn notice(&mut self, sequence: u64, index: u32, state: &[u8]) {
+        let Some(slot) = self.free.pop() else { return debug_assert!(false, "a slot is free") };
+        self.ledger.write_request(slot, &Spine::notice(sequence, self.epoch), &[]);
+        let ticket = Ticket { transaction_id: 0, wants_completion: false, sequence, slot, begun: false };
+        self.completing(&ticket, index, Some(state));
+    }
+
+    /// Makes a state the device's without an answer. Nothing that brings one may be in the ring unpublished.
+    pub fn save_state(&mut self, state: &[u8]) {
+        self.write_state(state);
+        self.commit_state();
+    }
+
     fn commit_state(&mut self) {
         if let Some(generation) = self.coming.take() {
             self.ledger.set(Word::StateGeneration, generation);

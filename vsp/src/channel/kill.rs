@@ -68,6 +68,8 @@ pub enum KillPoint {
     Returning,
     /// A successor has settled one loan.
     AdoptLoan,
+    /// A packet of the device's own is in the ring behind the write index, and no ledger knows of it.
+    Notified,
 }
 
 impl KillPoint {
@@ -110,6 +112,9 @@ impl KillPoint {
         KillPoint::AdoptLoan,
     ];
 
+    /// All that a device meets besides which says something without having been asked.
+    pub const NOTICES: [KillPoint; 1] = [KillPoint::Notified];
+
     /// Its name on a command line.
     pub fn name(self) -> &'static str {
         match self {
@@ -144,6 +149,7 @@ impl KillPoint {
             KillPoint::ReturnDue => "return-due",
             KillPoint::Returning => "returning",
             KillPoint::AdoptLoan => "adopt-loan",
+            KillPoint::Notified => "notified",
         }
     }
 
@@ -159,7 +165,7 @@ impl KillPoint {
 /// `NAME:COUNT`, from 1. An error in builds without kill points.
 pub fn arm_kill_point(order: &str) -> Result<(), String> {
     let (name, count) = order.split_once(':').unwrap_or((order, "1"));
-    let mut all = KillPoint::ALL.into_iter().chain(KillPoint::LOANS);
+    let mut all = KillPoint::ALL.into_iter().chain(KillPoint::LOANS).chain(KillPoint::NOTICES);
     let point = all.find(|point| point.name() == name);
     let point = point.ok_or_else(|| format!("there is no kill point `{name}`"))?;
     let count = count.parse().ok().filter(|&count: &u32| count > 0);

@@ -170,7 +170,7 @@ impl<M: RingMemory, L: LedgerMemory> Channel<M, L> {
         Ok(true)
     }
 
-    fn want_room(&mut self, bytes: u32) {
+    pub(super) fn want_room(&mut self, bytes: u32) {
         self.loans.wanted = self.loans.wanted.max(bytes);
     }
 

@@ -13,6 +13,8 @@ mod damage;
 #[cfg(debug_assertions)]
 mod memory;
 #[cfg(debug_assertions)]
+mod notices;
+#[cfg(debug_assertions)]
 mod poison;
 #[cfg(debug_assertions)]
 mod world;

@@ -71,9 +71,14 @@ impl Channels {
     /// something first, about sub-channels or GPADLs, it waits for that all the same.)
     pub fn publish(&mut self, id: ChannelId) {
         // What the core has to know first is told at the end of the turn.
-        if self.subchannels.is_none() && !self.gpadls.owes_words() {
+        if !self.owes_words() {
             self.slot(id).filter(|slot| slot.answers()).map(Slot::flush);
         }
+    }
+
+    /// Whether the core has to be told something before the guest sees anything.
+    fn owes_words(&self) -> bool {
+        self.subchannels.is_some() || self.gpadls.owes_words() || self.orders.owes_words()
     }
 
     /// The next loan that has come back on a channel, what was said to it included.
@@ -90,6 +95,8 @@ impl Channels {
 
     /// Whether the device has something to hear that nothing wakes the loop for.
     pub(crate) fn has_news(&self) -> bool {
-        self.gpadls.has_refusals() || self.slots.iter().flatten().any(|slot| slot.channel.made_room())
+        self.gpadls.has_refusals()
+            || self.orders.has_refusals()
+            || self.slots.iter().flatten().any(|slot| slot.channel.made_room())
     }
 }

@@ -40,6 +40,11 @@ impl<D: Device> Bench<D> {
         bench
     }
 
+    /// Attaches `device` to a core that was made before.
+    pub fn with_core(core: FakeCore, vsp: Peer, device: D) -> Bench<D> {
+        Bench::attach(core, vsp, device, false)
+    }
+
     fn attach(core: FakeCore, vsp: Peer, device: D, predecessor: bool) -> Bench<D> {
         let setting = Setting { name: "test".into(), ledger: true, notifier: Notifier::silent() };
         let mut runtime = Runtime::new(device, setting).expect("a runtime");

@@ -1,6 +1,6 @@
 //! Guest memory that a device asks for, and what it lends.
 
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::thread::JoinHandle;
 
 use ipc::message::{MAX_FETCH, ToCore, ToVsp};
@@ -27,18 +27,18 @@ impl FakeCore {
     }
 
     /// Answers what the device asks of GPADLs, as the core does; what else it says is kept for [`FakeCore::answer`], which does this as
-    /// well.
+    /// well. A process that has gone says nothing more.
     pub fn attend(&self) {
         loop {
             match self.peer.try_recv::<ToCore>() {
-                Ok((message, _)) => self.hear(message),
-                Err(SocketError::WouldBlock) => return,
+                Ok((message, fds)) => self.hear(message, fds),
+                Err(SocketError::WouldBlock | SocketError::Closed) => return,
                 Err(error) => panic!("{error}"),
             }
         }
     }
 
-    pub(super) fn hear(&self, message: ToCore) {
+    pub(super) fn hear(&self, message: ToCore, fds: Vec<OwnedFd>) {
         match message {
             ToCore::ShareGpadl { channel, gpadl } => {
                 let gpadls = self.gpadls.borrow();
@@ -48,6 +48,8 @@ impl FakeCore {
                 self.peer.send(&ToVsp::GpadlShared { channel, gpadl, result }, &fds).expect("sent");
             }
             ToCore::ReturnGpadl { gpadl, .. } => self.tear_down(gpadl),
+            ToCore::MapMemory { gpa, bytes } => self.map(gpa, bytes, fds),
+            ToCore::UnmapMemory { gpa } => self.unmap(gpa),
             other => self.heard.borrow_mut().push_back(other),
         }
     }

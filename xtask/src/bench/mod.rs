@@ -8,6 +8,7 @@ mod lab;
 mod net;
 mod storage;
 mod table;
+mod video;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -35,7 +36,7 @@ pub struct Arguments {
     /// Take the binaries as they are.
     #[arg(long)]
     no_build: bool,
-    /// storage, net: how long each measurement takes, in milliseconds.
+    /// storage, net, video: how long each measurement takes, in milliseconds.
     #[arg(long, default_value_t = 2000, value_name = "MS")]
     time: u64,
     /// storage: how the guests wait for the end of a read.
@@ -59,6 +60,8 @@ enum Name {
     Net,
     /// Natively: reads through vsp-storage, beside fio on the same file and QEMU's vhost-user-blk server.
     Storage,
+    /// Natively: a guest's screen and keyboard, as far as a viewer on the same host.
+    Video,
 }
 
 /// Runs a benchmark.
@@ -105,6 +108,10 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
                 wait: arguments.wait,
             };
             ("storage", storage::measure(options)?)
+        }
+        Name::Video => {
+            let time = Duration::from_millis(arguments.time);
+            ("video", video::measure(!arguments.no_build, arguments.rounds, time)?)
         }
     };
     let path = match &arguments.json {

@@ -25,6 +25,8 @@ pub struct Figure {
 pub enum Asked {
     /// No more than this.
     AtMost(f64),
+    /// No less than this.
+    AtLeast(f64),
     /// No more than this part of the reference's.
     RatioAtMost(f64),
     /// No less than this part of the reference's.
@@ -81,6 +83,7 @@ impl Figure {
     pub fn met(&self) -> bool {
         match self.asked {
             Asked::AtMost(most) => self.ours <= most,
+            Asked::AtLeast(least) => self.ours >= least,
             Asked::RatioAtMost(most) => self.ratio().is_some_and(|ratio| ratio <= most),
             Asked::RatioAtLeast(least) => self.ratio().is_some_and(|ratio| ratio >= least),
         }
@@ -111,7 +114,7 @@ pub fn text(figures: &[Figure]) -> String {
         let theirs = theirs.map(|p| format!("{} {} ({:.2})", p.name, number(p.value), p.ratio));
         let asked = match figure.asked {
             Asked::AtMost(asked) | Asked::RatioAtMost(asked) => format!("<= {asked}"),
-            Asked::RatioAtLeast(asked) => format!(">= {asked}"),
+            Asked::AtLeast(asked) | Asked::RatioAtLeast(asked) => format!(">= {asked}"),
         };
         let met = if figure.met() { "yes" } else { "NO" };
         let _ = writeln!(
@@ -172,6 +175,8 @@ mod tests {
         assert!(!figure.met());
         figure.asked = Asked::AtMost(6.0);
         assert!(figure.met());
+        figure.asked = Asked::AtLeast(6.1);
+        assert!(!figure.met());
         figure = Figure::alone("time", 6.0, Asked::RatioAtMost(0.65));
         assert!(!figure.met(), "a ratio to nothing");
         assert!(text(&[figure]).contains("NO"));

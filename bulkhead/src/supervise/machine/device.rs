@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use self::cut_off::Accused;
 use super::policy::{BENEFIT_OF_DOUBT, Backoff, CANDIDATE_PATIENCE, SETTLED, SPARE_PAUSE, SWAP_PATIENCE};
 use super::process::{Process, ProcessId, Stage, Word};
-use super::{Action, Next, Notice, Out, Program};
+use super::{Action, Next, Notice, Out, Program, Wanted};
 use crate::supervise::fate::Death;
 
 pub use self::view::{State, View};
@@ -80,6 +80,7 @@ pub(super) enum Aftermath {
 pub(super) struct Device {
     number: usize,
     pub(super) name: String,
+    of_core: bool,
     spare_wanted: bool,
     main: Main,
     spare: Spare,
@@ -96,11 +97,13 @@ pub(super) struct Device {
 
 impl Device {
     /// A device whose first process is started now.
-    pub(super) fn new(number: usize, name: String, spare_wanted: bool, out: &mut Out, now: Instant) -> Self {
+    pub(super) fn new(number: usize, wanted: Wanted, out: &mut Out, now: Instant) -> Self {
+        let Wanted { name, spare, of_core } = wanted;
         let mut device = Self {
             number,
             name,
-            spare_wanted,
+            of_core,
+            spare_wanted: spare,
             main: Main::Away { until: now },
             spare: Spare::None,
             leaving: Vec::new(),
@@ -262,7 +265,7 @@ impl Device {
             Stage::Quiet => false,
         };
         let delay = self.backoff.after_death(early);
-        let doubt = if death == Death::Exited(0) { BENEFIT_OF_DOUBT } else { Duration::ZERO };
+        let doubt = if self.of_core && death == Death::Exited(0) { BENEFIT_OF_DOUBT } else { Duration::ZERO };
         let pause = delay.max(doubt);
         self.restarts = self.restarts.saturating_add(1);
         self.down_since.get_or_insert(now);
@@ -434,18 +437,21 @@ impl Device {
         main + spare + self.leaving.len()
     }
 
+    /// The core ends: who would not see that is ended.
+    pub(super) fn end_with_core(&mut self, out: &mut Out) {
+        if let (false, Main::Up(process)) = (self.of_core, &mut self.main) {
+            process.kill(Death::EndedWithVm, out);
+        }
+    }
+
     /// The VM ends: nobody is started any more, and whoever ends is only counted.
     pub(super) fn give_up(&mut self, id: ProcessId, death: &Death, out: &mut Out) {
         let is_main = matches!(&self.main, Main::Up(process) if process.id == id);
         let is_spare = matches!(&self.spare, Spare::Up { process, .. } if process.id == id);
-        if is_main {
-            self.main = Main::Gone;
-        }
-        if is_spare {
-            self.spare = Spare::None;
-        }
-        if is_main || is_spare {
-            let (device, death) = (self.number, death.clone());
+        let main = is_main.then(|| std::mem::replace(&mut self.main, Main::Gone));
+        let spare = is_spare.then(|| std::mem::replace(&mut self.spare, Spare::None));
+        if let (Some(Main::Up(process)), _) | (_, Some(Spare::Up { process, .. })) = (main, spare) {
+            let (device, death) = (self.number, process.death(death.clone()));
             out.tell(Notice::Died { device, process: id, spare: is_spare, death, next: Next::Nobody });
         }
         self.leaving.retain(|leaving| leaving.id != id);

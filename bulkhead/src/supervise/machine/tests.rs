@@ -13,6 +13,10 @@ const KILLED: Death = Death::Killed(Signal::SIGKILL);
 const FAULT: Death = Death::Killed(Signal::SIGSEGV);
 const MS: Duration = Duration::from_millis(1);
 
+fn wanted(name: &str, spare: bool) -> Wanted {
+    Wanted { name: name.to_owned(), spare, of_core: true }
+}
+
 /// A VM, a clock, and what was decided last.
 struct Story {
     vm: Vm,
@@ -24,8 +28,7 @@ impl Story {
     /// Two devices, the first one with a spare if `spare`.
     fn new(spare: bool) -> Self {
         let now = Instant::now();
-        let (vm, actions) =
-            Vm::new([("disk0".to_owned(), spare), ("disk1".to_owned(), false)], WATCHDOG, now);
+        let (vm, actions) = Vm::new([wanted("disk0", spare), wanted("disk1", false)], WATCHDOG, now);
         assert_eq!(actions, [start(0, 1), start(1, 2)]);
         Self { vm, now, notices: Vec::new() }
     }

@@ -29,6 +29,7 @@ fn spec() -> Spec {
             spare: false,
         }],
         net: Vec::new(),
+        screen: None,
     }
 }
 
@@ -39,6 +40,9 @@ fn programs(directory: &Path) -> Programs {
         vsp_storage: directory.join("vsp-storage"),
         vsp_net: Some(directory.join("vsp-net")),
         passt: Some(directory.join("passt")),
+        vsp_video: Some(directory.join("vsp-video")),
+        vsp_hid: Some(directory.join("vsp-hid")),
+        console: Some(directory.join("bulkhead-console")),
     }
 }
 
@@ -176,6 +180,81 @@ fn a_nic_has_a_unit_that_keeps_what_it_is_connected_to() {
     }
 }
 
+fn screen() -> spec::Screen {
+    spec::Screen {
+        vram: 32 << 20,
+        spare: false,
+        listen: Some("127.0.0.1:5900".parse().unwrap()),
+        password_file: Some("/etc/vnc".into()),
+        web: None,
+        tls: None,
+        novnc: None,
+    }
+}
+
+#[test]
+fn a_screen_has_a_unit_for_each_process_and_one_that_keeps_what_lies_between() {
+    let mut spec = spec();
+    spec.net = vec![nic("nic0", Backend::Passt)];
+    spec.screen = Some(screen());
+    let files = written(&spec);
+    let video = drop_in_of(&files, "vsp-video@debian:video.service");
+    assert!(
+        video.contains(
+            "\"--core\" \"/run/bulkhead@debian/core.sock\" \"--seat-socket\" \"/run/bulkhead@debian/video.sock\" \"--device\" \"video\" \"--vram\" \"32\""
+        ),
+        "{video}"
+    );
+    assert!(video.contains("User=bulkhead-7-4\n"), "{video}");
+    assert!(video.contains("After=bulkhead-core@debian.service bulkhead-core@debian.socket bulkhead-seat@debian.socket bulkhead-seat@debian.service\n"));
+    assert!(
+        drop_in_of(&files, "vsp-hid@debian:mouse:b.service")
+            .contains("mouse.sock\" \"--device\" \"mouse\" \"--mouse\"")
+    );
+    let console = drop_in_of(&files, "bulkhead-console@debian:console.service");
+    assert!(!console.contains("--core"), "{console}");
+    assert!(console.contains("\"--seat-socket\" \"/run/bulkhead@debian/console.seat.sock\" \"--device\" \"console\" \"--name\" \"debian\""));
+    assert!(console.contains("BindReadOnlyPaths=\"/etc/vnc\"\n"), "{console}");
+    assert!(
+        !files
+            .contains_key("etc/systemd/system/bulkhead-console@debian:console:b.service.d/50-bulkhead.conf")
+    );
+    let seat = drop_in_of(&files, "bulkhead-seat@debian.service");
+    let ids: Vec<String> = (4..8).map(|number| format!("\"{}\"", ids::id(7, number))).collect();
+    let users = format!("\"hold-seat\" \"--users\" {} \"--listen\" \"127.0.0.1:5900\"\n", ids.join(" "));
+    assert!(seat.contains(&users) && seat.contains("User=bulkhead-7-8\n"), "{seat}");
+    assert!(!seat.contains("IPAddressDeny"), "only this host can connect: {seat}");
+    let users = &files["etc/sysusers.d/bulkhead-debian.conf"];
+    for (number, member) in
+        [(3, "what nic0 is connected to"), (4, "video"), (7, "console"), (8, "what lies between its screen")]
+    {
+        assert!(
+            users.contains(&format!(
+                "u bulkhead-7-{number} {} \"Bulkhead VM debian, {member}",
+                ids::id(7, number)
+            )),
+            "{users}"
+        );
+    }
+    let target = drop_in_of(&files, "bulkhead-vm@debian.target");
+    for unit in [
+        "bulkhead-seat@debian.socket",
+        "vsp-hid@debian:keyboard.service",
+        "bulkhead-console@debian:console.service",
+    ] {
+        assert!(target.contains(unit), "{target}");
+    }
+    let socket = &files["etc/systemd/system/bulkhead-seat@.socket"];
+    let paths: Vec<&str> = socket
+        .lines()
+        .filter(|line| line.starts_with("Listen"))
+        .filter_map(|line| line.rsplit('/').next())
+        .collect();
+    assert_eq!(paths, crate::screen::holder::SOCKETS, "the order in which systemd hands them over");
+    spec.screen = Some(spec::Screen { listen: None, web: Some("0.0.0.0:80".parse().unwrap()), ..screen() });
+    assert!(drop_in_of(&written(&spec), "bulkhead-seat@debian.service").contains("\nIPAddressDeny=\n"));
+}
+
 #[test]
 fn a_spare_is_wanted_too() {
     let mut spec = spec();
@@ -269,8 +348,10 @@ fn systemd_reads_the_units_without_a_word_and_likes_their_hardening() {
     let directory = std::env::temp_dir().join(format!("bulkhead-verify-{}", std::process::id()));
     let programs = programs(&directory.join("100% bin"));
     std::fs::create_dir_all(directory.join("100% bin")).unwrap();
-    let net = [programs.vsp_net.as_ref().unwrap(), programs.passt.as_ref().unwrap()];
-    for program in [&programs.bulkhead, &programs.core_vmm, &programs.vsp_storage].into_iter().chain(net) {
+    let more =
+        [&programs.vsp_net, &programs.passt, &programs.vsp_video, &programs.vsp_hid, &programs.console];
+    let more = more.into_iter().flatten();
+    for program in [&programs.bulkhead, &programs.core_vmm, &programs.vsp_storage].into_iter().chain(more) {
         std::fs::copy("/bin/true", program).unwrap();
     }
     let mut spec = spec();
@@ -279,6 +360,7 @@ fn systemd_reads_the_units_without_a_word_and_likes_their_hardening() {
         nic("nic1", Backend::Tap("tap0".into())),
         nic("nic2", Backend::Macvtap("macvtap0".into())),
     ];
+    spec.screen = Some(spec::Screen { password_file: Some("/etc/hostname".into()), ..screen() });
     spec.storage[0].disks =
         vec![disk("/srv/%i $HOME \"q\" 'a' \\n:y ; z.img", false), disk("/home/u/colon:rbind.img", true)];
     let plan = Plan::new(&spec, &programs, Some(ids::id(7, 0)));
@@ -318,6 +400,11 @@ fn systemd_reads_the_units_without_a_word_and_likes_their_hardening() {
         "./bulkhead-net@debian-nic0.socket",
         "./bulkhead-net@debian-nic1.service",
         "./bulkhead-net@debian-nic2.service",
+        "./vsp-video@debian-video.service",
+        "./vsp-hid@debian-mouse.service",
+        "./bulkhead-console@debian-console.service",
+        "./bulkhead-seat@debian.service",
+        "./bulkhead-seat@debian.socket",
         "./bulkhead-core@debian.service",
         "./bulkhead-vm@debian.target",
     ];
@@ -332,6 +419,10 @@ fn systemd_reads_the_units_without_a_word_and_likes_their_hardening() {
                 ("./bulkhead-core@debian.service", "22"),
                 ("./bulkhead-net@debian:nic0.service", "24"),
                 ("./bulkhead-net@debian:nic1.service", "12"),
+                ("./vsp-video@debian:video.service", "15"),
+                ("./vsp-hid@debian:keyboard.service", "15"),
+                ("./bulkhead-console@debian:console.service", "15"),
+                ("./bulkhead-seat@debian.service", "15"),
             ] {
                 let threshold = format!("--threshold={threshold}");
                 let (good, _, table) = analyze(&["security", "--offline=true", &threshold, unit]).unwrap();

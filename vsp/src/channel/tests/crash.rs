@@ -3,9 +3,11 @@
 use std::collections::BTreeSet;
 
 use super::super::*;
-use super::world::Kind::{Bulky, Long, Note, NoteState, Once, Plain, State};
-use super::world::Step::{Collect, Complete, Flush, GiveBack, Lend, Publish, Regain, Send, Take};
-use super::world::{Death, Step, World};
+use super::world::Kind::{Both, Bulky, Long, Note, NoteState, Once, Plain, Reply, State};
+use super::world::Step::{
+    Collect, Complete, Flush, GiveBack, Lend, Notify, NotifyState, Publish, Regain, Save, Send, Take,
+};
+use super::world::{Death, FIRST_OWN, Step, World};
 
 /// Where rings begin, so that packets lie across their end.
 const WRAP: u32 = 4096 - 88;
@@ -300,10 +302,118 @@ const SCENARIOS: &[Scenario] = &[
         WRAP,
         false,
     ),
+    ("an answer of two packets", &[Send(1, Reply), Take(1), Publish, Complete(1), Flush], WRAP, true),
+    (
+        "answers of all kinds in one batch",
+        &[
+            Send(1, Both),
+            Send(2, Reply),
+            Send(3, State),
+            Send(4, Reply),
+            Take(4),
+            Complete(2),
+            Complete(1),
+            Notify(1),
+            Complete(3),
+            Flush,
+            Complete(4),
+            Notify(2),
+            Flush,
+            Collect(9),
+        ],
+        WRAP,
+        false,
+    ),
+    (
+        "answers of several packets that have to wait for room",
+        &[
+            Send(1, Long),
+            Send(2, Long),
+            Send(3, Both),
+            Send(4, Reply),
+            Take(4),
+            Complete(1),
+            Complete(2),
+            Complete(3),
+            Notify(1),
+            Complete(4),
+            Save(FIRST_OWN),
+            Flush,
+            Collect(1),
+            Flush,
+            Notify(2),
+            Save(FIRST_OWN + 1),
+            Flush,
+        ],
+        0,
+        false,
+    ),
+    (
+        "a state that changes by itself",
+        &[
+            Save(FIRST_OWN),
+            Notify(1),
+            Flush,
+            Notify(2),
+            Save(FIRST_OWN + 1),
+            Send(1, Reply),
+            Take(1),
+            Complete(1),
+            Save(FIRST_OWN + 2),
+            Notify(3),
+            Send(2, State),
+            Take(1),
+            Complete(2),
+            Flush,
+        ],
+        0,
+        false,
+    ),
+    (
+        "states that change with notices",
+        &[
+            NotifyState(FIRST_OWN),
+            Notify(1),
+            NotifyState(FIRST_OWN + 1),
+            Flush,
+            Send(1, Both),
+            Take(1),
+            Complete(1),
+            NotifyState(FIRST_OWN + 2),
+            Save(FIRST_OWN + 3),
+            NotifyState(FIRST_OWN + 4),
+            Flush,
+            Collect(9),
+        ],
+        WRAP,
+        false,
+    ),
+    ("a notice and a state", &[NotifyState(FIRST_OWN), Notify(1), Save(FIRST_OWN + 1), Flush], WRAP, true),
+    (
+        "notices when there is no room",
+        &[
+            Send(1, Long),
+            Take(1),
+            Complete(1),
+            Notify(1),
+            Send(2, Long),
+            Take(1),
+            Complete(2),
+            Notify(2),
+            Flush,
+            Collect(1),
+            Flush,
+            Notify(3),
+            Flush,
+            Collect(9),
+        ],
+        WRAP,
+        false,
+    ),
 ];
 
 fn all() -> impl Iterator<Item = KillPoint> {
-    KillPoint::ALL.into_iter().chain(KillPoint::LOANS)
+    KillPoint::ALL.into_iter().chain(KillPoint::LOANS).chain(KillPoint::NOTICES)
 }
 
 fn stores(world: &World, process: usize) -> u32 {

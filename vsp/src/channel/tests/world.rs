@@ -17,6 +17,9 @@ use super::memory::{Died, Fuse, HostLedger, HostRing, die};
 
 pub const SLOTS: u32 = 6;
 
+/// From this bit of the state on the device changes it by itself.
+pub const FIRST_OWN: u8 = 40;
+
 /// Loans that there are.
 const LOANS: u32 = 3;
 
@@ -47,19 +50,48 @@ pub enum Kind {
     NoteState,
     /// An answer, after something that must not happen twice.
     Once,
+    /// Two packets and a change of the device's state, no completion.
+    Reply,
+    /// A packet behind a completion, and a change of the device's state.
+    Both,
 }
 
 /// Kinds by their number in a packet.
-const KINDS: [Kind; 7] =
-    [Kind::Plain, Kind::Long, Kind::Bulky, Kind::State, Kind::Note, Kind::NoteState, Kind::Once];
+const KINDS: [Kind; 9] = [
+    Kind::Plain,
+    Kind::Long,
+    Kind::Bulky,
+    Kind::State,
+    Kind::Note,
+    Kind::NoteState,
+    Kind::Once,
+    Kind::Reply,
+    Kind::Both,
+];
+
+/// What a packet begins with that answers nothing. Requests have smaller numbers.
+const NOTICE: u8 = 0xee;
 
 impl Kind {
     fn is_answered(self) -> bool {
         !matches!(self, Kind::Note | Kind::NoteState)
     }
 
+    fn wants_completion(self) -> bool {
+        self.is_answered() && self != Kind::Reply
+    }
+
+    /// Packets that answer it, besides a completion.
+    fn packets(self) -> u8 {
+        match self {
+            Kind::Reply => 2,
+            Kind::Both => 1,
+            _ => 0,
+        }
+    }
+
     fn changes_state(self) -> bool {
-        matches!(self, Kind::State | Kind::NoteState)
+        matches!(self, Kind::State | Kind::NoteState | Kind::Reply | Kind::Both)
     }
 }
 
@@ -80,6 +112,12 @@ pub enum Step {
     Flush,
     /// The host lends this to the guest.
     Lend(u32),
+    /// The host tells the guest something without having been asked.
+    Notify(u8),
+    /// The same, and this bit of the device's state changes with it.
+    NotifyState(u8),
+    /// The device changes its state by itself: this bit of it.
+    Save(u8),
     /// The guest gives everything back that it has.
     GiveBack,
     /// The host takes so many packets by which the guest gives something back.
@@ -97,6 +135,14 @@ pub struct World {
     reader: RingReader<TestRing>,
     kinds: BTreeMap<u8, Kind>,
     answered: BTreeSet<u8>,
+    /// Of an answer of several packets, those that have come: the next one has to be the next packet.
+    partly: Option<(u8, u8)>,
+    /// Notices that the guest has had.
+    noticed: BTreeSet<u8>,
+    /// Bits of the state that are saved by themselves.
+    saved: u64,
+    /// The one that was being saved when the process died, if it did.
+    saving: Option<u8>,
     carried_out: BTreeSet<u8>,
     /// Requests whose outcome was noted: they must never run again.
     settled: BTreeSet<u8>,
@@ -142,6 +188,10 @@ impl World {
             ledger,
             kinds: BTreeMap::new(),
             answered: BTreeSet::new(),
+            partly: None,
+            noticed: BTreeSet::new(),
+            saved: 0,
+            saving: None,
             carried_out: BTreeSet::new(),
             settled: BTreeSet::new(),
             begun: BTreeSet::new(),
@@ -241,7 +291,7 @@ impl World {
         self.kinds.insert(id, kind);
         let number = KINDS.iter().position(|&each| each == kind).unwrap() as u8;
         // All requests have the same transaction id: it is no key.
-        let packet = Outgoing::in_band(77, kind.is_answered());
+        let packet = Outgoing::in_band(77, kind.wants_completion());
         let rest = vec![id; if kind == Kind::Bulky { 1500 } else { 7 }];
         self.writer.push(&packet, &[&[id, number], &rest]).unwrap();
         self.host_wakes |= self.writer.publish();
@@ -263,9 +313,20 @@ impl World {
                 assert_eq!(header.transfer_pages(&scratch, 1).unwrap().ranges, [TransferRange::new(loan, 8)]);
                 continue;
             }
-            assert_eq!((header.transaction_id, header.packet_type), (77, PacketType::COMPLETION));
             let payload = header.payload(&scratch);
+            if header.packet_type == PacketType::IN_BAND {
+                assert_eq!(header.transaction_id, 0);
+                self.hear(payload[0], payload[1]);
+                continue;
+            }
+            assert_eq!((header.transaction_id, header.packet_type), (77, PacketType::COMPLETION));
+            assert_eq!(self.partly, None, "the rest of an answer is missing");
+            if payload.is_empty() {
+                self.partly = Some((0, 0));
+                continue;
+            }
             let id = payload[0];
+            assert_eq!(self.kinds[&id].packets(), 0, "{id} wants more than a completion");
             assert!(self.kinds[&id].is_answered(), "{id} is answered though it did not ask");
             assert!(self.answered.insert(id), "{id} is answered twice");
             assert!(payload.iter().all(|&byte| byte == id || byte == 0), "{id} is answered {payload:?}");
@@ -274,6 +335,28 @@ impl World {
         // It has not seen an empty ring, so it will look again by itself.
         self.guest_wakes = true;
         true
+    }
+
+    /// The guest has a packet that is no completion.
+    fn hear(&mut self, id: u8, number: u8) {
+        if id == NOTICE {
+            assert_eq!(self.partly, None, "nothing comes between the packets of an answer");
+            assert!(self.noticed.insert(number), "{number} is said twice");
+            return;
+        }
+        let kind = self.kinds[&id];
+        let before = self.partly.take();
+        let expected = match (kind, number) {
+            (Kind::Reply, 0) => None,
+            (Kind::Reply, _) => Some((id, 0)),
+            _ => Some((0, 0)),
+        };
+        assert_eq!(before, expected, "packet {number} of {id}");
+        if number + 1 == kind.packets() {
+            assert!(self.answered.insert(id), "{id} is answered twice");
+        } else {
+            self.partly = Some((id, number));
+        }
     }
 
     /// The guest gives back what it has.
@@ -301,17 +384,28 @@ impl World {
         lent
     }
 
-    /// Requests whose answer is published, collected or not.
-    fn visible(&self) -> BTreeSet<u8> {
-        let mut visible = self.answered.clone();
+    /// Requests whose answer is published, collected or not, and notices that are.
+    fn visible(&self) -> (BTreeSet<u8>, BTreeSet<u8>) {
+        let (mut visible, mut noticed) = (self.answered.clone(), self.noticed.clone());
         let mut scratch = Vec::new();
         let mut look = RingReader::new(self.rings.1.clone()).unwrap();
         while let Some(header) = look.next(&mut scratch).unwrap() {
-            if header.packet_type == PacketType::COMPLETION {
-                assert!(visible.insert(header.payload(&scratch)[0]), "twice");
+            let payload = header.payload(&scratch);
+            let is_end = match header.packet_type {
+                PacketType::COMPLETION => !payload.is_empty(),
+                PacketType::IN_BAND if payload[0] != NOTICE => {
+                    payload[1] + 1 == self.kinds[&payload[0]].packets()
+                }
+                _ => false,
+            };
+            if is_end {
+                assert!(visible.insert(payload[0]), "twice");
+            }
+            if header.packet_type == PacketType::IN_BAND && payload[0] == NOTICE {
+                assert!(noticed.insert(payload[1]), "twice");
             }
         }
-        visible
+        (visible, noticed)
     }
 
     fn check_end(&self, state: u64) {
@@ -320,7 +414,10 @@ impl World {
         assert_eq!(self.answered, owed, "each request is answered once");
         assert_eq!(self.carried_out.len(), self.kinds.len(), "each request is carried out");
         let changes = self.kinds.iter().filter(|each| each.1.changes_state());
-        assert_eq!(state, changes.map(|each| 1 << each.0).sum::<u64>(), "all changes of state are there");
+        let own = state & !(u64::MAX << FIRST_OWN);
+        assert_eq!(own, changes.map(|each| 1 << each.0).sum::<u64>(), "all changes of state are there");
+        assert_eq!(state & self.saved, self.saved, "what is saved stays");
+        assert_eq!(self.partly, None, "no answer is cut short");
         assert_eq!(self.rings.1.load(ControlWord::PendingSendSize), 0, "nobody waits for room");
         let (read, write) = (ControlWord::ReadIndex, ControlWord::WriteIndex);
         assert_eq!(self.rings.0.load(read), self.rings.0.load(write), "everything is read");
@@ -337,8 +434,14 @@ impl Process {
         assert_eq!(recovery.lent, world.lent(), "what the guest has is what is out");
         let here = (0..LOANS).filter(|loan| !recovery.lent.contains(loan)).collect();
         let state = recovery.state.map_or(0, |state| u64::from_le_bytes(state.try_into().unwrap()));
+        assert_eq!(state & world.saved, world.saved, "what is saved stays");
         // Of answered requests the state has exactly those that the guest knows of.
-        let visible = world.visible();
+        let (visible, noticed) = world.visible();
+        for bit in FIRST_OWN..64 {
+            let is_known = world.saved >> bit & 1 == 1 || noticed.contains(&bit);
+            let may_be = world.saving == Some(bit);
+            assert!(may_be || (state >> bit & 1 == 1) == is_known, "bit {bit} of {state:#b}");
+        }
         for (id, kind) in &world.kinds {
             if kind.changes_state() && kind.is_answered() {
                 assert_eq!(
@@ -391,6 +494,34 @@ impl Process {
                 self.regain();
             }
             Step::Lend(loan) => self.lend(loan),
+            Step::Notify(number) => {
+                match self.channel.notify(&Outgoing::in_band(0, false), &[NOTICE, number, 0, 0, 0, 0, 0, 0]) {
+                    Ok(()) | Err(PushError::Full { .. }) => {}
+                    Err(error) => panic!("{error}"),
+                }
+            }
+            Step::NotifyState(bit) => {
+                let state = self.state | 1 << bit;
+                let payload = [NOTICE, bit, 0, 0, 0, 0, 0, 0];
+                let packet = Outgoing::in_band(0, false);
+                match self.channel.notify_with_state(&packet, &payload, &state.to_le_bytes()) {
+                    Ok(()) => self.state = state,
+                    Err(PushError::Full { .. }) => {}
+                    Err(error) => panic!("{error}"),
+                }
+            }
+            Step::Save(bit) => {
+                world.saving = Some(bit);
+                let state = self.state | 1 << bit;
+                if self.channel.save_state(&state.to_le_bytes()) {
+                    self.state = state;
+                    world.saved |= 1 << bit;
+                    let writer = &self.channel.writer;
+                    assert_eq!(writer.write_position(), writer.published_position(), "it is the last");
+                } else {
+                    assert!(self.channel.is_blocked());
+                }
+            }
             Step::Regain(count) => {
                 let mut scratch = Vec::new();
                 for _ in 0..count {
@@ -431,7 +562,14 @@ impl Process {
             assert!(self.channel.record_outcome(&ticket, &payload));
             world.settled.insert(id);
         }
-        self.channel.complete(ticket, &payload, state.as_ref().map(|state| &state[..])).unwrap();
+        let state = state.as_ref().map(|state| &state[..]);
+        let packets = [0, 1].map(|number| [id, number, 0, 0, 0, 0, 0, 0]);
+        match kind {
+            Kind::Reply => self.channel.reply(ticket, &[&packets[0], &packets[1]], state),
+            Kind::Both => self.channel.reply(ticket, &[&packets[0]], state),
+            _ => self.channel.complete(ticket, &payload, state),
+        }
+        .unwrap();
         self.channel.leave();
     }
 

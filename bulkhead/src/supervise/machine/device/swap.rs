@@ -11,6 +11,9 @@ use crate::supervise::machine::{Action, Out, Program};
 impl Device {
     /// An operator wants another program to serve.
     pub(in crate::supervise::machine) fn swap(&mut self, out: &mut Out, now: Instant) -> Result<(), String> {
+        if !self.of_core {
+            return Err("it has nothing to hand over: restart it (bulkhead device restart)".to_owned());
+        }
         match &self.main {
             Main::Up(Process { stage: Stage::Serving { .. }, .. }) => {}
             _ => {

@@ -168,3 +168,34 @@ fn what_a_device_is_connected_to_changes_for_its_spare_first() {
     assert!(matches!(started[..], [Action::Start { device: 0, .. }]), "{started:?}");
     assert_eq!(story.disk0().state, State::Starting);
 }
+
+/// A console: it serves people, and the core knows nothing of it.
+#[test]
+fn what_is_not_attached_to_the_core_is_replaced_like_the_rest_and_ended_with_it() {
+    let now = Instant::now();
+    let console = Wanted { name: "console".to_owned(), spare: false, of_core: false };
+    let (vm, actions) = Vm::new([wanted("disk0", false), console], WATCHDOG, now);
+    assert_eq!(actions, [start(0, 1), start(1, 2)]);
+    let mut story = Story { vm, now, notices: Vec::new() };
+    story.says(1, Word::Serving);
+    story.says(2, Word::Serving);
+    // It may end cleanly, too, and that says nothing about the core.
+    assert_eq!(story.on(Event::Ended(ProcessId(2), Death::Exited(0))), [start(1, 3)]);
+    story.says(3, Word::Serving);
+    let swapped = story.on(Event::Swap(1));
+    assert!(
+        matches!(&swapped[..], [Action::SwapDone { device: 1, outcome: Err(why) }] if why.contains("restart it"))
+    );
+    assert_eq!(story.on(Event::Restart(1)), [Action::Kill(ProcessId(3))]);
+    assert_eq!(story.on(Event::Ended(ProcessId(3), KILLED)), [start(1, 4)]);
+    // Nobody else would end it.
+    assert_eq!(story.on(Event::CoreEnded(Death::Exited(0))), [Action::Kill(ProcessId(4))]);
+    story.on(Event::Ended(ProcessId(4), KILLED));
+    assert!(matches!(
+        &story.notices[..],
+        [Notice::Died { death: Death::EndedWithVm, next: Next::Nobody, .. }]
+    ));
+    assert_eq!(story.vm.ended(), None);
+    story.on(Event::Ended(ProcessId(1), Death::Exited(0)));
+    assert_eq!(story.vm.ended(), Some(&Fate::PoweredOff));
+}

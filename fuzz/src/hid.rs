@@ -1,0 +1,192 @@
+//! What a guest and a console say to a keyboard and a mouse.
+
+use std::collections::BTreeSet;
+
+use seat::Message;
+use vsp_hid::instrument::{Instrument, Phase};
+use vsp_hid::keyboard::{self, Keyboard, Prefix};
+use vsp_hid::mouse::{self, Mouse};
+use vsp_hid::state;
+
+use crate::Script;
+
+/// Packets of one event: each key that there is goes up, and a character.
+const MOST: usize = 3 * 128 + 1;
+
+/// What a guest's driver makes of what it is told.
+trait Driver: Default {
+    type I: Instrument;
+
+    /// A packet. Panics if no sound device would have sent it.
+    fn hears(&mut self, packet: &[u8]);
+
+    /// Whether it knows what the device takes it to know.
+    fn agrees(&self, device: &Self::I) -> bool;
+
+    /// Whether it takes anything to be held.
+    fn is_idle(&self) -> bool;
+
+    /// Nobody may hold anything after this.
+    fn release_all() -> <Self::I as Instrument>::Event;
+}
+
+#[derive(Default)]
+struct KeyboardDriver {
+    /// Prefix and code.
+    down: BTreeSet<(u8, u8)>,
+    typed: Option<u16>,
+}
+
+impl Driver for KeyboardDriver {
+    type I = Keyboard;
+
+    fn hears(&mut self, packet: &[u8]) {
+        let message = keyboard::HostMessage::parse(packet).expect("a message");
+        assert_eq!(message.encode(), packet);
+        match message {
+            keyboard::HostMessage::ProtocolResponse { .. } => *self = Self::default(),
+            keyboard::HostMessage::Key { key, up } => {
+                // Linux takes these bytes for something else, and so it does with codes that are none.
+                assert!((1..=0x7f).contains(&key.code));
+                assert!(key.prefix != Prefix::None || !matches!(key.code, 0x60 | 0x61));
+                let key = (key.prefix as u8, key.code);
+                let was = if up { self.down.remove(&key) } else { self.down.insert(key) };
+                assert!(was || !up, "{key:x?} goes up and was not down");
+            }
+            keyboard::HostMessage::Unicode { unit, up } => {
+                let before = std::mem::replace(&mut self.typed, (!up).then_some(unit));
+                assert_eq!(before, up.then_some(unit));
+            }
+        }
+    }
+
+    fn agrees(&self, device: &Keyboard) -> bool {
+        let (mut left, mut down) = (*device.held(), BTreeSet::new());
+        while let Some(key) = left.first() {
+            left.remove(key);
+            down.insert((key.prefix as u8, key.code));
+        }
+        self.down == down
+    }
+
+    fn is_idle(&self) -> bool {
+        self.down.is_empty() && self.typed.is_none()
+    }
+
+    fn release_all() -> seat::keyboard::FromConsole {
+        seat::keyboard::FromConsole::ReleaseAll
+    }
+}
+
+#[derive(Default)]
+struct MouseDriver {
+    buttons: u8,
+    described: bool,
+}
+
+impl Driver for MouseDriver {
+    type I = Mouse;
+
+    fn hears(&mut self, packet: &[u8]) {
+        let message = mouse::HostMessage::parse(packet).expect("a message");
+        assert_eq!(message.encode(), packet);
+        match message {
+            mouse::HostMessage::ProtocolResponse { .. } => *self = Self::default(),
+            mouse::HostMessage::DeviceInfo => self.described = true,
+            mouse::HostMessage::Report(report) => {
+                assert!(self.described);
+                assert!(report.buttons <= 0x1f && report.x <= 32767 && report.y <= 32767);
+                assert!(report.wheel != i8::MIN && report.pan != i8::MIN);
+                self.buttons = report.buttons;
+            }
+        }
+    }
+
+    fn agrees(&self, device: &Mouse) -> bool {
+        self.buttons == device.buttons()
+    }
+
+    fn is_idle(&self) -> bool {
+        self.buttons == 0
+    }
+
+    fn release_all() -> seat::mouse::FromConsole {
+        seat::mouse::FromConsole::ReleaseAll
+    }
+}
+
+/// A byte: odd if the guest understands characters. Then steps: a byte that says what happens, and a string.
+pub fn keyboard(data: &[u8]) {
+    let mut script = Script::new(data);
+    let Some(unicode) = script.byte() else { return };
+    run::<KeyboardDriver>(&Keyboard::new(unicode & 1 != 0), script);
+}
+
+/// A byte that says nothing, then steps as in [`keyboard`].
+pub fn mouse(data: &[u8]) {
+    let mut script = Script::new(data);
+    let _ = script.byte();
+    run::<MouseDriver>(&Mouse::new(), script);
+}
+
+fn run<D: Driver>(blank: &D::I, mut script: Script<'_>) {
+    let (mut device, mut driver, mut number) = (blank.clone(), D::default(), 0);
+    while let (Some(what), Some(bytes)) = (script.byte(), script.string()) {
+        match what % 5 {
+            0 | 1 => {
+                if let Ok(heard) = device.hear(bytes) {
+                    assert!(heard.packets.len() <= 2);
+                    heard.packets.iter().for_each(|packet| driver.hears(packet));
+                    device = heard.next;
+                }
+            }
+            2 => {
+                let Ok(event) = <D::I as Instrument>::Event::parse(bytes) else { continue };
+                if device.phase() == Phase::Ready {
+                    number += 1;
+                    act(&mut device, &mut driver, &event, number, blank);
+                }
+            }
+            // Whatever lies in a ledger: refused, or the same again.
+            3 => {
+                if let Ok((found, number)) = state::load(blank, bytes) {
+                    let saved = state::save(&found, number);
+                    assert_eq!(state::load(blank, &saved), Ok((found, number)));
+                }
+            }
+            _ => {
+                device.reopen();
+                driver = D::default();
+            }
+        }
+        assert!(driver.agrees(&device));
+    }
+    if device.phase() == Phase::Ready {
+        act(&mut device, &mut driver, &D::release_all(), number + 1, blank);
+        assert!(driver.is_idle());
+    }
+}
+
+/// An event, with a death after each packet of it: the successor has the same event, and the state that came with the packet.
+fn act<D: Driver>(
+    device: &mut D::I,
+    driver: &mut D,
+    event: &<D::I as Instrument>::Event,
+    number: u64,
+    blank: &D::I,
+) {
+    for _ in 0..MOST {
+        let Some(step) = device.act(event) else { return };
+        driver.hears(&step.packet);
+        let known = step.last.then_some(number);
+        let saved = state::save(&step.next, known);
+        assert!(saved.len() <= 4064);
+        let (found, found_number) = state::load(blank, &saved).expect("our own state");
+        assert_eq!((&found, found_number), (&step.next, known));
+        *device = found;
+        if step.last {
+            return;
+        }
+    }
+    panic!("an event does not end");
+}
