@@ -89,5 +89,7 @@ for unit in getty.target serial-getty@ttyS0.service getty@tty1.service systemd-t
     systemd-update-utmp.service systemd-journal-flush.service iperf3.service ssh.service; do
     ln -sf /dev/null "$root/etc/systemd/system/$unit"
 done
+# noVNC as Debian ships it, without what serves it there (Node.js among them).
+(cd "$root/tmp" && APT_CONFIG=$MMDEBSTRAP_APT_CONFIG apt-get --quiet=2 download novnc && dpkg-deb -x novnc_*.deb "$root" && rm novnc_*.deb)
 rm -rf "$root"/usr/share/doc/* "$root"/usr/share/man/* "$root"/usr/share/locale/* \
     "$root"/var/lib/apt/lists/* "$root"/var/cache/apt/*

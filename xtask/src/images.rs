@@ -39,7 +39,7 @@ const HOST_PACKAGES: &str = "systemd,systemd-sysv,dbus,udev,kmod,iproute2,procps
     e2fsprogs,busybox-static,initramfs-tools,lz4,libcap2-bin,qemu-system-x86,qemu-utils,linux-image-cloud-amd64,\
     passt,iperf3,ethtool,dnsmasq-base,openssh-server";
 const GUEST_PACKAGES: &str = "systemd,systemd-sysv,udev,kmod,fio,e2fsprogs,xfsprogs,util-linux,procps,kexec-tools,initramfs-tools,lz4,\
-    sg3-utils,libiscsi-bin,lsscsi,iproute2,iputils-ping,iperf3,ethtool,udhcpc,openssh-client";
+    sg3-utils,libiscsi-bin,lsscsi,iproute2,iputils-ping,iperf3,ethtool,udhcpc,openssh-client,evtest,fbset,libdrm-tests";
 
 /// Which guests a task wants.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

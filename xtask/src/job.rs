@@ -2,7 +2,10 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
 
 use crate::images::With;
 
@@ -29,6 +32,61 @@ pub struct Job {
     pub keep: bool,
     /// Where the contents of `/job/out` go.
     pub results: Option<PathBuf>,
+    /// Who comes from outside.
+    pub visit: Option<Visit>,
+}
+
+/// Somebody outside the lab who comes once the job is ready for it, a viewer of a guest's screen for instance.
+#[derive(Clone, Copy, Debug)]
+pub struct Visit {
+    /// What the job prints when it is.
+    pub when: &'static str,
+    /// Runs on a thread of its own; what it returns becomes part of the output, and an error ends the job.
+    pub visitor: fn(&Doors) -> Result<String>,
+}
+
+/// Port for VNC in the lab host, at its address 10.0.2.15 (see `recipes/lab/screen.sh`).
+pub const VNC_PORT: u16 = 5900;
+/// Port for the console's web page, likewise.
+pub const WEB_PORT: u16 = 6080;
+
+/// The ways in.
+#[derive(Debug)]
+pub struct Doors {
+    /// A port of 127.0.0.1 that leads to [`VNC_PORT`].
+    pub vnc: u16,
+    /// And to [`WEB_PORT`].
+    pub web: u16,
+    /// The visitor's files.
+    pub directory: PathBuf,
+    /// What the job prints.
+    pub said: Said,
+}
+
+/// What a job has printed so far.
+#[derive(Clone, Debug, Default)]
+pub struct Said(Arc<Mutex<Vec<u8>>>);
+
+impl Said {
+    /// More of it.
+    pub fn add(&self, text: &[u8]) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).extend_from_slice(text);
+    }
+
+    /// All of it.
+    pub fn text(&self) -> String {
+        String::from_utf8_lossy(&self.0.lock().unwrap_or_else(PoisonError::into_inner)).into_owned()
+    }
+
+    /// Returns once it contains `what`.
+    pub fn wait_for(&self, what: &str, limit: Duration) -> Result<()> {
+        let start = Instant::now();
+        while !self.text().contains(what) {
+            ensure!(start.elapsed() < limit, "no '{what}' within {} s", limit.as_secs());
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        Ok(())
+    }
 }
 
 impl Job {
@@ -44,6 +102,7 @@ impl Job {
             verbose: false,
             keep: false,
             results: None,
+            visit: None,
         }
     }
 
@@ -93,6 +152,8 @@ impl Job {
 pub const TIMED_OUT: i32 = 124;
 /// Exit status of a job whose machine ended before it did.
 pub const LAB_FAILED: i32 = 125;
+/// Exit status of a job whose visitor failed.
+pub const VISIT_FAILED: i32 = 123;
 /// What the lab host's kernel says when it cannot go on, and what it says when its stack is overrun (a panic follows,
 /// sooner or later).
 const HOST_FELL: [&str; 2] = ["Kernel panic - not syncing", "stack guard page was hit"];

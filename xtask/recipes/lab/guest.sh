@@ -48,7 +48,7 @@ guest_wait_for() { # PATTERN SECONDS
 guest_type() { printf '%s\r' "$1" >&9; }
 
 ours() { # prints the processes of the product
-    ps -e -o pid=,comm= | awk '$2 ~ /^(bulkhead|core-vmm|vsp-[a-z]+)$/ { print $1; found = 1 } END { exit !found }'
+    ps -e -o pid=,comm= | awk '$2 ~ /^(bulkhead|bulkhead-consol|core-vmm|vsp-[a-z]+)$/ { print $1; found = 1 } END { exit !found }'
 }
 
 our_programs() { # how many different programs of the product run

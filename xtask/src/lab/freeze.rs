@@ -69,6 +69,7 @@ fn boot(images: &Images, directory: &Path) -> Result<()> {
         scratch: None,
         directory,
         incoming: None,
+        doors: &[],
         verbose: std::env::var_os("BULKHEAD_LAB_VERBOSE").is_some(),
     };
     let mut machine = Machine::start(&setup)?;

@@ -8,6 +8,7 @@ mod ports;
 mod qemu;
 mod splitter;
 mod terminal;
+mod visit;
 
 use std::fs;
 use std::io::Write;
@@ -20,11 +21,12 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use anyhow::{Context, Result, bail};
 
 use crate::images::{GUEST_DISK, Images};
-use crate::job::{self, Job, LAB_FAILED, Outcome, TIMED_OUT};
+use crate::job::{self, Job, LAB_FAILED, Outcome, TIMED_OUT, VISIT_FAILED};
 use crate::{cache, sh};
 use freeze::Frozen;
 use ports::Event;
 use qemu::{Machine, Setup};
+use visit::Expected;
 
 /// A file of this name says that a run's directory is to stay.
 const KEPT: &str = "kept";
@@ -39,9 +41,14 @@ const FALL_LINES: usize = 120;
 pub fn run(job: &Job) -> Result<Outcome> {
     let run = Run::prepare(job)?;
     let start = Instant::now();
-    let mut machine = run.thaw(job)?;
+    let mut expected = match job.visit {
+        Some(visit) => Some(Expected::new(visit, &run.directory)?),
+        None => None,
+    };
+    let doors = expected.as_ref().map(Expected::doors).unwrap_or_default();
+    let mut machine = run.thaw(job, &doors)?;
     writeln!(machine.control, "go {} 24 80", epoch()).context("giving the order")?;
-    let outcome = follow(&mut machine, job, start);
+    let outcome = follow(&mut machine, job, expected.as_mut(), start);
     machine.end();
     if job.verbose {
         sh::say(&format!(
@@ -63,7 +70,7 @@ pub fn run(job: &Job) -> Result<Outcome> {
 /// Gives the terminal to a shell in the lab host, with the job's files there.
 pub fn shell(job: &Job) -> Result<()> {
     let run = Run::prepare(job)?;
-    let mut machine = run.thaw(job)?;
+    let mut machine = run.thaw(job, &[])?;
     let terminal = terminal::Raw::enter()?;
     let (rows, columns) = terminal.size();
     writeln!(machine.control, "shell {} {rows} {columns}", epoch()).context("giving the order")?;
@@ -84,15 +91,23 @@ fn epoch() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |duration| duration.as_secs())
 }
 
-fn follow(machine: &mut Machine, job: &Job, start: Instant) -> Outcome {
+fn follow(machine: &mut Machine, job: &Job, mut expected: Option<&mut Expected>, start: Instant) -> Outcome {
     let mut output = Vec::new();
-    let status = loop {
+    let mut status = loop {
+        if let Some(expected) = &mut expected
+            && expected.look(&mut output).is_err()
+        {
+            break VISIT_FAILED;
+        }
         let left = job.timeout.saturating_sub(start.elapsed());
         match machine.events.recv_timeout(left.min(GLANCE)) {
             Ok(Event::Text(text)) => {
                 if job.live {
                     let mut stdout = std::io::stdout().lock();
                     let _ = stdout.write_all(&text).and_then(|()| stdout.flush());
+                }
+                if let Some(expected) = &mut expected {
+                    expected.hear(&text);
                 }
                 output.extend_from_slice(&text);
             }
@@ -108,6 +123,12 @@ fn follow(machine: &mut Machine, job: &Job, start: Instant) -> Outcome {
             }
         }
     };
+    if let Some(expected) = expected
+        && expected.end(&mut output).is_err()
+        && status == 0
+    {
+        status = VISIT_FAILED;
+    }
     Outcome {
         status,
         output: String::from_utf8_lossy(&output).into_owned(),
@@ -174,7 +195,7 @@ impl Run {
         Ok(Self { images, frozen, directory, keep: job.keep })
     }
 
-    fn thaw(&self, job: &Job) -> Result<Machine> {
+    fn thaw(&self, job: &Job, doors: &[(u16, u16)]) -> Result<Machine> {
         let overlay = |name: &str, base: &Path, format: &str| -> Result<PathBuf> {
             let path = self.directory.join(name);
             qemu::create_overlay(&path, base, format)?;
@@ -198,6 +219,7 @@ impl Run {
             scratch: Some(scratch),
             directory: &self.directory,
             incoming: Some(self.frozen.state()),
+            doors,
             verbose: job.verbose,
         };
         Machine::start(&setup)

@@ -75,6 +75,8 @@ pub struct Setup<'a> {
     pub directory: &'a Path,
     /// Start from this state instead of booting.
     pub incoming: Option<PathBuf>,
+    /// TCP ports of 127.0.0.1 that lead to ports of the machine.
+    pub doors: &'a [(u16, u16)],
     /// Show the command line and the serial port.
     pub verbose: bool,
 }
@@ -130,6 +132,8 @@ fn devices() -> Vec<String> {
         "virtserialport,nr=1,chardev=control,name=bulkhead.control",
         "-device",
         "virtserialport,nr=2,chardev=output,name=bulkhead.output",
+        "-device",
+        "virtio-net-pci,netdev=outside,addr=a,mac=52:54:00:00:00:01,romfile=",
         "-serial",
         "chardev:serial",
         "-mon",
@@ -181,6 +185,10 @@ fn arguments(setup: &Setup<'_>, sockets: &Path) -> Vec<OsString> {
     for port in PORTS {
         add("-chardev", format!("socket,id={port},path={}", escape(&sockets.join(port))));
     }
+    let doors =
+        setup.doors.iter().map(|(outside, inside)| format!(",hostfwd=tcp:127.0.0.1:{outside}-:{inside}"));
+    // What is inside gets nowhere by itself.
+    add("-netdev", format!("user,id=outside,restrict=on{}", doors.collect::<String>()));
     add("-append", KERNEL_COMMAND_LINE.to_owned());
     for (option, file) in [("-kernel", "vmlinuz"), ("-initrd", "initrd.img")] {
         words.push(option.into());

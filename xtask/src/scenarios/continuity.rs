@@ -27,6 +27,7 @@ pub fn all() -> Vec<Scenario> {
             status: 0,
             expect: &["load: end well", "fsck: clean", "dmesg: clean", "kills: "],
             limit: 420,
+            visit: None,
         },
         Scenario {
             name: "continuity-systemd",
@@ -44,6 +45,7 @@ pub fn all() -> Vec<Scenario> {
                 "units: removed",
             ],
             limit: 480,
+            visit: None,
         },
         Scenario {
             name: "swap",
@@ -54,6 +56,7 @@ pub fn all() -> Vec<Scenario> {
             status: 0,
             expect: &["load: end well", "fsck: clean", "dmesg: clean", "failures: 0"],
             limit: 300,
+            visit: None,
         },
         Scenario {
             name: "swap-systemd",
@@ -64,6 +67,7 @@ pub fn all() -> Vec<Scenario> {
             status: 0,
             expect: &["load: end well", "fsck: clean", "dmesg: clean", "failures: 0"],
             limit: 360,
+            visit: None,
         },
         Scenario {
             name: "spare",
@@ -74,6 +78,7 @@ pub fn all() -> Vec<Scenario> {
             status: 0,
             expect: &["load: end well", "fsck: clean", "dmesg: clean", "kills: "],
             limit: 300,
+            visit: None,
         },
     ]
 }

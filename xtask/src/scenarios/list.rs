@@ -15,6 +15,7 @@ pub fn all() -> Vec<Scenario> {
             status: 0,
             expect: &[STORAGE_CLASS, "probe: done"],
             limit: 120,
+            visit: None,
         },
         Scenario {
             name: "login",
@@ -24,6 +25,7 @@ pub fn all() -> Vec<Scenario> {
             status: 0,
             expect: &["guest login: "],
             limit: 400,
+            visit: None,
         },
         Scenario {
             name: "one-vcpu",
@@ -32,6 +34,7 @@ pub fn all() -> Vec<Scenario> {
             status: 0,
             expect: &["cpus: 1", "/dev/sda", "driver hv_storvsc", "job: info exit 0"],
             limit: 300,
+            visit: None,
         },
         Scenario {
             name: "four-vcpus",
@@ -40,6 +43,7 @@ pub fn all() -> Vec<Scenario> {
             status: 0,
             expect: &["cpus: 4", "driver hv_storvsc", "job: info exit 0"],
             limit: 400,
+            visit: None,
         },
         Scenario {
             name: "elf-kernel",
@@ -48,6 +52,7 @@ pub fn all() -> Vec<Scenario> {
             status: 0,
             expect: &["cpus: 2", "job: info exit 0"],
             limit: 300,
+            visit: None,
         },
         Scenario {
             name: "clock",
@@ -60,6 +65,7 @@ pub fn all() -> Vec<Scenario> {
             status: 0,
             expect: &["clock: "],
             limit: 300,
+            visit: None,
         },
         Scenario {
             name: "verified-io",
@@ -68,6 +74,7 @@ pub fn all() -> Vec<Scenario> {
             status: 0,
             expect: &["fio: verified", "job: fio exit 0"],
             limit: 400,
+            visit: None,
         },
         Scenario {
             name: "disks",
@@ -82,6 +89,7 @@ pub fn all() -> Vec<Scenario> {
             status: 0,
             expect: &["second: clean", "070701"],
             limit: 400,
+            visit: None,
         },
         Scenario {
             name: "small-memory",
@@ -90,6 +98,7 @@ pub fn all() -> Vec<Scenario> {
             status: 0,
             expect: &["copies, all the same"],
             limit: 400,
+            visit: None,
         },
         Scenario {
             name: "memory-above-4g",
@@ -98,6 +107,7 @@ pub fn all() -> Vec<Scenario> {
             status: 0,
             expect: &["copies, all the same"],
             limit: 600,
+            visit: None,
         },
         Scenario {
             name: "kexec",
@@ -106,6 +116,7 @@ pub fn all() -> Vec<Scenario> {
             status: 0,
             expect: &["kexec: arrived, root on /dev/sda", "job: kexec exit 0"],
             limit: 500,
+            visit: None,
         },
         Scenario {
             name: "crash",
@@ -114,6 +125,7 @@ pub fn all() -> Vec<Scenario> {
             status: 0,
             expect: &["crash: noticed"],
             limit: 300,
+            visit: None,
         },
         Scenario {
             name: "killed-supervisor",
@@ -122,6 +134,7 @@ pub fn all() -> Vec<Scenario> {
             status: 0,
             expect: &["all: gone"],
             limit: 120,
+            visit: None,
         },
         Scenario {
             name: "no-kvm",
@@ -130,6 +143,7 @@ pub fn all() -> Vec<Scenario> {
             status: 0,
             expect: &["/dev/kvm", "refused: clearly"],
             limit: 60,
+            visit: None,
         },
         Scenario {
             name: "debian-13",
@@ -138,6 +152,7 @@ pub fn all() -> Vec<Scenario> {
             status: 0,
             expect: &["6.12", "driver hv_storvsc", "job: info exit 0"],
             limit: 600,
+            visit: None,
         },
         Scenario {
             name: "ten-reboots",
@@ -146,6 +161,7 @@ pub fn all() -> Vec<Scenario> {
             status: 0,
             expect: &["boot 1 of 10", "boot 10 of 10"],
             limit: 2000,
+            visit: None,
         },
     ]
 }

@@ -5,15 +5,19 @@
 mod continuity;
 mod list;
 mod net;
+mod picture;
 pub mod policies;
+mod screen;
 mod spec;
 mod storage;
+mod visitor;
 
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 
 pub use spec::{Guest, Kernel, Spec};
+use visitor::Visitor;
 
 use crate::images::With;
 use crate::job::{Job, Outcome, TIMED_OUT};
@@ -34,6 +38,7 @@ pub fn all() -> Vec<Scenario> {
     all.extend(continuity::all());
     all.extend(storage::all());
     all.extend(net::all());
+    all.extend(screen::all());
     all
 }
 
@@ -51,6 +56,8 @@ pub struct Scenario {
     pub expect: &'static [&'static str],
     /// Time limit in seconds.
     pub limit: u64,
+    /// Who looks at the guest's screen, once the script says [`visitor::COME`].
+    pub visit: Option<Visitor>,
 }
 
 /// What `guest.sh` prints a little before the time is up.
@@ -66,9 +73,14 @@ fn stood_still(outcome: &Outcome) -> bool {
 pub const RUN: &str = "guest_start; guest_end";
 
 impl Scenario {
-    /// Runs it; an error says what was not as it should.
-    pub fn run(&self, verbose: bool) -> Result<Duration> {
+    /// Runs it; an error says what was not as it should. Nothing is returned if it cannot be tried on this machine.
+    pub fn run(&self, verbose: bool) -> Result<Option<Duration>> {
         let start = Instant::now();
+        if let Some(visitor) = self.visit
+            && !visitor.ready()?
+        {
+            return Ok(None);
+        }
         let mut job = Job::new(self.name).timeout(Duration::from_secs(self.limit));
         job.verbose = verbose;
         job.live = verbose;
@@ -87,6 +99,10 @@ impl Scenario {
             job.with(With::Trixie);
         }
         job.script(&format!("LIMIT={}\n{GUEST_FUNCTIONS}\n{}", self.limit, self.script));
+        if self.spec.screen {
+            job.results = Some(picture::directory(self.name)?);
+        }
+        job.visit = self.visit.map(Visitor::visit);
         let mut attempt = 1;
         let outcome = loop {
             let outcome = lab::run(&job);
@@ -103,7 +119,7 @@ impl Scenario {
         // Most have none.
         let _ = std::fs::remove_file(&guest_job);
         self.judge(&outcome?)?;
-        Ok(start.elapsed())
+        Ok(Some(start.elapsed()))
     }
 
     fn judge(&self, outcome: &Outcome) -> Result<()> {

@@ -42,6 +42,7 @@ pub fn all() -> Vec<Scenario> {
                 "dmesg: clean",
             ],
             limit: 300,
+            visit: None,
         },
         Scenario {
             name: "net-systemd",
@@ -66,6 +67,7 @@ pub fn all() -> Vec<Scenario> {
                 "dmesg: clean",
             ],
             limit: 300,
+            visit: None,
         },
         Scenario {
             name: "net-tap",
@@ -81,6 +83,7 @@ pub fn all() -> Vec<Scenario> {
             status: 0,
             expect: &["driver: hv_netvsc", "queues: 4, channels: 4", "net: end well", "dmesg: clean"],
             limit: 400,
+            visit: None,
         },
         Scenario {
             name: "net-kill",
@@ -92,6 +95,7 @@ pub fn all() -> Vec<Scenario> {
             status: 0,
             expect: &["copied: 209715200 bytes", "copy: OK", "kills: ", "net: end well", "dmesg: clean"],
             limit: 400,
+            visit: None,
         },
         Scenario {
             name: "net-limit",
@@ -102,6 +106,7 @@ pub fn all() -> Vec<Scenario> {
             status: 0,
             expect: &["limit: send", "limit: receive", "net: end well", "dmesg: clean"],
             limit: 300,
+            visit: None,
         },
     ]
 }

@@ -45,6 +45,8 @@ pub struct Spec {
     pub disks: &'static [&'static str],
     /// NICs nic0, nic1 and so on, each with a line of its own options.
     pub nics: &'static [&'static str],
+    /// A screen, a keyboard and a mouse.
+    pub screen: bool,
 }
 
 /// The root file system's label in the guests' images.
@@ -71,6 +73,7 @@ impl Spec {
             spare: false,
             disks: &[],
             nics: &[],
+            screen: false,
         }
     }
 
@@ -129,6 +132,9 @@ impl Spec {
                 let _ =
                     writeln!(toml, "[[storage.disk]]\npath = \"/job/{JOB_DISK}\"\nreadonly = true\nlun = 63");
             }
+        }
+        if self.screen {
+            let _ = writeln!(toml, "[screen]\nweb = \"127.0.0.1:{}\"", crate::job::WEB_PORT);
         }
         for (number, options) in self.nics.iter().enumerate() {
             let _ = writeln!(toml, "[[net]]\nname = \"nic{number}\"\n{options}");

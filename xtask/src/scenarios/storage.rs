@@ -24,6 +24,7 @@ pub fn all() -> Vec<Scenario> {
             status: 0,
             expect: &["libiscsi: no failures"],
             limit: 600,
+            visit: None,
         },
         Scenario {
             name: "file-systems",
@@ -37,6 +38,7 @@ pub fn all() -> Vec<Scenario> {
             status: 0,
             expect: &["queues: 4", "ext4: clean", "xfs: clean", "file systems: well", "dmesg: clean"],
             limit: 600,
+            visit: None,
         },
         Scenario {
             name: "sg3-utils",
@@ -51,6 +53,7 @@ pub fn all() -> Vec<Scenario> {
             status: 0,
             expect: &["killed", "sg: all well", "blocks: freed"],
             limit: 400,
+            visit: None,
         },
         Scenario {
             name: "hot-plug",
@@ -68,6 +71,7 @@ pub fn all() -> Vec<Scenario> {
             status: 0,
             expect: &["added disk: clean", "killed", "gone: seen", "load: well", "dmesg: clean"],
             limit: 500,
+            visit: None,
         },
     ]
 }
