@@ -8,7 +8,7 @@ row() { # FIELD: of the device's row
 never_reset() { # a guest that starts again has noticed something
     local times
     times=$(grep -ac 'load: begin' out/console)
-    [ "$times" = 1 ] || { echo "scenario: the guest's load began $times times"; return 1; }
+    [ "$times" -le 1 ] || { echo "scenario: the guest's load began $times times"; return 1; }
 }
 
 loaded() { # while the guest's load runs
@@ -102,9 +102,9 @@ units_gone() { # every process and unit of the VM has ended, and left nothing
     done
 }
 
-units_secure() { # what systemd thinks of the hardening: 0 is best, 10 worst
+units_secure() { # UNIT=LIMIT...: what systemd thinks of the hardening, in tenths: 0 is best, 100 worst
     local unit limit
-    for unit in vsp-storage@lab:disk0.service=15 bulkhead-core@lab.service=22; do
+    for unit; do
         limit=${unit#*=}
         systemd-analyze security --no-pager "--threshold=$limit" "${unit%=*}" > out/security || limit=over
         tail -n 1 out/security

@@ -25,13 +25,11 @@ screen_kill() {
     bulkhead screenshot lab out/after.png && cmp out/before.png out/after.png && echo 'screen: the same after the kill'
 }
 
-# The whole story; what the visitor does is the visitor's.
-screen_run() {
-    guest_start
+# The whole story of a guest that has been started; what the visitor does is the visitor's.
+screen_tour() {
     guest_wait_for 'screen: ready' 200 && screen_open && guest_wait_for 'mouse: ' 200 \
         && screen_kill \
         && bulkhead type lab 'touch /run/seen' --enter \
         && guest_wait_for 'mode: ' 60 && sleep 2 && bulkhead screenshot lab out/mode.png \
         && bulkhead type lab 'touch /run/back' --enter
-    guest_end
 }

@@ -33,7 +33,7 @@ pub fn all() -> Vec<Scenario> {
             name: "continuity-systemd",
             spec: spec("bulkhead.seconds=120"),
             script: script!(
-                "units_start && units_secure || exit; kill_while_loaded kill_by_systemd 20; killed=$?; units_end && units_orphans && never_reset && [ $killed = 0 ]"
+                "units_start && units_secure vsp-storage@lab:disk0.service=15 bulkhead-core@lab.service=22 || exit; kill_while_loaded kill_by_systemd 20; killed=$?; units_end && units_orphans && never_reset && [ $killed = 0 ]"
             ),
             status: 0,
             expect: &[

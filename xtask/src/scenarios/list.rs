@@ -111,7 +111,8 @@ pub fn all() -> Vec<Scenario> {
         },
         Scenario {
             name: "kexec",
-            spec: Spec::new(Guest::Bookworm, "bulkhead.job=kexec"),
+            // With one, the kernel finds what UEFI leaves, and kexec hands it on.
+            spec: Spec { screen: true, ..Spec::new(Guest::Bookworm, "bulkhead.job=kexec") },
             script: RUN,
             status: 0,
             expect: &["kexec: arrived, root on /dev/sda", "job: kexec exit 0"],

@@ -37,7 +37,8 @@ pub fn audit(verbose: bool) -> Result<Duration> {
     let directory = cache::root()?.join("runs").join(format!("policies-{}", std::process::id()));
     fs::create_dir_all(&directory)?;
     let specification = directory.join("vm.toml");
-    let spec = Spec { memory: 512, job: GUEST, disks: &[READ_ONLY], ..Spec::new(Guest::Bookworm, "") };
+    let spec =
+        Spec { memory: 512, job: GUEST, disks: &[READ_ONLY], screen: true, ..Spec::new(Guest::Bookworm, "") };
     fs::write(&specification, spec.to_toml())?;
     let mut job = Job::new("policies").timeout(LIMIT);
     (job.verbose, job.live) = (verbose, verbose);

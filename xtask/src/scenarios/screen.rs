@@ -11,7 +11,16 @@ macro_rules! guest {
         )
     };
 }
-const SCRIPT: &str = concat!(include_str!("../../recipes/lab/screen.sh"), "\nscreen_run");
+macro_rules! script {
+    ($text:literal) => {
+        concat!(
+            include_str!("../../recipes/lab/continuity.sh"),
+            include_str!("../../recipes/lab/screen.sh"),
+            "\n",
+            $text
+        )
+    };
+}
 
 /// All of them.
 pub fn all() -> Vec<Scenario> {
@@ -19,7 +28,7 @@ pub fn all() -> Vec<Scenario> {
         Scenario {
             name: "screen-vnc",
             spec: Spec { job: guest!("screen-fbset"), screen: true, ..Spec::new(Guest::Bookworm, "") },
-            script: SCRIPT,
+            script: script!("guest_start; screen_tour; guest_end"),
             status: 0,
             expect: &[
                 "framebuffer: hyperv_fb",
@@ -36,7 +45,10 @@ pub fn all() -> Vec<Scenario> {
         Scenario {
             name: "screen-web",
             spec: Spec { job: guest!("screen-drm"), screen: true, ..Spec::new(Guest::Trixie, "") },
-            script: SCRIPT,
+            script: script!(
+                "units_start && units_secure vsp-video@lab:video.service=15 vsp-hid@lab:mouse.service=15 \
+                    bulkhead-console@lab:console.service=15 || exit; screen_tour; units_end"
+            ),
             status: 0,
             expect: &[
                 "framebuffer: hyperv_drmdrmfb",
