@@ -14,8 +14,9 @@ use serde::{Deserialize, Serialize};
 /// The versions of this protocol that this build speaks.
 ///
 /// Version 1, without ledgers and standbys, was in no release. Version 3 has [`ToVsp::Control`] and
-/// [`ToVsp::Adopted`], version 4 [`ToCore::ShareGpadl`] and [`ToCore::Fetch`], version 5 [`ToCore::MapMemory`].
-pub const VERSIONS: Versions = Versions { min: 2, max: 5 };
+/// [`ToVsp::Adopted`], version 4 [`ToCore::ShareGpadl`] and [`ToCore::Fetch`], version 5 [`ToCore::MapMemory`], version 6
+/// [`ToVsp::ChannelPrepare`].
+pub const VERSIONS: Versions = Versions { min: 2, max: 6 };
 
 /// The first version in which a process understands [`ToVsp::Control`] and waits for [`ToVsp::Adopted`].
 pub const CONTROL_VERSION: u32 = 3;
@@ -23,6 +24,8 @@ pub const CONTROL_VERSION: u32 = 3;
 pub const GPADL_VERSION: u32 = 4;
 /// The first version in which a core understands [`ToCore::MapMemory`] and [`ToCore::UnmapMemory`], and a process [`ToVsp::Memory`].
 pub const MEMORY_VERSION: u32 = 5;
+/// The first version in which a process understands [`ToVsp::ChannelPrepare`] and [`ToVsp::ChannelForget`].
+pub const PREPARE_VERSION: u32 = 6;
 /// Pieces of its own memory that a device may have mapped at a time. A PCI function has six base address registers, of which two make a 64-bit
 /// one; a screen needs one.
 pub const MAX_DEVICE_MAPPINGS: usize = 4;
@@ -241,7 +244,8 @@ pub enum ToVsp {
     },
     /// A channel to serve: the guest opens it, or it has been open and a predecessor served it; the ledger tells (all zero: it is
     /// new). Descriptors: channel memfd, kick eventfd (guest to VSP), interrupt eventfd (VSP to guest), event-flags memfd
-    /// (one page, the target VP's), and the ledger memfd if the device asked for one.
+    /// (one page, the target VP's), and the ledger memfd if the device asked for one; or none at all, if the process has been
+    /// given those of this channel [ahead of time](ToVsp::ChannelPrepare).
     ChannelOpen {
         /// Names the channel on this socket.
         channel: u32,
@@ -257,6 +261,20 @@ pub enum ToVsp {
         /// What the guest said when it opened the channel; at most [`MAX_USER_DATA`] bytes.
         #[serde(default)]
         user_data: Vec<u8>,
+    },
+    /// To a process that stands by: a channel that another one serves, and that this one may have to take over. It maps what it needs, and reads
+    /// nothing of it. Said again, it replaces what was said before. From version [`PREPARE_VERSION`] on. Descriptors: as with
+    /// [`ToVsp::ChannelOpen`]. No answer.
+    ChannelPrepare {
+        /// Names the channel on this socket.
+        channel: u32,
+        /// How the channel memfd is divided.
+        ring: RingLayout,
+    },
+    /// A channel that was prepared is no more. No answer, no descriptors.
+    ChannelForget {
+        /// Channel concerned.
+        channel: u32,
     },
     /// All channels that were open when the process began to serve have been given to it, if there were any. Sent once after each
     /// [`ToCore::Serving`], from version [`CONTROL_VERSION`] on. Before it the process takes no request from any channel: what a

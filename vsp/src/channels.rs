@@ -3,16 +3,16 @@
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 
-use ipc::event::Doorbell;
 use ipc::ledger::{LedgerError, LedgerMapping};
 use ipc::message::RingLayout;
-use ipc::shm::{EventFlags, PAGE, RingMapping, SharedMemory, ShmError, VMBUS_SINT};
+use ipc::shm::{EventFlags, RingMapping, ShmError, VMBUS_SINT};
 use mio::unix::SourceFd;
 use mio::{Interest, Registry, Token};
 use thiserror::Error;
 use vmbus::ring::{PushError, RingError};
 
 use crate::channel::{AdoptError, Channel, Recovery, Ticket};
+use crate::prepared::{Pantry, Prepared};
 use crate::slot::{Fetch, Interrupt, Next, Pause, Slot, State};
 use crate::stamp;
 
@@ -97,6 +97,7 @@ pub(crate) enum OpenError {
 #[derive(Debug)]
 pub struct Channels {
     slots: Vec<Option<Slot>>,
+    pantry: Pantry,
     /// Sub-channels that the device has agreed on with the guest, if the core has still to be told.
     subchannels: Option<u16>,
     /// Answers to operators that the core has still to be told.
@@ -109,6 +110,7 @@ impl Channels {
     pub(crate) fn new() -> Channels {
         Channels {
             slots: Vec::new(),
+            pantry: Pantry::default(),
             subchannels: None,
             controls: Vec::new(),
             gpadls: Gpadls::default(),
@@ -181,6 +183,19 @@ impl Channels {
         self.slots.get(id.slot()).and_then(Option::as_ref).is_some_and(|slot| slot.channel.is_blocked())
     }
 
+    /// Maps a channel that this process may have to take over; an error leaves it to be mapped then.
+    pub(crate) fn prepare(&mut self, new: NewChannel) -> Result<(), OpenError> {
+        let NewChannel { core_id, ring, fds, ledger, .. } = new;
+        self.pantry.take(core_id);
+        self.pantry.put(Prepared::new(core_id, ring, fds, ledger)?);
+        Ok(())
+    }
+
+    /// Such a channel is no more.
+    pub(crate) fn unprepare(&mut self, core_id: u32) {
+        self.pantry.take(core_id);
+    }
+
     /// Takes up a channel: a new one, or what a predecessor has left of it.
     pub(crate) fn open(
         &mut self,
@@ -188,36 +203,25 @@ impl Channels {
         depth: u32,
         loans: u32,
     ) -> Result<(ChannelId, Recovery), OpenError> {
-        let NewChannel { core_id, ring, flag, mut fds, ledger } = new;
-        let count = fds.len();
-        let ledger = if ledger { fds.pop() } else { None };
-        let fds: [OwnedFd; 4] = fds.try_into().map_err(|_| OpenError::Descriptors(count))?;
-        let [memory, kick, bell, flags] = fds;
-        if !ring.is_valid() {
-            return Err(OpenError::Layout(ring));
-        }
+        let NewChannel { core_id, ring, flag, fds, ledger } = new;
         if !EventFlags::is_valid(VMBUS_SINT, flag) {
             return Err(OpenError::Flag(flag));
         }
         if self.find(core_id).is_some() {
             return Err(OpenError::Twice(core_id));
         }
-        let page = PAGE as u64;
-        let memory = SharedMemory::from_fd(memory, u64::from(ring.pages) * page)?;
-        let to_host = RingMapping::new(&memory, 0, ring.to_host_pages)?;
-        let to_guest =
-            RingMapping::new(&memory, u64::from(ring.to_host_pages) * page, ring.to_guest_pages())?;
-        let (kick, interrupt) = (Doorbell::from_fd(kick)?, Interrupt::new(bell, flags)?);
+        let Prepared { to_host, to_guest, kick, interrupt, ledger, .. } = match self.pantry.take(core_id) {
+            Some(prepared) if fds.is_empty() => prepared,
+            _ => Prepared::new(core_id, ring, fds, ledger)?,
+        };
         let has_ledger = ledger.is_some();
         let (channel, recovery, stamp) = match ledger {
             None => {
                 let recovery = Recovery { fresh: true, ..Recovery::default() };
                 (Channel::new(to_host, to_guest, depth)?.lending(loans), recovery, None)
             }
-            Some(ledger) => {
-                let ledger = SharedMemory::from_fd(ledger, 0)?;
-                let stamp = stamp::watch(&ledger)?;
-                let mapping = LedgerMapping::new(&ledger)?;
+            Some((mapping, stamp)) => {
+                let stamp = stamp::watch(stamp)?;
                 let fresh = stamp::is_fresh(&mapping);
                 match Channel::adopt_lending(to_host, to_guest, mapping, depth, loans) {
                     Ok((channel, recovery)) => (channel, recovery, Some(stamp)),

@@ -27,6 +27,7 @@ mod control;
 mod device;
 pub mod notify;
 mod polling;
+mod prepared;
 mod request;
 mod role;
 mod runtime;

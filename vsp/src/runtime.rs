@@ -349,6 +349,15 @@ impl<D: Device> Runtime<D> {
                     let (status, reason) = self.open(new, &request);
                     self.tell(&ToCore::OpenResult { channel, status, reason })?;
                 }
+                ToVsp::ChannelPrepare { channel, ring } => {
+                    let ledger = self.setting.ledger && self.device.ledger();
+                    let new = NewChannel { core_id: channel, ring, flag: 0, fds, ledger };
+                    // It is said again with the order to open it, which tells the core.
+                    if let Err(error) = self.channels.prepare(new) {
+                        tracing::warn!(channel, "a channel cannot be prepared: {error}");
+                    }
+                }
+                ToVsp::ChannelForget { channel } => self.channels.unprepare(channel),
                 ToVsp::ChannelClose { channel } => match self.channels.close(channel) {
                     Some(id) => {
                         self.device.closing(id);

@@ -22,8 +22,15 @@ pub(crate) enum StampError {
     Full(#[from] Full),
 }
 
-/// The ledger's own mapping, for the moment of a crash.
-struct Stamp(LedgerMapping);
+/// A mapping of the ledger's header, for the moment of a crash.
+#[derive(Debug)]
+pub(crate) struct Stamp(LedgerMapping);
+
+impl Stamp {
+    pub fn new(memory: &SharedMemory) -> Result<Stamp, ShmError> {
+        Ok(Stamp(LedgerMapping::of_header(memory)?))
+    }
+}
 
 impl Witness for Stamp {
     fn stamp(&self, signal: i32) {
@@ -38,8 +45,8 @@ impl Witness for Stamp {
 }
 
 /// Has a ledger told of a crash for as long as what is returned is there.
-pub(crate) fn watch(memory: &SharedMemory) -> Result<Registration, StampError> {
-    Ok(register(Arc::new(Stamp(LedgerMapping::new(memory)?)))?)
+pub(crate) fn watch(stamp: Stamp) -> Result<Registration, StampError> {
+    Ok(register(Arc::new(stamp))?)
 }
 
 /// Whether no process has used this ledger yet.

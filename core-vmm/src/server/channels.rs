@@ -14,6 +14,7 @@ use super::{
     device::{CLOSE_GRACE, Device, OPEN_GRACE},
     live::{Hold, Live, Wish, Word},
     memory::Desk,
+    prepare,
     slot::{Leave, Role},
 };
 use crate::{
@@ -153,6 +154,7 @@ impl Server {
                     self.bus.opened(relid, 0);
                     self.apply(partition);
                 }
+                self.prepare(partition, relid);
             }
             // A ring that the guest has broken is served, as far as that goes. What else keeps a process from serving an
             // open channel is its own trouble (no memory, no descriptors), which the next one need not have.
@@ -237,6 +239,7 @@ impl Server {
         if matches!(live.hold, Hold::Asked(_) | Hold::Served) && !live.is_untold() {
             self.tell(partition, relid, Word::Retarget);
         }
+        self.prepare(partition, relid);
     }
 
     /// Tells the process that serves something that it has to know, now or as soon as its socket has room.
@@ -252,16 +255,14 @@ impl Server {
             };
             return;
         };
-        let interrupt = partition.interrupt(live.target_vp);
-        let flags = self.synic.event_flags(live.target_vp).as_fd();
-        let mut fds = match word {
-            Word::Open => vec![live.pages.memory().as_fd(), live.kick.as_fd(), interrupt, flags],
+        let fds = match word {
+            Word::Open if live.prepared.take() == Some(process.id) => Vec::new(),
+            Word::Open => prepare::descriptors(live, &self.synic, partition),
             Word::Close => Vec::new(),
-            Word::Retarget => vec![interrupt, flags],
+            Word::Retarget => {
+                vec![partition.interrupt(live.target_vp), self.synic.event_flags(live.target_vp).as_fd()]
+            }
         };
-        if word == Word::Open {
-            fds.extend(live.ledger.as_ref().map(AsFd::as_fd));
-        }
         let sent = process.peer.send(&live.message(word), &fds);
         live.owed = sent.is_err().then(|| (word, Instant::now() + TELL_AGAIN));
     }
@@ -270,6 +271,7 @@ impl Server {
     fn take_down<P: Partition>(&mut self, partition: &P, relid: Relid) {
         let Some(at) = self.live.iter().position(|l| l.relid == relid) else { return };
         let live = self.live.swap_remove(at);
+        self.unprepare(live.device, relid, live.prepared);
         partition.unbind_doorbell(Bus::connection_id(relid));
         self.take_back(partition, live.pages);
     }

@@ -61,9 +61,14 @@ pub(super) struct Offered {
     ledger: bool,
 }
 
+/// Tells processes apart, as long as the VM lives.
+pub(super) type ProcessId = u64;
+
 /// A process that serves the device, or would.
 #[derive(Debug)]
 pub(super) struct Process {
+    /// No other process has had or will have it.
+    pub id: ProcessId,
     pub peer: Peer,
     /// Version of the control protocol that it speaks.
     pub version: u32,
@@ -161,9 +166,9 @@ impl Greeting {
         Offered { relid, wire: self.wire, ledger: self.ledger > 0 }
     }
 
-    pub fn process(self, peer: Peer, version: u32) -> Process {
+    pub fn process(self, id: ProcessId, peer: Peer, version: u32) -> Process {
         let Self { ledger, build, max_subchannels, .. } = self;
-        Process { peer, version, ledger, build, max_subchannels }
+        Process { id, peer, version, ledger, build, max_subchannels }
     }
 }
 

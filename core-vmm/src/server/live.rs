@@ -8,6 +8,7 @@ use ipc::{
     shm::SharedMemory,
 };
 
+use super::device::ProcessId;
 use crate::{
     bus::{Open, Relid},
     memory::donation::Donation,
@@ -32,6 +33,8 @@ pub(super) struct Live {
     pub kick: Doorbell,
     pub wish: Wish,
     pub hold: Hold,
+    /// The process that has been given it ahead of time.
+    pub prepared: Option<ProcessId>,
     /// What the process could not be told, and when to try again. The latest word counts: a channel that is being closed
     /// need not be retargeted any more.
     pub owed: Option<(Word, Instant)>,
@@ -84,6 +87,7 @@ impl Live {
             kick,
             wish: Wish::Opening,
             hold: Hold::Free,
+            prepared: None,
             owed: None,
         }
     }

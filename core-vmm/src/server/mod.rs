@@ -12,6 +12,7 @@ mod mappings;
 mod memory;
 mod operator;
 mod peers;
+mod prepare;
 mod slot;
 mod swap;
 #[cfg(test)]
@@ -23,7 +24,7 @@ use std::{
 };
 
 use control::Controls;
-use device::Device;
+use device::{Device, ProcessId};
 use ipc::{config::DeviceSlot, message::VERSIONS, socket::Peer};
 use live::{Hold, Live};
 use logs::Ration;
@@ -88,6 +89,8 @@ pub struct Server {
     failure: Option<String>,
     /// User ids that may attach as any device, and as operators.
     trusted: Vec<u32>,
+    /// Device processes that have come so far.
+    processes: ProcessId,
     /// About the guest.
     complaints: Ration,
 }
@@ -120,6 +123,7 @@ impl Server {
             controls: Controls::default(),
             failure: None,
             trusted,
+            processes: 0,
             complaints: Ration::default(),
         })
     }

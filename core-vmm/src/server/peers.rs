@@ -154,10 +154,12 @@ impl Server {
         }
         match self.greet(i, &peer, greeting) {
             Ok((greeting, version)) => {
-                let process = greeting.process(peer, version);
+                self.processes += 1;
+                let process = greeting.process(self.processes, peer, version);
                 let acts = self.devices[i].slot.attach(process, Instant::now());
                 tracing::info!(device = %name, standby = self.devices[i].slot.has_standby(), "attached");
                 self.perform(partition, i, acts);
+                self.prepare_all(partition, i);
                 self.apply(partition);
                 Ok(())
             }

@@ -6,6 +6,7 @@ mod mappings;
 mod memory;
 mod operators;
 mod peers;
+mod prepare;
 mod rings;
 mod subchannels;
 mod swaps;
@@ -13,7 +14,7 @@ mod swaps;
 use std::os::fd::{AsRawFd, OwnedFd};
 
 use ipc::{
-    message::{Offer as DeviceOffer, RingLayout, STATUS_LEDGER, ToCore, ToVsp, Versions},
+    message::{Offer as DeviceOffer, PREPARE_VERSION, RingLayout, STATUS_LEDGER, ToCore, ToVsp, Versions},
     operator::{Reply, Request},
     shm::SharedMemory,
     socket::{Listener, SocketError},
@@ -66,7 +67,9 @@ fn offer() -> DeviceOffer {
 }
 
 fn hello_of(device: &str, offer: DeviceOffer, ledger: u64) -> ToCore {
-    ToCore::Hello { versions: VERSIONS, device: device.into(), offer, ledger, build: "1.0".into() }
+    // What is said ahead of time is the business of `prepare`.
+    let versions = Versions { max: PREPARE_VERSION - 1, ..VERSIONS };
+    ToCore::Hello { versions, device: device.into(), offer, ledger, build: "1.0".into() }
 }
 
 fn hello(device: &str) -> ToCore {

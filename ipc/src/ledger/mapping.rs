@@ -3,7 +3,7 @@
 use std::sync::atomic::{Ordering, compiler_fence};
 
 use super::LedgerMemory;
-use crate::shm::{Mapping, SharedMemory, ShmError};
+use crate::shm::{Mapping, PAGE, SharedMemory, ShmError};
 
 /// A mapped ledger.
 #[derive(Debug)]
@@ -13,6 +13,14 @@ impl LedgerMapping {
     /// Maps all of `memory`.
     pub fn new(memory: &SharedMemory) -> Result<LedgerMapping, ShmError> {
         Ok(LedgerMapping(Mapping::new(memory, 0, memory.len())?))
+    }
+
+    /// Maps the beginning of `memory` only, where a process that dies leaves a note.
+    ///
+    /// # Errors
+    /// The memory cannot be mapped.
+    pub fn of_header(memory: &SharedMemory) -> Result<LedgerMapping, ShmError> {
+        Ok(LedgerMapping(Mapping::new(memory, 0, memory.len().min(PAGE as u64))?))
     }
 
     /// The memory itself, for the word that a dying process leaves a note in.

@@ -115,7 +115,9 @@ fn main() -> anyhow::Result<ExitCode> {
             let shape = load.shape();
             print("cold", &figures::kills(times, false, shape)?);
             print("spare", &figures::kills(times, true, shape)?);
-            print("swap", &figures::swaps(times, shape)?);
+            let (swaps, calm) = figures::swaps(times, shape)?;
+            print("swap", &swaps);
+            print("calm", &calm);
             Ok(ExitCode::SUCCESS)
         }
     }

@@ -1,7 +1,7 @@
 //! Two builds of a device process take turns under load.
 
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use bulkhead::device::Backend;
@@ -62,6 +62,7 @@ impl Swaps {
         outcome: &mut Outcome,
     ) -> anyhow::Result<()> {
         let mut pauses = Latencies::default();
+        let mut took = Duration::from_millis(20);
         for n in 1..=self.swaps {
             anyhow::ensure!(
                 pulse.wait_beats(PROGRESS, RETURNS_WITHIN),
@@ -69,10 +70,14 @@ impl Swaps {
             );
             let before = served(backend, false)?;
             let _ = pulse.longest_pause();
+            std::thread::sleep(took);
+            outcome.calm.add(pulse.longest_pause());
+            let begun = Instant::now();
             let to = &builds[(n % 2) as usize];
             backend.swap(DEVICE, Some(to)).with_context(|| format!("swap {n}, to {}", to.display()))?;
             anyhow::ensure!(pulse.wait_beats(1, RETURNS_WITHIN), "the load stands still after swap {n}");
             let pause = pulse.longest_pause();
+            took = begun.elapsed();
             let after = served(backend, false)?;
             anyhow::ensure!(before.pid != after.pid, "swap {n} has changed nothing: {after:?}");
             pauses.add(pause.max(Duration::from_nanos(1)));

@@ -9,7 +9,9 @@ mod view;
 use std::time::{Duration, Instant};
 
 use self::cut_off::Accused;
-use super::policy::{BENEFIT_OF_DOUBT, Backoff, CANDIDATE_PATIENCE, SETTLED, SPARE_PAUSE, SWAP_PATIENCE};
+use super::policy::{
+    BENEFIT_OF_DOUBT, Backoff, CANDIDATE_PATIENCE, SETTLED, SPARE_PAUSE, SPARE_REST, SWAP_PATIENCE,
+};
 use super::process::{Process, ProcessId, Stage, Word};
 use super::{Action, Next, Notice, Out, Program, Wanted};
 use crate::supervise::fate::Death;
@@ -208,7 +210,9 @@ impl Device {
         match self.spare {
             Spare::None if self.spare_wanted => self.spare = Spare::Due { at: now },
             // It waited for this; a spare that keeps dying waits for its time all the same.
-            Spare::Due { .. } if self.spare_backoff.in_a_row() < 2 => self.spare = Spare::Due { at: now },
+            Spare::Due { at } if self.spare_backoff.in_a_row() < 2 => {
+                self.spare = Spare::Due { at: at.min(now + SPARE_REST) }
+            }
             _ => {}
         }
         self.start_what_is_due(out, now);

@@ -32,9 +32,13 @@ pub const START_PATIENCE: u32 = 10;
 /// that is past handling signals is killed after this time. A handler takes microseconds; a second is for a host that swaps.
 pub const ABORT_GRACE: Duration = Duration::from_secs(1);
 
-/// When a spare has taken over, the next spare starts once it serves, or after this time if it does not: not at the very moment
+/// When a spare has taken over, the next spare starts soon after it serves, or after this time if it does not: not at the very moment
 /// at which every microsecond of processor time belongs to the one taking over.
 pub const SPARE_PAUSE: Duration = Duration::from_millis(100);
+
+/// And this is soon: what the guest has been waiting for comes before a process that takes some milliseconds of processor time to start and
+/// that nobody waits for. Deaths that come faster than that are served by a process started for the purpose.
+pub const SPARE_REST: Duration = Duration::from_millis(20);
 
 /// How long a new process may take until it stands by, in a planned swap. Starting takes milliseconds; the rest is for slow
 /// storage. The old process serves meanwhile, so only the operator waits.

@@ -227,6 +227,14 @@ impl<P> Slot<P> {
         }
     }
 
+    /// The process that will serve once the one that does has gone or hands over.
+    pub fn next(&self) -> Option<&P> {
+        match &self.seat {
+            Seat::Quiescing { new: Ok(new), .. } | Seat::Handing { new, .. } => Some(new),
+            _ => self.standby.as_ref(),
+        }
+    }
+
     /// The process that has channels, and answers for them.
     pub fn holder(&self) -> Option<(Role, &P)> {
         match &self.seat {

@@ -15,7 +15,7 @@ fn a_device_is_welcomed_and_offered() {
     assert_eq!(rig.server.missing_devices(), ["a", "bb"]);
     let device = rig.meet(&hello("bb"));
     let Some((ToVsp::Welcome { version, vm, vps, ram, .. }, fds)) = told(&device) else { panic!() };
-    assert_eq!((version, vm.as_str(), vps, ram), (VERSIONS.max, "vm", VPS, None));
+    assert_eq!((version, vm.as_str(), vps, ram), (PREPARE_VERSION - 1, "vm", VPS, None));
     assert!(fds.is_empty(), "guest RAM is not for everybody");
     assert_eq!(rig.server.missing_devices(), ["a", "bb"], "it does not serve yet");
     rig.serve(&device, false);

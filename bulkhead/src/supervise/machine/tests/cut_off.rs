@@ -71,8 +71,9 @@ fn if_either_may_be_meant_and_nobody_serves_both_are_started_anew() {
     let _ = story.after(SPARE_PAUSE);
     let _ = story.says(4, Word::Serving);
     assert_eq!(story.on(cut_off(false)), [kill(3)]);
-    assert_eq!(story.ends(3, KILLED), [start(0, 5)]);
+    assert_eq!(story.ends(3, KILLED), []);
     assert_eq!((story.disk0().main, story.disk0().state), (Some(ProcessId(4)), State::Serving));
+    assert_eq!(story.after(SPARE_REST), [start(0, 5)]);
 }
 
 #[test]

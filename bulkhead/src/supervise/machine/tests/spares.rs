@@ -8,7 +8,8 @@ fn a_spare_takes_over_and_the_next_one_waits_until_it_serves() {
     assert_eq!(story.ends(1, FAULT), []);
     assert!(matches!(story.notices[..], [Notice::Died { next: Next::Spare, .. }]));
     assert_eq!((story.disk0().main, story.disk0().state), (Some(ProcessId(3)), State::Starting));
-    assert_eq!(story.says(3, Word::Serving), [start(0, 4)]);
+    assert_eq!(story.says(3, Word::Serving), [], "the guest comes first");
+    assert_eq!(story.after(SPARE_REST), [start(0, 4)]);
     assert_eq!(story.says(4, Word::Ready), []);
     let view = story.disk0();
     assert_eq!((view.spare, view.spare_ready, view.restarts), (Some(ProcessId(4)), true, 1));
@@ -18,8 +19,9 @@ fn a_spare_takes_over_and_the_next_one_waits_until_it_serves() {
 fn a_spare_whose_word_of_serving_comes_before_the_death_is_the_heir_all_the_same() {
     let mut story = Story::with_spare();
     assert_eq!(story.says(3, Word::Serving), []);
-    assert_eq!(story.ends(1, KILLED), [start(0, 4)]);
+    assert_eq!(story.ends(1, KILLED), []);
     assert_eq!((story.disk0().main, story.disk0().state), (Some(ProcessId(3)), State::Serving));
+    assert_eq!(story.after(SPARE_REST), [start(0, 4)]);
 }
 
 #[test]
