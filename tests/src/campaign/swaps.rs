@@ -19,6 +19,11 @@ const DISK: u64 = 64 << 20;
 /// Completions after each swap before the next.
 const PROGRESS: u64 = 500;
 
+/// What belongs to a swap before and after the time that the core needs for it.
+const AROUND: Duration = Duration::from_millis(1);
+/// After a swap the machine is still busy with it for a while.
+const CALM: Duration = Duration::from_millis(30);
+
 /// What is to be done.
 #[derive(Clone, Debug)]
 pub struct Swaps {
@@ -62,28 +67,37 @@ impl Swaps {
         outcome: &mut Outcome,
     ) -> anyhow::Result<()> {
         let mut pauses = Latencies::default();
-        let mut took = Duration::from_millis(20);
         for n in 1..=self.swaps {
             anyhow::ensure!(
                 pulse.wait_beats(PROGRESS, RETURNS_WITHIN),
                 "the load stands still before swap {n}"
             );
             let before = served(backend, false)?;
-            let _ = pulse.longest_pause();
-            std::thread::sleep(took);
-            outcome.calm.add(pulse.longest_pause());
-            let begun = Instant::now();
             let to = &builds[(n % 2) as usize];
-            backend.swap(DEVICE, Some(to)).with_context(|| format!("swap {n}, to {}", to.display()))?;
+            let done =
+                backend.swap(DEVICE, Some(to)).with_context(|| format!("swap {n}, to {}", to.display()))?;
+            let end = Instant::now();
+            let begin =
+                end.checked_sub(pause_in(&done)?).context("a pause since before the machine's start")?;
             anyhow::ensure!(pulse.wait_beats(1, RETURNS_WITHIN), "the load stands still after swap {n}");
-            let pause = pulse.longest_pause();
-            took = begun.elapsed();
+            let pause = pulse.longest_pause(begin - AROUND, end + AROUND);
             let after = served(backend, false)?;
             anyhow::ensure!(before.pid != after.pid, "swap {n} has changed nothing: {after:?}");
             pauses.add(pause.max(Duration::from_nanos(1)));
             outcome.kills += 1;
+            std::thread::sleep(CALM);
+            let now = Instant::now();
+            outcome.calm.add(pulse.longest_pause(now - (end - begin) - 2 * AROUND, now));
         }
         outcome.latencies.insert(Kind::Kill, pauses);
         Ok(())
     }
+}
+
+/// How long the core says that nobody served, in the sentence that an operator is told.
+fn pause_in(done: &str) -> anyhow::Result<Duration> {
+    let number = done.split("after a pause of ").nth(1).and_then(|rest| rest.split(' ').next());
+    let ms: f64 =
+        number.and_then(|number| number.parse().ok()).with_context(|| format!("no pause in {done:?}"))?;
+    Ok(Duration::from_secs_f64(ms / 1000.0))
 }

@@ -8,6 +8,9 @@
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+/// Completions whose time is remembered: half a second of the fastest load.
+const REMEMBERED: usize = 1 << 16;
+
 /// Shared by all queues and by whoever kills.
 #[derive(Debug)]
 pub struct Pulse {
@@ -17,9 +20,8 @@ pub struct Pulse {
     survived: AtomicU64,
     at: AtomicU64,
     completed: AtomicU64,
-    /// The longest pause between two completions since it was last asked for, and when the last one was.
-    last: AtomicU64,
-    longest: AtomicU64,
+    /// When the last ones were, each in the place that its number gives it.
+    beats: Box<[AtomicU64]>,
     stop: AtomicBool,
 }
 
@@ -31,8 +33,7 @@ impl Default for Pulse {
             survived: AtomicU64::new(0),
             at: AtomicU64::new(0),
             completed: AtomicU64::new(0),
-            last: AtomicU64::new(0),
-            longest: AtomicU64::new(0),
+            beats: (0..REMEMBERED).map(|_| AtomicU64::new(0)).collect(),
             stop: AtomicBool::new(false),
         }
     }
@@ -51,10 +52,8 @@ impl Pulse {
 
     /// A request has completed.
     pub fn beat(&self) {
-        let now = self.now();
-        self.completed.fetch_add(1, Ordering::Relaxed);
-        let last = self.last.swap(now, Ordering::Relaxed);
-        self.longest.fetch_max(now.saturating_sub(last), Ordering::Relaxed);
+        let number = self.completed.fetch_add(1, Ordering::Relaxed);
+        self.beats[number as usize % REMEMBERED].store(self.now(), Ordering::Relaxed);
     }
 
     /// A request has completed after the death `number`, and not merely been found completed.
@@ -100,11 +99,14 @@ impl Pulse {
         self.completed.load(Ordering::Relaxed)
     }
 
-    /// The longest pause since this was last asked, one that goes on now included.
-    pub fn longest_pause(&self) -> Duration {
-        let now = self.now();
-        let running = now.saturating_sub(self.last.load(Ordering::Relaxed));
-        Duration::from_nanos(self.longest.swap(0, Ordering::Relaxed).max(running))
+    /// The longest time without a completion that has a part in common with the time between these two, neither of them long ago.
+    pub fn longest_pause(&self, from: Instant, to: Instant) -> Duration {
+        let [from, to] = [from, to].map(|at| at.saturating_duration_since(self.base).as_nanos() as u64);
+        let mut beats: Vec<u64> = self.beats.iter().map(|beat| beat.load(Ordering::Relaxed)).collect();
+        beats.push(self.now());
+        beats.sort_unstable();
+        let pauses = beats.windows(2).filter(|pair| pair[1] > from && pair[0] < to);
+        Duration::from_nanos(pauses.map(|pair| pair[1] - pair[0]).max().unwrap_or_default())
     }
 
     /// Everybody finishes what is under way and ends.
@@ -119,5 +121,21 @@ impl Pulse {
 
     fn now(&self) -> u64 {
         self.base.elapsed().as_nanos() as u64
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pause_counts_where_it_touches_the_time() {
+        let pulse = Pulse::default();
+        let at = |ms| pulse.base + Duration::from_millis(ms);
+        for (beat, ms) in pulse.beats.iter().zip([10, 11, 19, 20, 50, 51]) {
+            beat.store(Duration::from_millis(ms).as_nanos() as u64, Ordering::Relaxed);
+        }
+        let ms = |from, to| pulse.longest_pause(at(from), at(to)).as_millis();
+        assert_eq!([ms(10, 20), ms(15, 16), ms(19, 20), ms(19, 21), ms(50, 51)], [8, 8, 1, 30, 1]);
     }
 }

@@ -31,6 +31,8 @@ pub enum Asked {
     RatioAtMost(f64),
     /// No less than this part of the reference's.
     RatioAtLeast(f64),
+    /// It is shown, and not judged.
+    Nothing,
 }
 
 /// What a figure is compared with.
@@ -86,6 +88,7 @@ impl Figure {
             Asked::AtLeast(least) => self.ours >= least,
             Asked::RatioAtMost(most) => self.ratio().is_some_and(|ratio| ratio <= most),
             Asked::RatioAtLeast(least) => self.ratio().is_some_and(|ratio| ratio >= least),
+            Asked::Nothing => true,
         }
     }
 }
@@ -115,8 +118,13 @@ pub fn text(figures: &[Figure]) -> String {
         let asked = match figure.asked {
             Asked::AtMost(asked) | Asked::RatioAtMost(asked) => format!("<= {asked}"),
             Asked::AtLeast(asked) | Asked::RatioAtLeast(asked) => format!(">= {asked}"),
+            Asked::Nothing => String::new(),
         };
-        let met = if figure.met() { "yes" } else { "NO" };
+        let met = match (figure.asked, figure.met()) {
+            (Asked::Nothing, _) => "",
+            (_, true) => "yes",
+            (_, false) => "NO",
+        };
         let _ = writeln!(
             text,
             "{:width$}  {:>9}  {name:>20}  {ratio:>6}  {spread:>13}{}  {asked:>8}  {met}",
