@@ -19,7 +19,8 @@ const ANSWER_PATIENCE: Duration = Duration::from_secs(60);
 const ONE_TURN: usize = 256 * 1024;
 /// What is read at once.
 const ONE_READ: usize = 4096;
-/// Where the WebSocket of a session is.
+/// Where the WebSocket of a session is. Any path of the session's that ends so is it: the path in [`page`] is the site's to an older noVNC, and
+/// relative to the page's own since 1.6, which makes `SESSION/SESSION/websockify` of it.
 const SOCKET: &str = "websockify";
 
 const ASK_AGAIN: &str = "This address is not good any more, or never was: each is for one browser and for a minute. Another one: bulkhead console VM --web";
@@ -228,7 +229,9 @@ fn answer(request: &Request, site: &mut Site, now: Instant, is_encrypted: bool) 
         return forbidden();
     }
     match (&request.upgrade, path, &site.files) {
-        (Some(upgrade), SOCKET, _) if upgrade.is_own => (Answer::upgrade(upgrade), Then::Upgrade),
+        (Some(upgrade), path, _) if upgrade.is_own && is_socket(path) => {
+            (Answer::upgrade(upgrade), Then::Upgrade)
+        }
         (Some(_), ..) => {
             (Answer::sentence(Status::Forbidden, "There is no WebSocket for you here.", Some(request)), then)
         }
@@ -238,6 +241,10 @@ fn answer(request: &Request, site: &mut Site, now: Instant, is_encrypted: bool) 
             None => (Answer::sentence(Status::NotFound, "There is no such file.", Some(request)), then),
         },
     }
+}
+
+fn is_socket(path: &str) -> bool {
+    path.rsplit('/').next() == Some(SOCKET)
 }
 
 /// noVNC's page, which is to connect by itself, and again whenever the connection is lost.

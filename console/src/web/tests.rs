@@ -200,6 +200,25 @@ fn a_token_lets_one_browser_in_to_the_page_and_its_websocket() {
 }
 
 #[test]
+fn a_websocket_is_where_each_novnc_looks_for_it() {
+    let mut served = Served::new("socket", None);
+    let Invitation { token, address, .. } = served.web.token(Instant::now()).unwrap();
+    let status = |path: &str, more: &str| ask(&mut connect(address), &get(path, more)).status;
+    served.serve(|| {
+        let (session, cookie) = enter(&mut connect(address), &token);
+        let own = format!("{UPGRADE}{cookie}Origin: http://127.0.0.1\r\n");
+        assert_eq!(status(&format!("/{session}/websockify"), &own), 101, "up to noVNC 1.5");
+        assert_eq!(status(&format!("/{session}/{session}/websockify"), &own), 101, "since noVNC 1.6");
+        for elsewhere in ["", "vnc.html", "websockify/x", "xwebsockify"] {
+            assert_eq!(status(&format!("/{session}/{elsewhere}"), &own), 403, "{elsewhere}");
+        }
+        let other = "0".repeat(32);
+        assert_eq!(status(&format!("/{other}/{session}/websockify"), &own), 403, "another session's");
+    });
+    assert_eq!(served.viewers.len(), 2);
+}
+
+#[test]
 fn the_page_is_encrypted_where_that_is_wanted() {
     let mut served = Served::new("tls", Some(tls_config()));
     let Invitation { token, address, https } = served.web.token(Instant::now()).unwrap();
