@@ -62,7 +62,7 @@ pub struct Setting {
     pub web: Option<Web>,
     /// What viewers by TCP have to know.
     pub password: Option<Password>,
-    /// What they have to speak.
+    /// What they have to speak besides.
     pub tls: Option<TlsConfig>,
 }
 
@@ -72,8 +72,10 @@ pub enum ConsoleError {
     /// The system's fault.
     #[error("the console cannot wait for events: {0}")]
     Poll(#[from] io::Error),
-    /// Anybody could come.
-    #[error("a TCP socket for viewers needs a password or TLS (password_file or tls under [screen])")]
+    /// Anybody could come: TLS hides what is said, and asks nobody who he is.
+    #[error(
+        "a TCP socket for viewers needs a password, with TLS as well: give it one (password_file under [screen])"
+    )]
     Open,
     /// Somebody wants too many.
     #[error("a console has at most {MAX_LISTENERS} sockets for viewers")]
@@ -124,7 +126,7 @@ impl Console {
     /// Puts it together.
     pub fn new(setting: Setting) -> Result<Console, ConsoleError> {
         let Setting { name, video, keyboard, mouse, listeners, control, web, password, tls } = setting;
-        if listeners.iter().any(Listener::is_tcp) && password.is_none() && tls.is_none() {
+        if listeners.iter().any(Listener::is_tcp) && password.is_none() {
             return Err(ConsoleError::Open);
         }
         if listeners.len() > MAX_LISTENERS {

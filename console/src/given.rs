@@ -13,6 +13,7 @@ use ipc::socket::{Peer, SocketError, inherited_descriptor};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+use crate::rfb::password::Password;
 use crate::stream::{TlsConfig, TlsError};
 
 /// What is given. The options of descriptors are also what `--seat-socket` calls them.
@@ -86,8 +87,8 @@ pub struct Given {
     pub web: Option<OwnedFd>,
     /// What makes cookies.
     pub secret: Option<OwnedFd>,
-    /// What TCP viewers are asked for; not empty.
-    pub password: Option<Vec<u8>>,
+    /// What TCP viewers are asked for.
+    pub password: Option<Password>,
     /// What encrypts.
     pub tls: Option<TlsConfig>,
 }
@@ -131,7 +132,7 @@ pub enum GivenError {
         source: io::Error,
     },
     /// A password that everybody knows.
-    #[error("the first line of the password file {path} is empty", path = .0.display())]
+    #[error("the first line of the password file {path} is empty: write the password there", path = .0.display())]
     NoPassword(PathBuf),
     /// The certificate or its key.
     #[error(transparent)]
@@ -224,11 +225,8 @@ fn read(path: &Path) -> Result<Vec<u8>, GivenError> {
     fs::read(path).map_err(|source| GivenError::File { path: path.into(), source })
 }
 
-fn password(path: &Path) -> Result<Vec<u8>, GivenError> {
-    let text = read(path)?;
-    let line = text.split(|byte| *byte == b'\n').next().unwrap_or_default();
-    let line = line.strip_suffix(b"\r").unwrap_or(line);
-    if line.is_empty() { Err(GivenError::NoPassword(path.into())) } else { Ok(line.to_vec()) }
+fn password(path: &Path) -> Result<Password, GivenError> {
+    Password::of_file(&read(path)?).ok_or_else(|| GivenError::NoPassword(path.into()))
 }
 
 fn tls((certificates, key): (&Path, &Path)) -> Result<TlsConfig, GivenError> {
@@ -244,6 +242,7 @@ mod tests {
     use ipc::socket::Listener;
 
     use super::*;
+    use crate::rfb::password::CHALLENGE;
 
     #[derive(Debug, Parser)]
     struct Line {
@@ -323,9 +322,13 @@ mod tests {
             std::fs::write(&path, text).unwrap();
             password(&path)
         };
-        assert_eq!(file("secret\r\nand more\n").unwrap(), b"secret");
-        assert_eq!(file("secret").unwrap(), b"secret");
-        assert!(matches!(file("\nsecret"), Err(GivenError::NoPassword(_))));
+        let answer = |password: Password| password.answer(&[7; CHALLENGE]);
+        let wanted = answer(Password::of_file(b"secret").unwrap());
+        assert_eq!(answer(file("secret\r\nand more\n").unwrap()), wanted);
+        assert_eq!(answer(file("secret").unwrap()), wanted);
+        for none in ["", "\nsecret", "\r\nsecret", "\rsecret"] {
+            assert!(matches!(file(none), Err(GivenError::NoPassword(_))), "{none:?}");
+        }
         assert!(matches!(password(Path::new("/nowhere")), Err(GivenError::File { .. })));
         let path = directory.join("file");
         assert!(matches!(tls((&path, &path)), Err(GivenError::Tls(_))));

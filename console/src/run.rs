@@ -11,7 +11,6 @@ use crate::compartment::Door;
 use crate::console::{Console, Setting};
 use crate::given::Given;
 use crate::listener::Listener;
-use crate::rfb::password::Password;
 use crate::web::Web;
 
 /// Runs a console: takes what it was given, closes the door, serves until it is ended.
@@ -60,7 +59,7 @@ fn open(args: &Args) -> Result<Console, Box<dyn Error>> {
         listeners: given.rfb.into_iter().map(Listener::new).collect::<Result<_, _>>()?,
         control,
         web,
-        password: given.password.as_deref().and_then(Password::of_file),
+        password: given.password,
         tls: given.tls,
     };
     Ok(Console::new(setting)?)

@@ -169,7 +169,8 @@ impl Loader<'_> {
         self.is_private(&file, &path, "the password file");
         let mut password = Vec::new();
         let _ = file.take(LONGEST_PASSWORD).read_to_end(&mut password);
-        let line = password.split(|byte| *byte == b'\n').next().unwrap_or_default();
+        // As the console takes it.
+        let line = password.split(|byte| matches!(byte, b'\n' | b'\r')).next().unwrap_or_default();
         if line.is_empty() {
             self.report.error(path.span, format!("the first line of {shown} is empty"), fix);
             return None;

@@ -276,22 +276,22 @@ fn the_password_is_asked_for_inside_tls() {
 }
 
 #[test]
-fn a_tcp_socket_without_a_password_is_refused() {
-    let desk = Desk::new();
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let setting = crate::console::Setting {
-        name: String::new(),
-        video: seat::video::DeviceEnd::pair().unwrap().1,
-        keyboard: seat::keyboard::DeviceEnd::pair().unwrap().1,
-        mouse: seat::mouse::DeviceEnd::pair().unwrap().1,
-        listeners: vec![crate::listener::Listener::new(listener.into()).unwrap()],
-        control: None,
-        web: None,
-        password: None,
-        tls: None,
-    };
-    assert!(matches!(Console::new(setting), Err(ConsoleError::Open)));
-    drop(desk);
+fn a_tcp_socket_without_a_password_is_refused_encrypted_or_not() {
+    for tls in [None, Some(tls_config())] {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let setting = crate::console::Setting {
+            name: String::new(),
+            video: seat::video::DeviceEnd::pair().unwrap().1,
+            keyboard: seat::keyboard::DeviceEnd::pair().unwrap().1,
+            mouse: seat::mouse::DeviceEnd::pair().unwrap().1,
+            listeners: vec![crate::listener::Listener::new(listener.into()).unwrap()],
+            control: None,
+            web: None,
+            password: None,
+            tls,
+        };
+        assert!(matches!(Console::new(setting), Err(ConsoleError::Open)));
+    }
 }
 
 #[test]

@@ -132,6 +132,11 @@ impl Handshake {
             }
             State::Challenge => {
                 let Some(answer) = bytes.first_chunk() else { return Ok(Step::More) };
+                // Also here: who was asked in time on many connections would have a guess on each of them.
+                if self.is_closed(world) {
+                    self.refuse(Fault::TooManyAttempts, out);
+                    return Err(Fault::TooManyAttempts);
+                }
                 let right =
                     self.access.password.as_ref().is_none_or(|known| known.accepts(&self.challenge, answer));
                 world.guard.note(right, world.now);
@@ -155,6 +160,11 @@ impl Handshake {
         self.begin_authentication(out);
     }
 
+    /// Whether too many have tried passwords.
+    fn is_closed(&self, world: &World<'_>) -> bool {
+        self.access.password.is_some() && !world.guard.is_open(world.now)
+    }
+
     fn offered(&self) -> u8 {
         match (&self.access.password, self.access.tls) {
             (_, true) => VENCRYPT,
@@ -169,7 +179,7 @@ impl Handshake {
 
     fn offer(&mut self, world: &mut World<'_>, out: &mut Vec<u8>) -> Result<(), Fault> {
         let offered = self.offered();
-        let closed = self.access.password.is_some() && !world.guard.is_open(world.now);
+        let closed = self.is_closed(world);
         if closed || self.minor == Minor::Three && offered == VENCRYPT {
             let fault = if closed { Fault::TooManyAttempts } else { Fault::Security };
             // No kinds of security, and why.
@@ -332,6 +342,19 @@ mod tests {
         }
         assert_eq!(talk.say(b"RFB 003.008\n"), Err(Fault::TooManyAttempts));
         assert_eq!(talk.out[0], 0);
+    }
+
+    #[test]
+    fn who_was_asked_before_that_is_not_heard_either() {
+        let mut talk = Talk::new(Some("secret"), false);
+        talk.say(b"RFB 003.008\n").unwrap();
+        talk.say(&[2]).unwrap();
+        for _ in 0..5 {
+            talk.guard.note(false, Instant::now());
+        }
+        let answer = Password::of_file(b"secret").unwrap().answer(&[9; CHALLENGE]);
+        assert_eq!(talk.say(&answer), Err(Fault::TooManyAttempts));
+        assert!(talk.out.ends_with(Fault::TooManyAttempts.to_string().as_bytes()));
     }
 
     #[test]

@@ -25,7 +25,8 @@ impl std::fmt::Debug for Password {
 }
 
 impl Password {
-    /// The first line of a password file; `None`: it is empty.
+    /// The first line of a password file; `None`: it is empty, and nobody may be let in by it.
+    #[must_use = "without a password everybody would come in"]
     pub fn of_file(text: &[u8]) -> Option<Password> {
         let line = text.split(|byte| matches!(byte, b'\n' | b'\r')).next().unwrap_or_default();
         let mut key = [0; 8];
@@ -100,6 +101,7 @@ mod tests {
         assert!(!password.accepts(&challenge, &other.answer(&challenge)));
         assert!(Password::of_file(b"").is_none());
         assert!(Password::of_file(b"\nlate").is_none());
+        assert!(Password::of_file(b"\rlate").is_none());
     }
 
     #[test]

@@ -13,7 +13,7 @@ fn files(test: &str) -> Files {
     for (name, text) in [
         ("password", "secret12\n"),
         ("long", "much-too-long\n"),
-        ("empty", "\nx"),
+        ("empty", "\r\nx"),
         ("cert.pem", "c"),
         ("key.pem", "k"),
     ] {
