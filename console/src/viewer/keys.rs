@@ -10,7 +10,7 @@ const MAX: usize = 64;
 /// Set in the name of a key that came as such.
 const BY_CODE: u32 = 1 << 31;
 
-/// Keys that are held, by what the viewer calls them: a keysym, or the key itself.
+/// Keys that are held, by what the viewer calls them: a keysym, or the key itself. A key has one name, the last one that it was pressed by.
 #[derive(Debug, Default)]
 pub(super) struct Keys(BTreeMap<u32, Code>);
 
@@ -25,20 +25,19 @@ impl Keys {
                 return;
             }
             let held = meaning.and_then(|meaning| keyboard.press_meaning(who, meaning));
-            // The same name may be another key by now (Num Lock).
-            if let Some(code) = held
-                && let Some(before) = self.0.insert(name, code)
-                && before != code
-            {
-                keyboard.release(who, before);
+            if let Some(code) = held {
+                // A key that repeats may be called something else by now (Shift came in between), and is let go of once, by either name.
+                self.0.retain(|_, other| *other != code);
+                // The same name may be another key by now (Num Lock).
+                if let Some(before) = self.0.insert(name, code) {
+                    keyboard.release(who, before);
+                }
             }
             return;
         }
         // Who lets go of Shift first lets go of `a` after having pressed `A`.
         let name = if self.0.contains_key(&name) { Some(name) } else { self.same_key(meaning) };
-        if let Some(code) = name.and_then(|name| self.0.remove(&name))
-            && !self.0.values().any(|other| *other == code)
-        {
+        if let Some(code) = name.and_then(|name| self.0.remove(&name)) {
             keyboard.release(who, code);
         }
     }
@@ -70,6 +69,10 @@ mod tests {
         let (mut keys, mut keyboard) = (Keys::default(), Keyboard::new());
         of.iter().for_each(|(down, keysym, code)| keys.event(WHO, &mut keyboard, *down, *keysym, *code));
         keys.release_all(WHO, &mut keyboard);
+        told(&mut keyboard)
+    }
+
+    fn told(keyboard: &mut Keyboard) -> Vec<u16> {
         let mut all = Vec::new();
         while let Some(seat::keyboard::FromConsole::Key(key)) = keyboard.front() {
             all.push(key.scancode | if key.up { 0x80 } else { 0 });
@@ -83,6 +86,20 @@ mod tests {
         let (shift, big, small) = (0xffe1, 0x41, 0x61);
         let typed = events(&[(true, shift, 0), (true, big, 0), (false, shift, 0), (false, small, 0)]);
         assert_eq!(typed, [0x2a, 0x1e, 0xaa, 0x9e]);
+    }
+
+    #[test]
+    fn a_key_whose_name_changes_while_it_is_held_does_not_stick() {
+        let (shift, big, small) = (0xffe1, 0x41, 0x61);
+        for last in [big, small] {
+            let (mut keys, mut keyboard) = (Keys::default(), Keyboard::new());
+            for (down, keysym) in [(true, small), (true, shift), (true, big), (false, last)] {
+                keys.event(WHO, &mut keyboard, down, keysym, 0);
+            }
+            assert_eq!(told(&mut keyboard), [0x1e, 0x2a, 0x1e, 0x9e], "{last:x}");
+            keys.event(WHO, &mut keyboard, false, shift, 0);
+            assert!(keys.0.is_empty() && told(&mut keyboard) == [0xaa]);
+        }
     }
 
     #[test]
