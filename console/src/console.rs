@@ -238,7 +238,13 @@ impl Console {
                 MOUSE => self.mouse_side.wake(readable, writable),
                 CONTROL => self.control.iter_mut().for_each(|control| control.woken = true),
                 WEB => self.web.iter_mut().for_each(|web| web.woken = true),
-                token @ PEERS.. => self.peers.wake(token - PEERS, readable, writable),
+                token @ PEERS.. => {
+                    self.peers.wake(token - PEERS, readable, writable);
+                    // Both directions, that is.
+                    if event.is_write_closed() {
+                        self.peers.hang_up(token - PEERS);
+                    }
+                }
                 token => {
                     if let Some(listener) = self.listeners.get_mut(token - LISTENERS) {
                         listener.woken = true;

@@ -20,9 +20,9 @@ const MAX_LINE: usize = 64 << 10;
 pub enum Request {
     /// The picture: [`Answer::Png`], and that many bytes.
     Screenshot {},
-    /// Type a text; answered when the last key is up.
+    /// Type a text; answered when its last key has been handed to the keyboard. The rest of it is dropped if whoever asked goes before.
     Type(String),
-    /// Press keys together, such as `ctrl-alt-del`.
+    /// Press keys together, such as `ctrl-alt-del`; the same holds.
     Key(String),
     /// Let one more browser in.
     Token {},
@@ -86,6 +86,8 @@ pub struct Connection {
     sent: usize,
     readable: bool,
     writable: bool,
+    /// There is nobody at the other end any more.
+    is_left: bool,
     /// What is typed for it, after which it is answered.
     ticket: Option<u64>,
 }
@@ -94,7 +96,16 @@ impl Connection {
     /// Somebody has connected; non-blocking.
     pub fn new(stream: UnixStream) -> Connection {
         let (input, out) = (Vec::new(), Vec::new());
-        Connection { stream, input, out, sent: 0, readable: true, writable: true, ticket: None }
+        Connection {
+            stream,
+            input,
+            out,
+            sent: 0,
+            readable: true,
+            writable: true,
+            is_left: false,
+            ticket: None,
+        }
     }
 
     /// The descriptor to watch.
@@ -106,6 +117,17 @@ impl Connection {
     pub fn wake(&mut self, readable: bool, writable: bool) {
         self.readable |= readable;
         self.writable |= writable;
+    }
+
+    /// Its owner has closed it, or died. Reading would not tell while something is typed for him: nothing is read then, so that he cannot
+    /// send on and on. (Whoever only says that he has no more requests still waits for his answer.)
+    pub fn hang_up(&mut self) {
+        self.is_left = true;
+    }
+
+    /// What is being typed for it.
+    pub fn ticket(&self) -> Option<u64> {
+        self.ticket
     }
 
     /// Whether it has something to do without an event.
@@ -120,6 +142,9 @@ impl Connection {
 
     /// The next request, if there is one, or why it is none.
     pub fn turn(&mut self) -> Result<Option<Result<Request, String>>, ControlEnd> {
+        if self.is_left {
+            return Err(ControlEnd::Closed);
+        }
         self.send()?;
         loop {
             if !self.is_free() {
@@ -154,7 +179,7 @@ impl Connection {
         self.ticket = Some(ticket);
     }
 
-    /// This has been typed.
+    /// This has been typed, and the keyboard has it.
     pub fn typed(&mut self, ticket: u64) {
         if self.ticket == Some(ticket) {
             self.ticket = None;
@@ -240,6 +265,23 @@ mod tests {
         drop(peer);
         connection.wake(true, true);
         assert!(matches!(connection.turn(), Err(ControlEnd::Closed)));
+    }
+
+    #[test]
+    fn who_goes_while_something_is_typed_for_him_is_not_waited_for() {
+        let (mut peer, ours) = UnixStream::pair().unwrap();
+        ours.set_nonblocking(true).unwrap();
+        let mut connection = Connection::new(ours);
+        peer.write_all(b"{\"key\":\"a\"}\n").unwrap();
+        assert!(connection.turn().unwrap().is_some());
+        connection.wait_for(3);
+        // He has no more requests, and waits.
+        peer.shutdown(std::net::Shutdown::Write).unwrap();
+        connection.wake(true, true);
+        assert!(connection.turn().unwrap().is_none());
+        connection.hang_up();
+        assert!(matches!(connection.turn(), Err(ControlEnd::Closed)));
+        assert_eq!(connection.ticket(), Some(3));
     }
 
     #[test]

@@ -116,6 +116,13 @@ impl Peers {
         }
     }
 
+    /// Nobody is at the other end any more. Viewers and browsers find that by reading.
+    pub fn hang_up(&mut self, place: usize) {
+        if let Some(Peer::Command(connection)) = self.get_mut(place) {
+            connection.hang_up();
+        }
+    }
+
     /// It has more to do without an event.
     pub fn again(&mut self, place: usize) {
         if let Some(place) = self.places.get_mut(place).and_then(Option::as_mut) {

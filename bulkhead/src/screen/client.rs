@@ -140,7 +140,7 @@ impl Client {
         }
     }
 
-    /// Has something typed or pressed; returns when the guest has been told of the last key's release.
+    /// Has something typed or pressed; returns when the last key's release has been handed to the keyboard.
     pub fn press(&mut self, request: &Request) -> Result<(), Error> {
         match self.ask(request)? {
             Reply::Done {} => Ok(()),

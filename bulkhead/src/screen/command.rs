@@ -45,15 +45,16 @@ pub const TYPE_ABOUT: &str = "Types a text on the keyboard of a running VM";
 /// What it is.
 pub const TYPE_LONG_ABOUT: &str = "\
 Types a text on the keyboard of a running VM, as a person with a keyboard of the United States would; the guest is taken to have set that \
-layout. Line feeds press Enter, tabs Tab. Returns when the guest has been told of the last key.";
+layout. Line feeds press Enter, tabs Tab. Returns when the last key has \
+been handed to the keyboard; interrupt it, and the rest is not typed.";
 
 /// What `bulkhead key` is, in a line.
 pub const KEY_ABOUT: &str = "Presses keys on the keyboard of a running VM";
 
 /// What it is.
 pub const KEY_LONG_ABOUT: &str = "\
-Presses keys on the keyboard of a running VM and releases them: those joined by hyphens together, such as ctrl-alt-del, one after the other \
-if there are several words.";
+Presses keys on the keyboard of a running VM and releases them: those joined by hyphens together, such as ctrl-alt-del (sixteen at most), one after the \
+other if there are several words. Returns when the last one has been handed to the keyboard.";
 
 /// Below its options.
 pub const KEY_AFTER_HELP: &str = "\

@@ -1,5 +1,6 @@
 //! The whole console, in one thread with its devices and viewers.
 
+mod commands;
 mod desk;
 
 use std::io::{Read, Write};
@@ -292,38 +293,6 @@ fn a_tcp_socket_without_a_password_is_refused_encrypted_or_not() {
         };
         assert!(matches!(Console::new(setting), Err(ConsoleError::Open)));
     }
-}
-
-#[test]
-fn commands_see_and_type() {
-    let mut desk = Desk::new();
-    desk.show(30, 20);
-    desk.draw(desk.surface.whole(), colours(9));
-    let mut control = desk.connect("control");
-    let answer = desk.command(&mut control, r#"{"screenshot":{}}"#);
-    let file = desk.read(&mut control, answer["png"].as_u64().unwrap() as usize);
-    let mut reader = png::Decoder::new(std::io::Cursor::new(file)).read_info().unwrap();
-    let mut bytes = vec![0; reader.output_buffer_size().unwrap()];
-    reader.next_frame(&mut bytes).unwrap();
-    let seen: Vec<_> =
-        bytes.as_chunks().0.iter().map(|[r, g, b]| u32::from_be_bytes([0, *r, *g, *b])).collect();
-    assert_eq!(seen, desk.drawn().into_iter().map(|pixel| pixel & 0xff_ffff).collect::<Vec<_>>());
-    let answer = desk.command(&mut control, r#"{"type":"x"}"#);
-    assert!(answer["error"].as_str().unwrap().contains("listens"), "{answer}");
-    assert_eq!(desk.keyboard.send(&FromKeyboard::Ready(true), None).unwrap(), Sent::Whole);
-    desk.turns(2);
-    desk.keys();
-    assert_eq!(desk.command(&mut control, r#"{"type":"hi"}"#).to_string(), r#"{"done":{}}"#);
-    assert_eq!(desk.keys(), [key(0x23, false), key(0x23, true), key(0x17, false), key(0x17, true)]);
-    assert_eq!(desk.command(&mut control, r#"{"key":"ctrl-c"}"#).to_string(), r#"{"done":{}}"#);
-    assert_eq!(desk.keys(), [key(0x1d, false), key(0x2e, false), key(0x1d, true), key(0x2e, true)]);
-    let state = desk.command(&mut control, r#"{"state":{}}"#);
-    assert_eq!(
-        (state["state"]["width"].as_u64(), state["state"]["keyboard"].as_bool()),
-        (Some(30), Some(true))
-    );
-    assert!(desk.command(&mut control, r#"{"token":{}}"#)["error"].is_string());
-    assert!(desk.command(&mut control, "nonsense")["error"].is_string());
 }
 
 #[test]

@@ -36,8 +36,9 @@ impl Console {
                 None => {}
             }
         }
-        self.type_on(now);
+        self.typist.turn(&mut self.keyboard, now);
         self.keyboard_side.send(&mut self.keyboard);
+        self.tell_typed();
         self.mouse_side.send(&mut self.mouse);
         self.video.send(self.peers.looking() > 0);
         if self.is_looked_for() && self.rest.is_none_or(|rest| now >= rest) {
@@ -249,6 +250,9 @@ impl Console {
             Ok(None) => return,
             Err(end) => {
                 tracing::debug!("a command's connection: {end}");
+                if let Some(ticket) = connection.ticket() {
+                    self.typist.cancel(ticket, &mut self.keyboard);
+                }
                 drop(self.peers.take(place));
                 return;
             }
@@ -319,9 +323,9 @@ impl Console {
         }
     }
 
-    fn type_on(&mut self, now: Instant) {
-        while self.typist.due(now).is_some_and(|due| due <= now) {
-            let Some(ticket) = self.typist.turn(&mut self.keyboard, now) else { continue };
+    /// Tells whoever has had something typed that the keyboard has all of it.
+    fn tell_typed(&mut self) {
+        while let Some(ticket) = self.typist.done(&self.keyboard) {
             for place in self.peers.places() {
                 if let Some(Peer::Command(connection)) = self.peers.get_mut(place) {
                     connection.typed(ticket);

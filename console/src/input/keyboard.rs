@@ -50,9 +50,14 @@ impl Keyboard {
         self.waiting.is_empty()
     }
 
+    /// Whether so many keys can be pressed one after the other.
+    pub fn has_room(&self, presses: usize) -> bool {
+        self.waiting.len() + presses * MOST_A_PRESS <= MAX_WAITING
+    }
+
     /// Somebody presses a key, or holds it down so that it repeats. False: there is no room, and it was not pressed.
     pub fn press(&mut self, who: Holder, code: Code) -> bool {
-        if self.waiting.len() + MOST_A_PRESS > MAX_WAITING {
+        if !self.has_room(1) {
             return false;
         }
         self.put(code, false);
@@ -91,7 +96,7 @@ impl Keyboard {
                 if shifts.is_empty() != wanted || self.held.keys().any(|code| code.is_command()) {
                     return self.press(who, code).then_some(code);
                 }
-                if self.waiting.len() + MOST_A_PRESS > MAX_WAITING {
+                if !self.has_room(1) {
                     return None;
                 }
                 let around = if wanted { vec![Code::SHIFT] } else { shifts };
