@@ -35,8 +35,10 @@ use crate::stream::{Stream, TlsConfig};
 /// Bytes that are read at once, and how often before others get their turn.
 const CHUNK: usize = 16 << 10;
 const READS: usize = 4;
-/// How long a handshake may take. People type passwords before their viewer connects.
+/// How long a handshake may take until it is agreed how a viewer shows who it is: that is between programs.
 const HANDSHAKE: Duration = Duration::from_secs(20);
+/// How much longer where a person may be asked: viewers ask for passwords and about certificates while they are connected.
+const PEOPLE: Duration = Duration::from_secs(120);
 /// Bytes of answers that may wait; who asks on without reading them is cut off.
 const MAX_ANSWERS: usize = 64 << 10;
 
@@ -113,7 +115,7 @@ pub struct Viewer {
     stream: Option<Stream>,
     fd: RawFd,
     phase: Phase,
-    deadline: Instant,
+    begun: Instant,
     input: Vec<u8>,
     /// Bytes of the viewer's that are read over.
     skip: usize,
@@ -163,7 +165,7 @@ impl Viewer {
             fd: stream.as_raw_fd(),
             stream: Some(stream),
             phase: Phase::Handshake(Box::new(handshake)),
-            deadline: now + HANDSHAKE,
+            begun: now,
             input: Vec::new(),
             skip: 0,
             readable: true,
@@ -188,7 +190,12 @@ impl Viewer {
 
     /// Until when it has to have come further.
     pub fn deadline(&self) -> Option<Instant> {
-        (!self.is_running()).then_some(self.deadline)
+        let asks = match &self.phase {
+            Phase::Handshake(handshake) => handshake.may_ask_people(),
+            Phase::StartTls(_) => true,
+            Phase::Running => return None,
+        };
+        Some(self.begun + HANDSHAKE + if asks { PEOPLE } else { Duration::ZERO })
     }
 
     /// Whether it looks at the picture.
@@ -235,7 +242,7 @@ impl Viewer {
 
     /// Reads and obeys, as far as is fair.
     pub fn hear(&mut self, room: &mut Room<'_>) -> Result<(), End> {
-        if !self.is_running() && room.world.now >= self.deadline {
+        if self.deadline().is_some_and(|deadline| room.world.now >= deadline) {
             return Err(End::Late);
         }
         for _ in 0..READS {
@@ -393,7 +400,9 @@ impl Viewer {
                 self.keys.event(self.holder, room.keyboard, down, keysym, code);
             }
             ClientMessage::Pointer { buttons, x, y } => {
-                room.mouse.pointer(self.holder, (x, y), self.size, buttons);
+                // Who cannot follow another size sees what fits of the picture, pixel by pixel.
+                let size = if self.encodings.can_resize() { self.size } else { room.picture.size() };
+                room.mouse.pointer(self.holder, (x, y), size, buttons);
             }
             ClientMessage::SetDesktopSize => self.told.owes_refusal = true,
             ClientMessage::Fence { flags, payload } => {

@@ -120,6 +120,13 @@ fn a_picture_of_another_size_is_announced() {
     };
     let wanted: Vec<_> = (0..100 * 70).map(pixel).collect();
     stays.follow(&mut desk, &wanted);
+    // The pixel that is pointed at is the guest's, for both of them.
+    desk.clicks();
+    for client in [&mut follows, &mut stays] {
+        client.stream.write_all(&[5, 1, 0, 30, 0, 45]).unwrap();
+        let middle = MouseEvent::Motion { x: (61 * 32768 / 120) as u16, y: (91 * 32768 / 180) as u16 };
+        assert_eq!(desk.clicks()[0], middle);
+    }
 }
 
 #[test]

@@ -160,6 +160,13 @@ impl Handshake {
         self.begin_authentication(out);
     }
 
+    /// Whether it is agreed how the viewer shows who it is, so that it may ask a person now: for the password, or whether the certificate
+    /// is the right one.
+    pub fn may_ask_people(&self) -> bool {
+        let asks = self.access.password.is_some() || self.access.tls;
+        asks && matches!(self.state, State::Challenge | State::Init)
+    }
+
     /// Whether too many have tried passwords.
     fn is_closed(&self, world: &World<'_>) -> bool {
         self.access.password.is_some() && !world.guard.is_open(world.now)

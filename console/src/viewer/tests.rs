@@ -5,19 +5,35 @@ use std::os::unix::net::UnixStream;
 use std::time::Instant;
 
 use super::*;
-use crate::rfb::password::Guard;
+use crate::rfb::password::{Guard, Password};
+use crate::stream::tests::tls_config;
 
 /// A viewer that has come so far, and its other end.
 fn viewer() -> (Viewer, UnixStream) {
+    viewer_with(Access::default(), Instant::now())
+}
+
+fn viewer_with(access: Access, now: Instant) -> (Viewer, UnixStream) {
     let (ours, theirs) = UnixStream::pair().unwrap();
     ours.set_nonblocking(true).unwrap();
     theirs.set_nonblocking(true).unwrap();
     let who = Holder::viewer(0);
-    (Viewer::new(Stream::Unix(ours), Access::default(), [0; CHALLENGE], who, Instant::now()), theirs)
+    (Viewer::new(Stream::Unix(ours), access, [0; CHALLENGE], who, now), theirs)
 }
 
 /// A turn in a room with this picture.
 fn turn(viewer: &mut Viewer, picture: &Picture, now: Instant, full: bool) -> Result<(), End> {
+    turn_with(viewer, picture, now, full, None)
+}
+
+/// The same with TLS.
+fn turn_with(
+    viewer: &mut Viewer,
+    picture: &Picture,
+    now: Instant,
+    full: bool,
+    tls: Option<&TlsConfig>,
+) -> Result<(), End> {
     viewer.wake(true, true);
     let mut room = Room {
         keyboard: &mut Keyboard::new(),
@@ -26,7 +42,7 @@ fn turn(viewer: &mut Viewer, picture: &Picture, now: Instant, full: bool) -> Res
         fresh: true,
         pointer: &Pointer::default(),
         world: World { guard: &mut Guard::default(), now },
-        tls: None,
+        tls,
         name: "vm",
         full,
     };
@@ -93,6 +109,38 @@ fn who_does_not_come_to_the_point_is_cut_off() {
     let (mut viewer, mut peer) = self::viewer();
     peer.write_all(HELLO).unwrap();
     assert!(matches!(turn(&mut viewer, &picture, begin, true), Err(End::Full)));
+}
+
+#[test]
+fn people_have_time_for_passwords_and_certificates() {
+    let picture = Picture::black(4, 4);
+    let begin = Instant::now();
+    let later = begin + 3 * HANDSHAKE;
+    let password = Password::of_file(b"secret");
+    let locked = |tls| Access { password: password.clone(), tls };
+    // The first is asked for the password, the second is about to begin TLS.
+    for (access, agreed) in [(locked(false), &b"\x02"[..]), (locked(true), b"\x13\0\x02\0\0\x01\x05")] {
+        let (mut viewer, mut peer) = viewer_with(access.clone(), begin);
+        peer.write_all(b"RFB 003.008\n").unwrap();
+        turn(&mut viewer, &picture, begin, false).unwrap();
+        assert_eq!(viewer.deadline(), Some(begin + HANDSHAKE), "programs need no more");
+        peer.write_all(agreed).unwrap();
+        viewer.wake(true, true);
+        for round in 0..agreed.len() {
+            let result = turn_with(&mut viewer, &picture, begin, false, Some(&tls_config()));
+            assert!(result.is_ok(), "{round}: {result:?}");
+        }
+        turn(&mut viewer, &picture, later, false).unwrap();
+        let deadline = viewer.deadline().unwrap();
+        assert_eq!(deadline, begin + HANDSHAKE + PEOPLE);
+        if !access.tls {
+            // The right answer does not shorten it.
+            peer.write_all(&access.password.unwrap().answer(&[0; CHALLENGE])).unwrap();
+            turn(&mut viewer, &picture, later, false).unwrap();
+            assert_eq!(viewer.deadline(), Some(deadline));
+        }
+        assert!(matches!(turn(&mut viewer, &picture, deadline, false), Err(End::Late)));
+    }
 }
 
 #[test]
