@@ -9,6 +9,9 @@ use nix::sys::socket::{setsockopt, sockopt};
 
 use crate::stream::Stream;
 
+/// For how long a peer may leave what is sent to it unacknowledged, or not read on, in milliseconds.
+const UNACKNOWLEDGED: u32 = 60_000;
+
 /// A listening socket; non-blocking.
 #[derive(Debug)]
 pub enum Listener {
@@ -29,11 +32,7 @@ impl Listener {
         let tcp = TcpListener::from(OwnedFd::from(unix));
         tcp.local_addr()?;
         tcp.set_nonblocking(true)?;
-        // Connections inherit these: who has gone without a word is found out within a minute, and lets go of his keys.
-        setsockopt(&tcp, sockopt::KeepAlive, &true)?;
-        setsockopt(&tcp, sockopt::TcpKeepIdle, &30)?;
-        setsockopt(&tcp, sockopt::TcpKeepInterval, &10)?;
-        setsockopt(&tcp, sockopt::TcpKeepCount, &3)?;
+        notice_absence(&tcp)?;
         Ok(Listener::Tcp(tcp))
     }
 
@@ -59,6 +58,19 @@ impl Listener {
         }
         Ok(stream)
     }
+}
+
+/// Who has gone without a word is found out within a minute, and lets go of his keys. Connections inherit it from this listener, which need not
+/// listen yet.
+pub fn notice_absence(listener: &TcpListener) -> io::Result<()> {
+    setsockopt(listener, sockopt::KeepAlive, &true)?;
+    setsockopt(listener, sockopt::TcpKeepIdle, &30)?;
+    setsockopt(listener, sockopt::TcpKeepInterval, &10)?;
+    setsockopt(listener, sockopt::TcpKeepCount, &3)?;
+    // The above is for those of whom nothing is wanted. While something of an update is on its way to them it is sent again and again instead, for
+    // a quarter of an hour.
+    setsockopt(listener, sockopt::TcpUserTimeout, &UNACKNOWLEDGED)?;
+    Ok(())
 }
 
 /// The same for commands.
@@ -87,5 +99,26 @@ impl AsRawFd for Listener {
             Listener::Unix(listener) => listener.as_raw_fd(),
             Listener::Tcp(listener) => listener.as_raw_fd(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpStream;
+
+    use nix::sys::socket::getsockopt;
+
+    use super::*;
+
+    #[test]
+    fn who_vanishes_is_missed_whether_something_is_on_its_way_to_him_or_not() {
+        let tcp = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = tcp.local_addr().unwrap();
+        let listener = Listener::new(tcp.into()).unwrap();
+        let _peer = TcpStream::connect(address).unwrap();
+        let Some(Stream::Tcp(stream)) = listener.accept().unwrap() else { panic!("it is TCP") };
+        assert!(getsockopt(&stream, sockopt::KeepAlive).unwrap());
+        assert_eq!(getsockopt(&stream, sockopt::TcpKeepIdle).unwrap(), 30);
+        assert_eq!(getsockopt(&stream, sockopt::TcpUserTimeout).unwrap(), 60_000);
     }
 }

@@ -22,11 +22,12 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use nix::errno::Errno;
-use nix::sys::socket::{Backlog, listen, setsockopt, sockopt};
+use nix::sys::socket::{Backlog, listen};
 use serde::Serialize;
 
 use self::access::Access;
 use self::files::Files;
+use crate::listener::notice_absence;
 use crate::stream::TlsConfig;
 
 pub use self::connection::{Connection, Turn};
@@ -98,7 +99,7 @@ impl Web {
         let listener = TcpListener::from(socket);
         let address = listener.local_addr().map_err(OpenError::Socket)?;
         listener.set_nonblocking(true).map_err(OpenError::Socket)?;
-        keep_alive(&listener).map_err(|error| OpenError::Socket(error.into()))?;
+        notice_absence(&listener).map_err(OpenError::Socket)?;
         let files = match &args.novnc {
             Some(directory) => Ok(Files::read(directory)?),
             // Nobody has asked for it: that it is missing is said when somebody does.
@@ -159,14 +160,6 @@ impl Web {
             self.site.access.invite(now).map_err(|error| format!("there is no randomness: {error}"))?;
         Ok(Invitation { token, address: self.address, https: self.site.tls.is_some() })
     }
-}
-
-/// Connections inherit it: a browser that has gone without a word is found out within a minute, and lets go of its keys.
-fn keep_alive(listener: &TcpListener) -> nix::Result<()> {
-    setsockopt(listener, sockopt::KeepAlive, &true)?;
-    setsockopt(listener, sockopt::TcpKeepIdle, &30)?;
-    setsockopt(listener, sockopt::TcpKeepInterval, &10)?;
-    setsockopt(listener, sockopt::TcpKeepCount, &3)
 }
 
 /// Shared by the bodies of answers.

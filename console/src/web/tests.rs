@@ -5,7 +5,7 @@ use std::net::TcpStream;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::time::Duration;
 
-use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrIn, bind, socket};
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrIn, bind, getsockopt, socket, sockopt};
 
 use super::*;
 use crate::stream::Stream;
@@ -144,6 +144,8 @@ fn nobody_can_connect_before_a_token_is_wanted() {
     assert_eq!((invitation.address, invitation.https), (address, false));
     TcpStream::connect(address).unwrap();
     assert!(served.web.accept_next(Instant::now()).unwrap().is_some());
+    let unacknowledged = getsockopt(&served.web.listener, sockopt::TcpUserTimeout).unwrap();
+    assert_eq!(unacknowledged, 60_000, "who vanishes is missed");
     let again = served.web.token(Instant::now()).unwrap();
     assert!(again.address == address && again.token != invitation.token);
 }
