@@ -205,6 +205,21 @@ fn commands_reach_the_console_and_its_refusals_the_operator() {
 }
 
 #[test]
+fn a_page_at_a_named_address_is_closed_as_well_until_one_is_wanted() {
+    let Some(world) = world("screen-web") else { return };
+    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let file = world.path.join("vm.toml");
+    let text = fs::read_to_string(&file).unwrap();
+    fs::write(&file, format!("{text}web = \"{free}\"\n")).unwrap();
+    let _running = world.start();
+    eventually("the console serves", || serves(&world, "console", 0));
+    assert!(std::net::TcpStream::connect(free).is_err());
+    let url = self::text(&bulkhead(&world, &["console", "toy", "--web"]).stdout);
+    assert_eq!(url, format!("http://{free}/?token=abc\n"));
+    std::net::TcpStream::connect(free).unwrap();
+}
+
+#[test]
 fn a_vm_without_a_screen_says_how_to_get_one() {
     let world = World::new("no-screen", FOREVER, UNTIL_EOF);
     let _running = world.start();

@@ -15,7 +15,10 @@ use std::path::{Path, PathBuf};
 
 use nix::fcntl::{FcntlArg, OFlag, SealFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
-use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrIn, bind, socket, socketpair};
+use nix::sys::socket::{
+    AddressFamily, SockFlag, SockType, SockaddrIn, SockaddrStorage, bind, setsockopt, socket, socketpair,
+    sockopt,
+};
 
 use crate::plan::Part;
 
@@ -110,7 +113,7 @@ impl Seat {
         }
         let listener = vnc.map(|address| listen("listen", address)).transpose()?;
         let web = match web {
-            Some(address) => listen("web", address)?,
+            Some(address) => reserved(address).map_err(|error| Error::Port { key: "web", address, error })?,
             None => reserved_port().map_err(made("a socket for the web page"))?,
         };
         let pair = || Pair::new().map_err(made("a pair of sockets"));
@@ -158,6 +161,18 @@ fn listen(key: &'static str, address: SocketAddr) -> Result<OwnedFd, Error> {
     Ok(listener.into())
 }
 
+/// An address at which nobody listens yet: the console does when it is asked for a web page for the first time. With `SO_REUSEADDR`, because the
+/// connections of the VM's last run may hold the port for another minute. So another program can take it until then, and then no page is
+/// offered; no token is ever made for a port at which somebody else listens.
+fn reserved(address: SocketAddr) -> io::Result<OwnedFd> {
+    let family = if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let socket = socket(family, SockType::Stream, flags, None)?;
+    setsockopt(&socket, sockopt::ReuseAddr, &true)?;
+    bind(socket.as_raw_fd(), &SockaddrStorage::from(address))?;
+    Ok(socket)
+}
+
 /// A port of 127.0.0.1 that is ours, and at which nobody listens yet: the console does when it is asked for a web page for the first time.
 /// Without `SO_REUSEADDR`, so that nobody else can take it.
 fn reserved_port() -> io::Result<OwnedFd> {
@@ -184,4 +199,34 @@ fn never_wait(socket: &OwnedFd) -> io::Result<()> {
     let flags = OFlag::from_bits_retain(fcntl(socket, FcntlArg::F_GETFL)?);
     fcntl(socket, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpStream;
+
+    use nix::sys::socket::{Backlog, getsockname, listen};
+
+    use super::*;
+
+    #[test]
+    fn nobody_can_connect_to_a_named_address_before_a_page_is_wanted() {
+        for ip in ["127.0.0.1:0", "[::1]:0"] {
+            let Ok(web) = reserved(ip.parse().unwrap()) else {
+                assert!(ip.contains("::1"), "a host without IPv6 has 127.0.0.1");
+                continue;
+            };
+            let bound: SockaddrStorage = getsockname(web.as_raw_fd()).unwrap();
+            let address: SocketAddr = bound.to_string().parse().unwrap();
+            assert_eq!(TcpStream::connect(address).unwrap_err().kind(), io::ErrorKind::ConnectionRefused);
+            listen(&web, Backlog::new(1).unwrap()).unwrap();
+            let browser = TcpStream::connect(address).unwrap();
+            assert_eq!(reserved(address).unwrap_err().kind(), io::ErrorKind::AddrInUse);
+            // The last run's connections are in nobody's way.
+            let (served, _) = TcpListener::from(web).accept().unwrap();
+            drop(served);
+            drop(browser);
+            reserved(address).unwrap();
+        }
+    }
 }

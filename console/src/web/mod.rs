@@ -154,8 +154,9 @@ impl Web {
         }
         let backlog = Backlog::new(BACKLOG).map_err(|error| error.to_string())?;
         // It may listen already: that is no error.
-        listen(&self.listener, backlog)
-            .map_err(|error| format!("cannot listen at {}: {error}", self.address))?;
+        listen(&self.listener, backlog).map_err(|error| {
+            format!("cannot listen at {}: {error}; choose another address (web under [screen])", self.address)
+        })?;
         let token =
             self.site.access.invite(now).map_err(|error| format!("there is no randomness: {error}"))?;
         Ok(Invitation { token, address: self.address, https: self.site.tls.is_some() })
