@@ -18,14 +18,16 @@ pub struct Holder(u8);
 
 impl Holder {
     /// Whoever types by command.
-    pub const TYPIST: Holder = Holder(63);
+    pub const TYPIST: Holder = Holder(127);
+    /// Places of viewers.
+    pub const PLACES: usize = 127;
 
-    /// The viewer in this place, which is less than 63.
+    /// The viewer in this place, which is less than [`Holder::PLACES`].
     pub fn viewer(place: usize) -> Holder {
-        Holder(place.min(62) as u8)
+        Holder(place.min(Self::PLACES - 1) as u8)
     }
 
-    fn bit(self) -> u64 {
+    fn bit(self) -> u128 {
         1 << self.0
     }
 }

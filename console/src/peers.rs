@@ -3,17 +3,28 @@
 use std::os::fd::RawFd;
 use std::time::Instant;
 
+use crate::input::Holder;
 use crate::viewer::Viewer;
 use crate::{control, web};
 
 /// Most viewers that look.
 pub const MAX_VIEWERS: usize = 16;
-/// Most connections that may become one: the same again, which the impatient can have to themselves for the time of a handshake.
+/// Most connections of those who may look, on whatever way they are to it: the same again, which the impatient can have to themselves for the
+/// time of a handshake.
 const MAX_CONNECTIONS: usize = 2 * MAX_VIEWERS;
+/// Most of those of whom it is not known yet whether they may: anybody who reaches a TCP port. They have places of their own, so that they
+/// keep nobody out but each other.
+const MAX_STRANGERS: usize = 16;
 /// Most commands.
 const MAX_COMMANDS: usize = 8;
 /// Most browsers' connections that are no viewers.
 const MAX_BROWSERS: usize = 16;
+
+// Strangers who have shown who they are come on top of those who had to show nothing.
+const _: () = assert!(
+    MAX_CONNECTIONS + MAX_VIEWERS + MAX_STRANGERS + MAX_COMMANDS + MAX_BROWSERS <= Holder::PLACES,
+    "each place has a holder of keys of its own"
+);
 
 /// Somebody.
 #[derive(Debug)]
@@ -35,12 +46,23 @@ impl Peer {
             Peer::Browser(connection) => std::os::fd::AsRawFd::as_raw_fd(&**connection),
         }
     }
+
+    /// Whether it is not known yet whether he may be here.
+    fn is_stranger(&self) -> bool {
+        match self {
+            Peer::Viewer(viewer) => viewer.is_stranger(),
+            Peer::Command(_) => false,
+            Peer::Browser(connection) => !connection.is_admitted(),
+        }
+    }
 }
 
 /// A place and who is in it.
 #[derive(Debug)]
 struct Place {
     peer: Peer,
+    /// Rises with each who comes.
+    number: u64,
     /// Something happened, and it has not had its turn since. (Viewers and commands know for themselves.)
     woken: bool,
 }
@@ -49,6 +71,8 @@ struct Place {
 #[derive(Debug, Default)]
 pub struct Peers {
     places: Vec<Option<Place>>,
+    /// How many have come.
+    come: u64,
 }
 
 impl Peers {
@@ -61,10 +85,19 @@ impl Peers {
     pub fn has_room(&self, like: Kind) -> bool {
         let (kind, most) = match like {
             Kind::Viewer => (Kind::Viewer, MAX_CONNECTIONS),
+            Kind::Stranger => (Kind::Stranger, MAX_STRANGERS),
             Kind::Command => (Kind::Command, MAX_COMMANDS),
             Kind::Browser => (Kind::Browser, MAX_BROWSERS),
         };
         self.iter().filter(|peer| Kind::of(peer) == kind).count() < most
+    }
+
+    /// The place of that one of a kind who has been a stranger for the longest time.
+    pub fn oldest_stranger(&self, kind: Kind) -> Option<usize> {
+        let all = self.places.iter().enumerate();
+        let all = all.filter_map(|(place, taken)| Some((place, taken.as_ref()?)));
+        let strangers = all.filter(|(_, it)| Kind::of(&it.peer) == kind && it.peer.is_stranger());
+        strangers.min_by_key(|(_, it)| it.number).map(|(place, _)| place)
     }
 
     /// A free place: less than the sum of all that there may be.
@@ -78,8 +111,9 @@ impl Peers {
 
     /// Somebody takes a place.
     pub fn put(&mut self, place: usize, peer: Peer) {
+        self.come += 1;
         if let Some(free) = self.places.get_mut(place) {
-            *free = Some(Place { peer, woken: true });
+            *free = Some(Place { peer, number: self.come, woken: true });
         }
     }
 
@@ -176,8 +210,10 @@ impl Peers {
 /// What somebody is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// [`Peer::Viewer`].
+    /// [`Peer::Viewer`] who may look.
     Viewer,
+    /// [`Peer::Viewer`] who has to show first that he may.
+    Stranger,
     /// [`Peer::Command`].
     Command,
     /// [`Peer::Browser`].
@@ -187,6 +223,7 @@ pub enum Kind {
 impl Kind {
     fn of(peer: &Peer) -> Kind {
         match peer {
+            Peer::Viewer(viewer) if viewer.is_stranger() => Kind::Stranger,
             Peer::Viewer(_) => Kind::Viewer,
             Peer::Command(_) => Kind::Command,
             Peer::Browser(_) => Kind::Browser,

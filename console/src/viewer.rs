@@ -57,6 +57,9 @@ pub enum End {
     /// It is not the only one.
     #[error("there are as many viewers as there may be")]
     Full,
+    /// Nobody knows it, and others have come who are not known either.
+    #[error("others have come, and it had not shown yet that it may look")]
+    Crowded,
     /// It did not ask for anything in time.
     #[error("its handshake took too long")]
     Late,
@@ -112,6 +115,8 @@ enum Phase {
 #[derive(Debug)]
 pub struct Viewer {
     holder: Holder,
+    /// Whoever it is had shown that he may look before he came.
+    is_private: bool,
     stream: Option<Stream>,
     fd: RawFd,
     phase: Phase,
@@ -162,6 +167,7 @@ impl Viewer {
         let handshake = Handshake::new(access, challenge, sender.out());
         Viewer {
             holder,
+            is_private: stream.is_private(),
             fd: stream.as_raw_fd(),
             stream: Some(stream),
             phase: Phase::Handshake(Box::new(handshake)),
@@ -201,6 +207,11 @@ impl Viewer {
     /// Whether it looks at the picture.
     pub fn is_running(&self) -> bool {
         matches!(self.phase, Phase::Running)
+    }
+
+    /// Whether it has still to show that it may look.
+    pub fn is_stranger(&self) -> bool {
+        !self.is_private && !self.is_running()
     }
 
     /// Something happened on its descriptor.

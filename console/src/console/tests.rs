@@ -1,6 +1,7 @@
 //! The whole console, in one thread with its devices and viewers.
 
 mod commands;
+mod crowd;
 mod desk;
 
 use std::io::{Read, Write};

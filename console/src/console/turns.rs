@@ -13,7 +13,7 @@ use crate::rfb::password::CHALLENGE;
 use crate::screen::Screen;
 use crate::stream::Stream;
 use crate::typist::TypeError;
-use crate::viewer::{Room, Viewer};
+use crate::viewer::{End, Room, Viewer};
 use crate::web::{Invitation, Turn};
 
 /// Connections of one kind that are taken before others get their turn.
@@ -121,8 +121,16 @@ impl Console {
         }
     }
 
+    /// A place for one more. Of those whom nobody knows the oldest gives way: were the newcomer refused, a handful of them could lock everybody out.
     fn room_for(&mut self, kind: Kind) -> Option<usize> {
-        self.peers.has_room(kind).then(|| self.peers.free_place())
+        if !self.peers.has_room(kind) {
+            let oldest = self.peers.oldest_stranger(kind)?;
+            match kind {
+                Kind::Browser => drop(self.peers.take(oldest)),
+                Kind::Viewer | Kind::Stranger | Kind::Command => self.farewell(oldest, &End::Crowded),
+            }
+        }
+        Some(self.peers.free_place())
     }
 
     /// Gives somebody a place and watches him; without a place he is let go.
@@ -139,7 +147,7 @@ impl Console {
 
     /// Somebody wants to look.
     fn welcome(&mut self, stream: Stream, now: Instant) {
-        let place = self.room_for(Kind::Viewer);
+        let place = self.room_for(if stream.is_private() { Kind::Viewer } else { Kind::Stranger });
         if let Some(viewer) = self.viewer(stream, place.unwrap_or_default(), now) {
             self.seat(place, Peer::Viewer(viewer));
         }
@@ -207,7 +215,7 @@ impl Console {
     }
 
     /// A viewer goes, and lets go of what it holds.
-    fn farewell(&mut self, place: usize, end: &crate::viewer::End) {
+    fn farewell(&mut self, place: usize, end: &End) {
         let Some(Peer::Viewer(mut viewer)) = self.peers.take(place) else { return };
         viewer.release(&mut self.keyboard, &mut self.mouse);
         if viewer.is_running() {

@@ -15,7 +15,7 @@ const MOST_A_PRESS: usize = 6;
 pub struct Keyboard {
     waiting: VecDeque<FromConsole>,
     /// By whom each key is held; none that nobody holds.
-    held: BTreeMap<Code, u64>,
+    held: BTreeMap<Code, u128>,
     leds: Leds,
 }
 

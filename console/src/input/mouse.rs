@@ -14,7 +14,7 @@ const WHEELS: u8 = 0x78;
 pub struct Mouse {
     waiting: VecDeque<FromConsole>,
     /// The buttons of each holder, as its viewer tells them.
-    held: [u8; 64],
+    held: [u8; Holder::PLACES + 1],
     /// The buttons that the device knows of, or will know.
     told: u8,
 }
@@ -28,7 +28,7 @@ impl Default for Mouse {
 impl Mouse {
     /// No button is held.
     pub fn new() -> Mouse {
-        Mouse { waiting: VecDeque::new(), held: [0; 64], told: 0 }
+        Mouse { waiting: VecDeque::new(), held: [0; Holder::PLACES + 1], told: 0 }
     }
 
     /// The next event for the device.
@@ -53,7 +53,7 @@ impl Mouse {
             Some(last @ FromConsole::Motion { .. }) => *last = event,
             _ => self.put(event),
         }
-        let held = &mut self.held[usize::from(who.0 & 63)];
+        let held = &mut self.held[usize::from(who.0 & 127)];
         let turned = buttons & !*held & WHEELS;
         *held = buttons;
         self.tell_buttons();
@@ -68,7 +68,7 @@ impl Mouse {
 
     /// Somebody lets go of everything.
     pub fn release_all(&mut self, who: Holder) {
-        self.held[usize::from(who.0 & 63)] = 0;
+        self.held[usize::from(who.0 & 127)] = 0;
         self.tell_buttons();
     }
 

@@ -45,6 +45,8 @@ pub struct Connection {
     channel: Option<Channel>,
     fd: RawFd,
     is_encrypted: bool,
+    /// It has shown a token or a cookie.
+    is_admitted: bool,
     /// What has come and is not dealt with.
     input: Vec<u8>,
     output: Option<Output>,
@@ -83,6 +85,7 @@ impl Connection {
             channel: Some(channel),
             fd,
             is_encrypted: tls.is_some(),
+            is_admitted: false,
             input: Vec::new(),
             output: None,
             deadline: now + PATIENCE,
@@ -92,6 +95,11 @@ impl Connection {
     /// When it is over for lack of activity; look by a turn.
     pub fn deadline(&self) -> Option<Instant> {
         Some(self.deadline)
+    }
+
+    /// Whether it is the connection of somebody who has been let in.
+    pub fn is_admitted(&self) -> bool {
+        self.is_admitted
     }
 
     /// Reads and writes until the socket does no more.
@@ -113,7 +121,9 @@ impl Connection {
             match http::parse(&self.input, self.is_encrypted) {
                 Parsed::Whole(request, len) => {
                     self.input.drain(..len);
-                    let (answer, then) = answer(&request, site, now, self.is_encrypted);
+                    let admitted = answer(&request, site, now, self.is_encrypted);
+                    self.is_admitted |= admitted.is_some();
+                    let (answer, then) = admitted.unwrap_or_else(|| forbidden(&request));
                     self.output = Some(Output { answer, sent: 0, then });
                     self.deadline = now + ANSWER_PATIENCE;
                     continue;
@@ -201,34 +211,30 @@ impl AsRawFd for Connection {
     }
 }
 
-/// What somebody is answered.
-fn answer(request: &Request, site: &mut Site, now: Instant, is_encrypted: bool) -> (Answer, Then) {
+/// Who may not come in does not stay at the door either: there are only so many places.
+fn forbidden(request: &Request) -> (Answer, Then) {
+    let last = Request { keep_alive: false, ..request.clone() };
+    (Answer::sentence(Status::Forbidden, ASK_AGAIN, Some(&last)), Then::Close)
+}
+
+/// What somebody is answered; `None`: he may not come in.
+fn answer(request: &Request, site: &mut Site, now: Instant, is_encrypted: bool) -> Option<(Answer, Then)> {
     let then = if request.keep_alive { Then::Next } else { Then::Close };
-    // Who may not come in does not stay at the door either: there are only so many places.
-    let forbidden = || {
-        let last = Request { keep_alive: false, ..request.clone() };
-        (Answer::sentence(Status::Forbidden, ASK_AGAIN, Some(&last)), Then::Close)
-    };
     let token = http::parameter(&request.query, "token").filter(|_| request.wants_body);
     if let ("", Some(token), None) = (request.path.as_str(), token, &request.upgrade) {
-        return match site.access.enter(token, now) {
-            Some(session) => {
-                let name = &session.name;
-                let secure = if is_encrypted { "; Secure" } else { "" };
-                let (cookie, seconds) = (&session.cookie, session.seconds);
-                let cookie = format!(
-                    "{COOKIE}={cookie}; Path=/{name}/; Max-Age={seconds}; HttpOnly; SameSite=Lax{secure}"
-                );
-                (Answer::redirect(&page(name), Some(&cookie), request), then)
-            }
-            None => forbidden(),
-        };
+        let session = site.access.enter(token, now)?;
+        let name = &session.name;
+        let secure = if is_encrypted { "; Secure" } else { "" };
+        let (cookie, seconds) = (&session.cookie, session.seconds);
+        let cookie =
+            format!("{COOKIE}={cookie}; Path=/{name}/; Max-Age={seconds}; HttpOnly; SameSite=Lax{secure}");
+        return Some((Answer::redirect(&page(name), Some(&cookie), request), then));
     }
     let (session, path) = request.path.split_once('/').unwrap_or((&request.path, ""));
     if !request.cookies.iter().any(|cookie| site.access.admits(session, cookie)) {
-        return forbidden();
+        return None;
     }
-    match (&request.upgrade, path, &site.files) {
+    let admitted = match (&request.upgrade, path, &site.files) {
         (Some(upgrade), path, _) if upgrade.is_own && is_socket(path) => {
             (Answer::upgrade(upgrade), Then::Upgrade)
         }
@@ -240,7 +246,8 @@ fn answer(request: &Request, site: &mut Site, now: Instant, is_encrypted: bool) 
             Some(file) => (Answer::file(&file.bytes, file.kind, request), then),
             None => (Answer::sentence(Status::NotFound, "There is no such file.", Some(request)), then),
         },
-    }
+    };
+    Some(admitted)
 }
 
 fn is_socket(path: &str) -> bool {

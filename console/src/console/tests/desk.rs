@@ -2,7 +2,6 @@
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::TcpListener;
-use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -43,6 +42,15 @@ impl Desk {
     }
 
     pub fn with(tcp: Option<TcpListener>, password: Option<&str>, tls: Option<TlsConfig>) -> Desk {
+        Desk::set(|setting| {
+            setting.listeners.extend(tcp.map(|tcp| Listener::new(tcp.into()).unwrap()));
+            setting.password = password.and_then(|text| Password::of_file(text.as_bytes()));
+            setting.tls = tls;
+        })
+    }
+
+    /// With something besides the plainest.
+    pub fn set(more: impl FnOnce(&mut Setting)) -> Desk {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let directory = std::env::temp_dir().join(format!("bulkhead-desk-{}-{number}", std::process::id()));
@@ -55,18 +63,18 @@ impl Desk {
             listener.set_nonblocking(true).unwrap();
             listener
         };
-        let sockets = [Some(OwnedFd::from(listen("rfb"))), tcp.map(OwnedFd::from)];
-        let setting = Setting {
+        let mut setting = Setting {
             name: "table".to_owned(),
             video: video_end,
             keyboard: keyboard_end,
             mouse: mouse_end,
-            listeners: sockets.into_iter().flatten().map(|socket| Listener::new(socket).unwrap()).collect(),
+            listeners: vec![Listener::new(listen("rfb").into()).unwrap()],
             control: Some(listen("control")),
             web: None,
-            password: password.and_then(|text| Password::of_file(text.as_bytes())),
-            tls,
+            password: None,
+            tls: None,
         };
+        more(&mut setting);
         let console = Console::new(setting).unwrap();
         let memory = SharedMemory::create("vram", 4 << 20).unwrap();
         let vram = Mapping::new(&memory, 0, 4 << 20).unwrap();
