@@ -26,7 +26,7 @@ Examples:
   bulkhead device ls          The device processes of the VMs that run
   bulkhead disk add debian disk0 path=data.img     A disk more
   bulkhead net ls             Bridges, ports, VLANs and limits
-  bulkhead console debian --web                    Its screen in a browser
+  bulkhead console debian --web --open             Its screen in a browser
   bulkhead screenshot debian out.png; bulkhead type debian root --enter
 
 More: bulkhead run --help, bulkhead check --help, bulkhead device --help, bulkhead disk --help, bulkhead net --help, bulkhead console --help, bulkhead units --help";

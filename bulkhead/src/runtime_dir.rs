@@ -23,6 +23,8 @@ pub const SUPERVISOR_SOCKET: &str = "supervisor.sock";
 pub const VNC_SOCKET: &str = "vnc.sock";
 /// The socket on which the console does what `bulkhead screenshot` and its like want.
 pub const SCREEN_SOCKET: &str = "screen.sock";
+/// The file by which a browser is told where the web page is.
+pub const WEB_PAGE: &str = "web.html";
 
 /// Why there is no runtime directory.
 #[derive(Debug, thiserror::Error)]
@@ -176,7 +178,7 @@ fn lock_base(base: &Path) -> Result<File, Error> {
 
 /// Removes a VM's directory and the files that belong in it; fails if there are others, which nobody of ours made.
 fn clear(path: &Path) -> io::Result<()> {
-    for name in [ID_BLOCK, CORE_SOCKET, SUPERVISOR_SOCKET, VNC_SOCKET, SCREEN_SOCKET] {
+    for name in [ID_BLOCK, CORE_SOCKET, SUPERVISOR_SOCKET, VNC_SOCKET, SCREEN_SOCKET, WEB_PAGE] {
         match fs::remove_file(path.join(name)) {
             Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
             _ => {}

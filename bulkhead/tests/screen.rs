@@ -5,6 +5,7 @@ mod world;
 
 use std::fs;
 use std::io::Read;
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::{Command, Output};
@@ -217,6 +218,40 @@ fn a_page_at_a_named_address_is_closed_as_well_until_one_is_wanted() {
     let url = self::text(&bulkhead(&world, &["console", "toy", "--web"]).stdout);
     assert_eq!(url, format!("http://{free}/?token=abc\n"));
     std::net::TcpStream::connect(free).unwrap();
+}
+
+#[test]
+fn a_browser_is_opened_and_no_command_line_has_its_token() {
+    let Some(world) = world("screen-open") else { return };
+    let running = world.start();
+    eventually("the console serves", || serves(&world, "console", 0));
+    let open = || {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_bulkhead"));
+        command.args(["console", "toy", "--web", "--open", "--runtime-dir"]).arg(world.path.join("run"));
+        command.env("PATH", world.path.join("browser")).output().unwrap()
+    };
+    let output = open();
+    assert_eq!(output.status.code(), Some(1));
+    let said = stderr(&output);
+    assert!(said.contains("there is no xdg-open") && said.contains("bulkhead console toy --web"), "{said}");
+    assert!(!said.contains("token"), "{said}");
+
+    // What it is called with, and what that leads to.
+    fs::create_dir(world.path.join("browser")).unwrap();
+    let opener = world.program("xdg-open", "/bin/bash", "echo \"$#\" \"$@\" > \"$0.called\"");
+    fs::rename(opener, world.path.join("browser/xdg-open")).unwrap();
+    let output = open();
+    assert!(output.status.success() && output.stdout.is_empty(), "{}", stderr(&output));
+    let page = world.path.join("run/toy/web.html");
+    let called = fs::read_to_string(world.path.join("browser/xdg-open.called")).unwrap();
+    assert_eq!(called, format!("1 {}\n", page.display()));
+    assert_eq!(fs::metadata(&page).unwrap().permissions().mode() & 0o777, 0o600);
+    let text = fs::read_to_string(&page).unwrap();
+    assert!(text.contains("http://127.0.0.1:") && text.contains("/?token=abc"), "{text}");
+
+    // It goes with the VM.
+    kill(running.pid(), Signal::SIGTERM).unwrap();
+    eventually("its directory is gone", || !world.path.join("run/toy").exists());
 }
 
 #[test]

@@ -8,6 +8,7 @@ use anyhow::{Context, bail};
 use clap::Args;
 
 use super::client::{Client, Request, State};
+use super::page;
 use crate::device::command::Place;
 use crate::device::find;
 use crate::runtime_dir::VNC_SOCKET;
@@ -23,7 +24,8 @@ speaks VNC on a Unix socket in the VM's runtime directory, which is for root and
 says so (listen, password_file, tls); and by a web page.
 
 --web prints the address of that page. It is good for one browser and for a minute; the browser stays let in for twelve hours, whether \
-or not the console's process is replaced meanwhile. Until the first such address is asked for nobody can connect. The page is at a port \
+or not the console's process is replaced meanwhile. Whoever uses the address first is the one, so it does not belong in a command line, which \
+everybody on the host can read: --open opens it in your browser by a file that only you can read. Until the first such address is asked for nobody can connect. The page is at a port \
 of 127.0.0.1 unless the spec says otherwise (web); from another computer, forward that port: ssh -L PORT:127.0.0.1:PORT HOST.
 
 Any number of people can look on at once, sixteen at most, and all of them can type.";
@@ -32,7 +34,7 @@ Any number of people can look on at once, sixteen at most, and all of them can t
 pub const CONSOLE_AFTER_HELP: &str = "\
 Examples:
   bulkhead console debian                     Both ways
-  xdg-open \"$(bulkhead console debian --web)\"
+  bulkhead console debian --web --open        In your browser
   vncviewer \"$(bulkhead console debian --vnc)\"
   vncdo -s \"$(bulkhead console debian --vnc)\" type hello key enter";
 
@@ -91,6 +93,10 @@ pub struct Console {
     #[arg(long, conflicts_with = "vnc")]
     pub web: bool,
 
+    /// Opens that page in your browser (by xdg-open) and prints nothing
+    #[arg(long, requires = "web")]
+    pub open: bool,
+
     /// Prints the path of the Unix socket for VNC viewers and nothing else
     #[arg(long)]
     pub vnc: bool,
@@ -142,8 +148,10 @@ pub struct Key {
 /// One sentence with what to do about it; so do the others.
 pub fn console(options: &Console) -> anyhow::Result<ExitCode> {
     let mut client = options.vm.client()?;
-    let vnc = find(&options.vm.place.base(), &options.vm.vm)?.runtime().join(VNC_SOCKET);
+    let runtime = find(&options.vm.place.base(), &options.vm.vm)?.runtime();
+    let vnc = runtime.join(VNC_SOCKET);
     match (options.web, options.vnc) {
+        (true, _) if options.open => page::open(&client.url()?, &options.vm.vm, &runtime)?,
         (true, _) => println!("{}", client.url()?),
         (_, true) => println!("{}", vnc.display()),
         _ => print!("{}", summary(&options.vm.vm, &client.state()?, &vnc)),
@@ -158,7 +166,7 @@ fn summary(vm: &str, state: &State, vnc: &Path) -> String {
     };
     let listens = |does: bool| if does { "the guest listens" } else { "the guest does not listen" };
     format!(
-        "screen    {picture}\nkeyboard  {}\nmouse     {}\nweb       bulkhead console {vm} --web\nvnc       vncviewer {}\n",
+        "screen    {picture}\nkeyboard  {}\nmouse     {}\nweb       bulkhead console {vm} --web --open\nvnc       vncviewer {}\n",
         listens(state.keyboard),
         listens(state.mouse),
         vnc.display()
