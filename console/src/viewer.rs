@@ -2,6 +2,7 @@
 //!
 //! A viewer is hostile. It can make this process do work of its own connection's, bounded each turn, and nothing else.
 
+mod end;
 mod keys;
 mod news;
 mod sender;
@@ -14,8 +15,8 @@ use std::time::{Duration, Instant};
 
 use seat::keyboard::Leds;
 use seat::shape::Shape;
-use thiserror::Error;
 
+pub use end::End;
 pub use sender::Sent;
 
 use self::keys::Keys;
@@ -41,32 +42,6 @@ const HANDSHAKE: Duration = Duration::from_secs(20);
 const PEOPLE: Duration = Duration::from_secs(120);
 /// Bytes of answers that may wait; who asks on without reading them is cut off.
 const MAX_ANSWERS: usize = 64 << 10;
-
-/// Why a viewer is gone.
-#[derive(Debug, Error)]
-pub enum End {
-    /// It went.
-    #[error("it has closed the connection")]
-    Closed,
-    /// The connection broke.
-    #[error("the connection: {0}")]
-    Stream(#[from] io::Error),
-    /// It was cut off.
-    #[error("{0}")]
-    Fault(#[from] Fault),
-    /// It is not the only one.
-    #[error("there are as many viewers as there may be")]
-    Full,
-    /// Nobody knows it, and others have come who are not known either.
-    #[error("others have come, and it had not shown yet that it may look")]
-    Crowded,
-    /// It did not ask for anything in time.
-    #[error("its handshake took too long")]
-    Late,
-    /// It asks without listening.
-    #[error("it asks for answers and does not read them")]
-    Deaf,
-}
 
 /// What the guest's pointer looks like.
 #[derive(Clone, Debug, Default)]
