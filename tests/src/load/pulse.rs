@@ -131,11 +131,16 @@ mod tests {
     #[test]
     fn a_pause_counts_where_it_touches_the_time() {
         let pulse = Pulse::default();
-        let at = |ms| pulse.base + Duration::from_millis(ms);
-        for (beat, ms) in pulse.beats.iter().zip([10, 11, 19, 20, 50, 51]) {
-            beat.store(Duration::from_millis(ms).as_nanos() as u64, Ordering::Relaxed);
+        // Far from now, which counts as a beat as well.
+        let at = |hour: u64| Duration::from_secs(hour * 3600);
+        for (beat, hour) in pulse.beats.iter().zip([10, 11, 19, 20, 50, 51]) {
+            beat.store(at(hour).as_nanos() as u64, Ordering::Relaxed);
         }
-        let ms = |from, to| pulse.longest_pause(at(from), at(to)).as_millis();
-        assert_eq!([ms(10, 20), ms(15, 16), ms(19, 20), ms(19, 21), ms(50, 51)], [8, 8, 1, 30, 1]);
+        let hours =
+            |from, to| pulse.longest_pause(pulse.base + at(from), pulse.base + at(to)).as_secs() / 3600;
+        assert_eq!(
+            [hours(10, 20), hours(15, 16), hours(19, 20), hours(19, 21), hours(50, 51)],
+            [8, 8, 1, 30, 1]
+        );
     }
 }
