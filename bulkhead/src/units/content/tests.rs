@@ -384,6 +384,10 @@ fn systemd_reads_the_units_without_a_word_and_likes_their_hardening() {
         std::fs::write(path, content).unwrap();
     }
     let units = directory.join(UNITS);
+    // As `systemctl enable` does.
+    let wanted = units.join("multi-user.target.wants");
+    std::fs::create_dir_all(&wanted).unwrap();
+    std::os::unix::fs::symlink("../bulkhead-vm@.target", wanted.join("bulkhead-vm@debian.target")).unwrap();
     let analyze = |arguments: &[&str]| {
         let mut command = std::process::Command::new("systemd-analyze");
         command.args(arguments).env("SYSTEMD_UNIT_PATH", format!("{}:", units.display())).current_dir(&units);
@@ -412,6 +416,9 @@ fn systemd_reads_the_units_without_a_word_and_likes_their_hardening() {
         Err(_) => eprintln!("SKIPPED: there is no systemd-analyze here"),
         Ok((_, said, _)) => {
             assert!(!said.contains("aliases"), "it has read none of them: {said}");
+            assert!(!said.contains("bulkhead") && !said.contains("vsp-"), "{said}");
+            // All of it in one transaction with what a host boots: an order that is a circle shows only there.
+            let (_, said, _) = analyze(&["verify", "--man=no", "multi-user.target"]).unwrap();
             assert!(!said.contains("bulkhead") && !said.contains("vsp-"), "{said}");
             for (unit, threshold) in [
                 (device, "15"),
