@@ -26,6 +26,11 @@ pub trait Held {
     /// What is handed over at the counter with that number.
     fn hand(&self, counter: usize) -> (Self::Handed, Vec<BorrowedFd<'_>>);
 
+    /// Whether there is something at that counter yet. Until then whoever comes there waits in its queue.
+    fn is_open(&self, _counter: usize) -> bool {
+        true
+    }
+
     /// Readable when [`Held::tick`] has something to do.
     fn pidfd(&self) -> Option<BorrowedFd<'_>> {
         None
@@ -56,8 +61,11 @@ pub fn serve<H: Held>(
     mut goes_on: impl FnMut(&H) -> bool,
 ) -> anyhow::Result<()> {
     while goes_on(&held) {
-        let watched = counters.iter().map(|counter| counter.listener.as_fd()).chain(held.pidfd());
-        let mut fds: Vec<PollFd<'_>> = watched.map(|fd| PollFd::new(fd, PollFlags::POLLIN)).collect();
+        let watch = |number| if held.is_open(number) { PollFlags::POLLIN } else { PollFlags::empty() };
+        let watched = counters.iter().enumerate();
+        let watched = watched.map(|(number, counter)| PollFd::new(counter.listener.as_fd(), watch(number)));
+        let own = held.pidfd().map(|fd| PollFd::new(fd, PollFlags::POLLIN));
+        let mut fds: Vec<PollFd<'_>> = watched.chain(own).collect();
         let timeout = held.deadline().map_or(PollTimeout::NONE, |deadline| {
             let left = deadline.saturating_duration_since(Instant::now()).as_micros().div_ceil(1000);
             PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX)

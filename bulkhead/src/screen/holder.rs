@@ -3,6 +3,7 @@
 
 use std::net::SocketAddr;
 use std::os::fd::{BorrowedFd, OwnedFd};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use clap::Args;
@@ -10,7 +11,7 @@ use ipc::socket::Listener;
 use nix::sys::socket::{SockType, UnixAddr, getsockname, getsockopt, sockopt};
 use serde::{Deserialize, Serialize};
 
-use super::seat::{Doors, Seat};
+use super::seat::{Doors, Port, Seat};
 use crate::holder::{Counter, FIRST_LISTENER, Held, notify_ready, serve};
 use crate::plan::{self, Part};
 
@@ -76,9 +77,9 @@ pub fn execute(hold: &Hold) -> anyhow::Result<()> {
     });
     let counters = counters.collect::<anyhow::Result<Vec<_>>>()?;
     let doors = Doors { vnc: take(4)?, control: take(5)? };
-    let seat = Seat::new(hold.listen, hold.web, doors)?;
+    let kept = Kept::new(Seat::without_ports(doors)?, Port::all(hold.listen, hold.web), Instant::now());
     notify_ready();
-    serve(&counters, seat, |_| true)
+    serve(&counters, kept, |_| true)
 }
 
 /// The order in which systemd hands them over is that of its unit; better to be sure.
@@ -94,17 +95,86 @@ fn check(socket: &OwnedFd, name: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
-impl Held for Seat {
+/// Between two tries to open a port.
+const AGAIN: Duration = Duration::from_secs(1);
+/// How long the console waits for its ports. At boot an address may come a moment after the VM; but with a port that somebody else has for good,
+/// there is still all that is done by the Unix sockets. Far below the time that the console's unit has to start.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// The seat, and the ports that it does not have yet. The devices never wait for those, as the guest waits for the devices.
+#[derive(Debug)]
+struct Kept {
+    seat: Seat,
+    missing: Vec<Missing>,
+    /// When they are tried again.
+    next: Instant,
+    /// When the console is no longer to wait for them.
+    patience: Instant,
+}
+
+/// A port that is not open.
+#[derive(Debug)]
+struct Missing {
+    port: Port,
+    /// Whether that has been said.
+    is_known: bool,
+}
+
+impl Kept {
+    fn new(seat: Seat, ports: impl Iterator<Item = Port>, now: Instant) -> Self {
+        let missing = ports.map(|port| Missing { port, is_known: false }).collect();
+        let mut kept = Self { seat, missing, next: now, patience: now + PATIENCE };
+        kept.tick(now);
+        kept
+    }
+}
+
+impl Held for Kept {
     type Handed = Handed;
 
     fn hand(&self, counter: usize) -> (Handed, Vec<BorrowedFd<'_>>) {
         let part = Part::ALL.get(counter).copied().unwrap_or(Part::Mouse);
-        let (options, fds): (Vec<_>, Vec<_>) = self.given(part).into_iter().unzip();
+        let (options, fds): (Vec<_>, Vec<_>) = self.seat.given(part).into_iter().unzip();
         let handed = match part {
             Part::Console => Handed::Console { options: options.into_iter().map(str::to_owned).collect() },
             Part::Video | Part::Keyboard | Part::Mouse => Handed::Seat {},
         };
         (handed, fds)
+    }
+
+    fn is_open(&self, counter: usize) -> bool {
+        // A try comes at most `AGAIN` after the end of the patience, and with it this is asked again.
+        let is_console = Part::ALL.get(counter) == Some(&Part::Console);
+        !is_console || self.missing.is_empty() || self.next > self.patience
+    }
+
+    fn deadline(&self) -> Option<Instant> {
+        (!self.missing.is_empty()).then_some(self.next)
+    }
+
+    fn tick(&mut self, now: Instant) {
+        if now < self.next {
+            return;
+        }
+        let Self { seat, missing, .. } = self;
+        missing.retain_mut(|Missing { port, is_known }| match seat.open(*port) {
+            Ok(()) => {
+                if *is_known {
+                    tracing::info!(
+                        ?port,
+                        "open at last; a console that runs has it when it is started again"
+                    );
+                }
+                false
+            }
+            Err(error) => {
+                if !std::mem::replace(is_known, true) {
+                    tracing::warn!("{error}; it is tried again every second");
+                }
+                true
+            }
+        });
+        self.next = now + AGAIN;
     }
 }
 
@@ -143,12 +213,12 @@ mod tests {
             .map(|name| Counter { listener: Listener::bind(&directory.join(name)).unwrap(), users: vec![me] })
             .collect();
         let doors = Doors::open(&directory.join(VNC), &directory.join(CONTROL)).unwrap();
-        let seat = Seat::new(None, None, doors).unwrap();
+        let kept = Kept::new(Seat::without_ports(doors).unwrap(), Port::all(None, None), Instant::now());
         let connect = |name: &str| Peer::connect(&directory.join(name)).unwrap();
         let (first, second) = (connect("keyboard.sock"), connect("keyboard.sock"));
         let console = connect("console.seat.sock");
         let mut rounds = 0;
-        serve(&counters, seat, |_| {
+        serve(&counters, kept, |_| {
             rounds += 1;
             // One of those who wait at a counter is served a round; with nobody there it would wait for ever.
             rounds <= 2
@@ -167,6 +237,63 @@ mod tests {
         // Whoever connects waits in the queue: the listener is one and the same for every console.
         let vnc = UnixStream::connect(directory.join(VNC));
         assert!(vnc.unwrap().write_all(b"RFB").is_ok());
+        std::fs::remove_dir_all(&directory).unwrap();
+    }
+
+    #[test]
+    fn a_port_that_is_taken_keeps_no_device_waiting_and_the_console_not_for_long() {
+        let directory = std::env::temp_dir().join(format!("bulkhead-seat-port-{}", std::process::id()));
+        std::fs::create_dir_all(&directory).unwrap();
+        let kept = |name: &str, ports, now| {
+            let doors = Doors::open(&directory.join(format!("{name}.vnc")), &directory.join(name)).unwrap();
+            Kept::new(Seat::without_ports(doors).unwrap(), ports, now)
+        };
+        let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = taken.local_addr().unwrap();
+        let start = Instant::now();
+        let mut first = kept("first", Port::all(Some(address), None), start);
+        let console = Part::ALL.iter().position(|part| *part == Part::Console).unwrap();
+        let has = |kept: &Kept, wanted| match kept.hand(console).0 {
+            Handed::Console { options } => options.iter().filter(|option| *option == wanted).count(),
+            Handed::Seat {} => panic!("that is a device's"),
+        };
+        let open =
+            |kept: &Kept| (0..Part::ALL.len()).map(|counter| kept.is_open(counter)).collect::<Vec<_>>();
+        assert_eq!(open(&first), [true, true, true, false], "a guest boots by the first three");
+        assert!(first.missing[0].is_known, "it was said");
+        let counters = ["video", "keyboard", "mouse", "console"].map(|name| {
+            let listener = Listener::bind(&directory.join(name)).unwrap();
+            Counter { listener, users: vec![nix::unistd::geteuid().as_raw()] }
+        });
+        let [device, waits] = ["video", "console"].map(|name| Peer::connect(&directory.join(name)).unwrap());
+        let mut rounds = 0;
+        serve(&counters, kept("served", Port::all(Some(address), None), start), |_| {
+            rounds += 1;
+            rounds <= 1
+        })
+        .unwrap();
+        assert_eq!(device.recv::<Handed>().unwrap().0, Handed::Seat {});
+        waits.set_nonblocking(true).unwrap();
+        assert!(waits.recv::<Handed>().is_err(), "it is in the queue");
+
+        // Nothing is tried before it is time.
+        drop(taken);
+        first.tick(start + AGAIN / 2);
+        assert!(!first.is_open(console) && first.deadline() == Some(start + AGAIN));
+        first.tick(start + AGAIN);
+        assert!(first.is_open(console) && first.deadline().is_none());
+        assert_eq!((has(&first, "--rfb-fd"), has(&first, "--web-fd")), (2, 1));
+
+        // One that stays taken: the console has the rest.
+        let mut second = kept("second", Port::all(Some(address), None), start);
+        let mut now = start;
+        while !second.is_open(console) {
+            now = second.deadline().unwrap();
+            second.tick(now);
+        }
+        assert_eq!(now, start + PATIENCE);
+        assert_eq!((has(&second, "--rfb-fd"), has(&second, "--web-fd")), (1, 1));
+        assert!(second.deadline().is_some(), "it is tried on");
         std::fs::remove_dir_all(&directory).unwrap();
     }
 }

@@ -92,6 +92,22 @@ impl Pair {
     }
 }
 
+/// A TCP port at which people come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Port {
+    /// For VNC.
+    Vnc(SocketAddr),
+    /// For the web page; without an address one of 127.0.0.1 that is free.
+    Web(Option<SocketAddr>),
+}
+
+impl Port {
+    /// Those of a seat.
+    pub fn all(vnc: Option<SocketAddr>, web: Option<SocketAddr>) -> impl Iterator<Item = Self> {
+        vnc.map(Self::Vnc).into_iter().chain([Self::Web(web)])
+    }
+}
+
 /// All of it.
 #[derive(Debug)]
 pub struct Seat {
@@ -100,30 +116,51 @@ pub struct Seat {
     mouse: Pair,
     doors: Doors,
     listener: Option<OwnedFd>,
-    web: OwnedFd,
+    web: Option<OwnedFd>,
     secret: OwnedFd,
 }
 
 impl Seat {
     /// Opens what is not there yet: VNC at `vnc` besides, the web page at `web` instead of a port that is free.
     pub fn new(vnc: Option<SocketAddr>, web: Option<SocketAddr>, doors: Doors) -> Result<Self, Error> {
-        let made = |what| move |error| Error::Made { what, error };
-        for door in [&doors.vnc, &doors.control] {
-            never_wait(door).map_err(made("a socket non-blocking"))?;
+        let mut seat = Self::without_ports(doors)?;
+        Port::all(vnc, web).try_for_each(|port| seat.open(port))?;
+        Ok(seat)
+    }
+
+    /// Opens a port. The console that comes next is given it.
+    pub fn open(&mut self, port: Port) -> Result<(), Error> {
+        match port {
+            Port::Vnc(address) => self.listener = Some(listen("listen", address)?),
+            Port::Web(address) => self.open_web(address)?,
         }
-        let listener = vnc.map(|address| listen("listen", address)).transpose()?;
+        Ok(())
+    }
+
+    fn open_web(&mut self, web: Option<SocketAddr>) -> Result<(), Error> {
+        let made = |what| move |error| Error::Made { what, error };
         let web = match web {
             Some(address) => reserved(address).map_err(|error| Error::Port { key: "web", address, error })?,
             None => reserved_port().map_err(made("a socket for the web page"))?,
         };
+        self.web = Some(web);
+        Ok(())
+    }
+
+    /// Opens what always can be opened.
+    pub fn without_ports(doors: Doors) -> Result<Self, Error> {
+        let made = |what| move |error| Error::Made { what, error };
+        for door in [&doors.vnc, &doors.control] {
+            never_wait(door).map_err(made("a socket non-blocking"))?;
+        }
         let pair = || Pair::new().map_err(made("a pair of sockets"));
         Ok(Self {
             video: pair()?,
             keyboard: pair()?,
             mouse: pair()?,
             doors,
-            listener,
-            web,
+            listener: None,
+            web: None,
             secret: secret().map_err(made("a secret"))?,
         })
     }
@@ -146,9 +183,9 @@ impl Seat {
             ("--mouse-fd", self.mouse.console.as_fd()),
             ("--rfb-fd", self.doors.vnc.as_fd()),
             ("--control-fd", self.doors.control.as_fd()),
-            ("--web-fd", self.web.as_fd()),
             ("--secret-fd", self.secret.as_fd()),
         ];
+        given.extend(self.web.iter().map(|web| ("--web-fd", web.as_fd())));
         given.extend(self.listener.iter().map(|listener| ("--rfb-fd", listener.as_fd())));
         given
     }

@@ -1,6 +1,7 @@
 //! The units of a screen: its devices, the console, and what keeps the sockets between them (`bulkhead hold-seat`).
 
 use std::ffi::OsStr;
+use std::net::SocketAddr;
 use std::path::Path;
 
 use super::Names;
@@ -9,6 +10,12 @@ use super::escape::{self, Unwritable};
 use crate::plan::{self, Device, Part, Plan};
 use crate::screen::holder::{self, SOCKETS};
 use crate::spec;
+
+/// The first port that everybody may have, unless the host's administrator has another opinion (`net.ipv4.ip_unprivileged_port_start`).
+const FIRST_FOR_ALL: u16 = 1024;
+/// What one below takes.
+const LOW_PORT: &str =
+    "CapabilityBoundingSet=CAP_NET_BIND_SERVICE\nAmbientCapabilities=CAP_NET_BIND_SERVICE\n";
 
 /// A screen.
 pub(super) struct Screen<'a> {
@@ -56,13 +63,14 @@ impl Screen<'_> {
         let command = escape::command_line(command)?;
         let units = devices.iter().flat_map(|device| self.names.device(kind(device), &device.name));
         let units = units.collect::<Vec<_>>().join(" ");
-        let listens_beyond =
-            [self.seat.listen, self.seat.web].iter().flatten().any(|at| !at.ip().is_loopback());
-        let addresses = if listens_beyond { "IPAddressDeny=\n" } else { "" };
+        let ports = || [self.seat.listen, self.seat.web].into_iter().flatten();
+        let addresses = if ports().any(|at| !at.ip().is_loopback()) { "IPAddressDeny=\n" } else { "" };
+        let is_low = |at: SocketAddr| (1..FIRST_FOR_ALL).contains(&at.port());
+        let capability = if ports().any(is_low) { LOW_PORT } else { "" };
         Ok(format!(
             "{HEADER}[Service]\nUser={user}\nExecStart=\nExecStart={command}\n\
              # Its processes have what the last one opened: they get what the next one opens when they are started again.\n\
-             ExecStopPost=-+/usr/bin/systemctl kill --signal=KILL {units}\n{addresses}{}",
+             ExecStopPost=-+/usr/bin/systemctl kill --signal=KILL {units}\n{addresses}{capability}{}",
             sandbox.text
         ))
     }

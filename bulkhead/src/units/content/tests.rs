@@ -251,8 +251,12 @@ fn a_screen_has_a_unit_for_each_process_and_one_that_keeps_what_lies_between() {
         .filter_map(|line| line.rsplit('/').next())
         .collect();
     assert_eq!(paths, crate::screen::holder::SOCKETS, "the order in which systemd hands them over");
+    assert!(!seat.contains("CAP_NET_BIND_SERVICE"), "everybody may have port 5900: {seat}");
     spec.screen = Some(spec::Screen { listen: None, web: Some("0.0.0.0:80".parse().unwrap()), ..screen() });
-    assert!(drop_in_of(&written(&spec), "bulkhead-seat@debian.service").contains("\nIPAddressDeny=\n"));
+    let files = written(&spec);
+    let seat = drop_in_of(&files, "bulkhead-seat@debian.service");
+    assert!(seat.contains("\nIPAddressDeny=\n"), "{seat}");
+    assert!(seat.contains("\nAmbientCapabilities=CAP_NET_BIND_SERVICE\n"), "{seat}");
 }
 
 #[test]
