@@ -330,8 +330,18 @@ fn attach_wires(vm: &VmFd, wires: &Wires, vps: u32) -> Result<(), MachineError> 
         let gsi = sint_gsi(vp as u32);
         let failed = |source| MachineError::Kvm { what: "cannot attach SINT interrupts", source };
         ioctl::irqfd(vm, gsi, wires.device[vp].as_fd(), None).map_err(failed)?;
+        wake_reader(&wires.device[vp]);
     }
     Ok(())
+}
+
+/// Has KVM read an eventfd that it has just been given. Between two machines nobody reads, and a device's process may have filled it up; KVM reads in its
+/// wake-up alone, and nobody who rings a full one wakes it: to everybody a VP would be "signalled already" for ever. To add nothing is a
+/// wake-up also then. It cannot block, as reading could, whatever flags the process has given the file.
+fn wake_reader(wire: &EventFd) {
+    if let Err(error) = wire.write(0) {
+        tracing::error!(%error, "an interrupt cannot be emptied");
+    }
 }
 
 /// Descriptors that must stay open in the compartment.
@@ -341,4 +351,28 @@ pub fn descriptors(host: &Host, wires: &Wires) -> Vec<i32> {
         all.extend(set.iter().map(AsRawFd::as_raw_fd));
     }
     all
+}
+
+#[cfg(test)]
+mod tests {
+    use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
+
+    use super::*;
+
+    /// Whoever waits for edges is woken by what would wake KVM.
+    #[test]
+    fn whoever_reads_a_full_eventfd_is_woken() {
+        // Not O_NONBLOCK: a device's process can take that flag away.
+        let wire = EventFd::from_value_and_flags(0, EfdFlags::EFD_CLOEXEC).unwrap();
+        wire.write(u64::MAX - 1).unwrap();
+        let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).unwrap();
+        epoll.add(&wire, EpollEvent::new(EpollFlags::EPOLLIN | EpollFlags::EPOLLET, 0)).unwrap();
+        let wakes = || epoll.wait(&mut [EpollEvent::empty()], EpollTimeout::ZERO).unwrap();
+        assert_eq!((wakes(), wakes()), (1, 0), "it was full already, and that is no news");
+        wake_reader(&wire);
+        assert_eq!(wakes(), 1);
+        assert_eq!(wire.read().unwrap(), u64::MAX - 1);
+        wake_reader(&wire);
+        assert_eq!(wakes(), 0, "an empty one stays empty, and is not waited for");
+    }
 }
