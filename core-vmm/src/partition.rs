@@ -26,8 +26,8 @@ pub trait Partition: Follow {
     /// The memfd is sealed against shrinking.
     fn map_device_memory(&self, gpa: u64, memfd: BorrowedFd<'_>, bytes: u64) -> std::io::Result<()>;
 
-    /// Undoes [`Self::map_device_memory`]; nothing happens if nothing is mapped there.
-    fn unmap_device_memory(&self, gpa: u64);
+    /// Undoes [`Self::map_device_memory`]; nothing happens if nothing is mapped there. If it fails, the guest still sees it.
+    fn unmap_device_memory(&self, gpa: u64) -> std::io::Result<()>;
 
     /// While `on`, whoever runs the partition calls [`crate::server::Server::end_of_message`] each time
     /// `vp` ends a message. Asked for only while a message waits: the notification also comes with every

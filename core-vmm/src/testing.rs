@@ -28,8 +28,10 @@ pub(crate) struct Mock {
     pub watched: RefCell<Vec<bool>>,
     /// Device memory that the guest sees: where, how much, and the file.
     pub mapped: RefCell<BTreeMap<u64, (u64, OwnedFd)>>,
-    /// Whether device memory can be mapped.
-    pub maps: Cell<bool>,
+    /// How many of the next attempts to map device memory fail,
+    pub failing_maps: Cell<u32>,
+    /// and whether taking it back does.
+    pub fails_to_unmap: Cell<bool>,
     /// Whether doorbells can be bound.
     pub has_bells: bool,
 }
@@ -42,7 +44,8 @@ impl Mock {
             interrupts: RefCell::new(vec![0; vps]),
             watched: RefCell::new(vec![false; vps]),
             mapped: RefCell::default(),
-            maps: Cell::new(true),
+            failing_maps: Cell::new(0),
+            fails_to_unmap: Cell::new(false),
             has_bells: true,
         }
     }
@@ -75,7 +78,8 @@ impl Partition for Mock {
     }
 
     fn map_device_memory(&self, gpa: u64, memfd: BorrowedFd<'_>, bytes: u64) -> std::io::Result<()> {
-        if !self.maps.get() {
+        if let Some(left) = self.failing_maps.get().checked_sub(1) {
+            self.failing_maps.set(left);
             return Err(std::io::ErrorKind::OutOfMemory.into());
         }
         let before = self.mapped.borrow_mut().insert(gpa, (bytes, memfd.try_clone_to_owned()?));
@@ -83,8 +87,12 @@ impl Partition for Mock {
         Ok(())
     }
 
-    fn unmap_device_memory(&self, gpa: u64) {
+    fn unmap_device_memory(&self, gpa: u64) -> std::io::Result<()> {
+        if self.fails_to_unmap.get() {
+            return Err(std::io::ErrorKind::OutOfMemory.into());
+        }
         assert!(self.mapped.borrow_mut().remove(&gpa).is_some(), "nothing is mapped at {gpa:#x}");
+        Ok(())
     }
 
     fn watch_end_of_message(&self, vp: u32, on: bool) {

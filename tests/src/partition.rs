@@ -94,9 +94,10 @@ impl Partition for SoftPartition {
         Ok(())
     }
 
-    fn unmap_device_memory(&self, gpa: u64) {
+    fn unmap_device_memory(&self, gpa: u64) -> std::io::Result<()> {
         self.say(&ToGuest::NoDeviceMemory { gpa }, &[]);
         self.wait_until_followed();
+        Ok(())
     }
 
     fn watch_end_of_message(&self, vp: u32, on: bool) {

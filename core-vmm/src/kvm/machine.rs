@@ -254,15 +254,14 @@ impl Partition for Machine {
         Ok(())
     }
 
-    fn unmap_device_memory(&self, gpa: u64) {
+    fn unmap_device_memory(&self, gpa: u64) -> std::io::Result<()> {
         let mut shown = self.device_memory.borrow_mut();
         let there = |shown: &Option<Shown>| shown.as_ref().is_some_and(|shown| shown.gpa == gpa);
-        let Some(at) = shown.iter().position(there) else { return };
-        match ioctl::clear_memory(&self.vm, DEVICE_SLOTS + at as u32, gpa) {
-            Ok(()) => shown[at] = None,
-            // The guest still sees it, and so it stays.
-            Err(error) => tracing::error!(gpa, %error, "a device's memory cannot be taken back"),
-        }
+        let Some(at) = shown.iter().position(there) else { return Ok(()) };
+        // If this fails the guest still sees it, and so it stays.
+        ioctl::clear_memory(&self.vm, DEVICE_SLOTS + at as u32, gpa)?;
+        shown[at] = None;
+        Ok(())
     }
 
     fn watch_end_of_message(&self, vp: u32, on: bool) {

@@ -50,6 +50,11 @@ fn is_in_window(gpa: u64, bytes: u64, ram_end: u64) -> bool {
     is_whole && windows.iter().any(|&(first, end)| gpa >= first && last <= end)
 }
 
+/// Why the VM cannot go on: the guest, or the next one, would share memory with a device that it has taken leave of.
+fn still_seen(error: &std::io::Error) -> String {
+    format!("a device's memory could not be taken back from the guest: {error}")
+}
+
 impl Server {
     /// The process that has device `i` wants memory mapped. `None`: it may not even ask.
     pub(super) fn map_asked<P: Partition>(
@@ -132,7 +137,10 @@ impl Server {
             if old.bytes == new.bytes && old.memory.is_same(&new.memory).unwrap_or(false) {
                 return Ok(());
             }
-            partition.unmap_device_memory(old.gpa);
+            if let Err(error) = partition.unmap_device_memory(old.gpa) {
+                self.failure = Some(still_seen(&error));
+                return Err("what is mapped there cannot be taken back".into());
+            }
         }
         let mapped = partition.map_device_memory(new.gpa, new.memory.as_fd(), new.bytes);
         match (mapped, before) {
@@ -159,7 +167,9 @@ impl Server {
 
     fn unmap_where<P: Partition>(&mut self, partition: &P, which: impl Fn(&Mapping) -> bool) {
         for mapping in self.mappings.extract_if(.., |mapping| which(mapping)) {
-            partition.unmap_device_memory(mapping.gpa);
+            if let Err(error) = partition.unmap_device_memory(mapping.gpa) {
+                self.failure = Some(still_seen(&error));
+            }
         }
     }
 

@@ -98,17 +98,38 @@ fn the_same_place_again_is_a_replacement() {
 #[test]
 fn what_was_there_comes_back_if_the_next_cannot_be_mapped() {
     let (mut rig, a, _b) = ready();
-    let (first, second) = (memory(1), memory(1));
-    rig.mock.maps.set(false);
-    assert!(rig.map(&a, GPA, PAGE, &[&first]).is_err());
-    rig.mock.maps.set(true);
-    rig.map(&a, GPA, PAGE, &[&first]).unwrap();
-    rig.mock.maps.set(false);
+    let (first, second) = (memory(4), memory(1));
+    rig.mock.failing_maps.set(1);
+    assert!(rig.map(&a, GPA, 4 * PAGE, &[&first]).is_err());
+    assert_eq!(rig.map(&a, GPA, 4 * PAGE, &[&first]), Ok(()), "nothing is left of it");
+    rig.mock.failing_maps.set(1);
+    assert!(rig.map(&a, GPA, PAGE, &[&second]).is_err());
+    assert_eq!(rig.seen(), [(GPA, 4 * PAGE)]);
+    assert!(rig.sees(GPA, &first));
+    assert!(rig.map(&a, GPA + PAGE, PAGE, &[&second]).is_err(), "and it is known to be there");
+
+    rig.mock.failing_maps.set(2);
     assert!(rig.map(&a, GPA, PAGE, &[&second]).is_err());
     assert_eq!(rig.seen(), [], "neither could be");
-    rig.mock.maps.set(true);
-    assert_eq!(rig.map(&a, GPA, PAGE, &[&second]), Ok(()), "and nothing is left of it");
+    assert_eq!(rig.map(&a, GPA, PAGE, &[&second]), Ok(()), "and nothing is left of either");
     assert!(rig.sees(GPA, &second));
+    assert!(rig.server.failure().is_none());
+}
+
+#[test]
+fn the_vm_ends_if_a_devices_memory_cannot_be_taken_back() {
+    for how in 0..4 {
+        let (mut rig, a, _b) = ready();
+        rig.map(&a, GPA, PAGE, &[&memory(1)]).unwrap();
+        rig.mock.fails_to_unmap.set(true);
+        match how {
+            0 => rig.says(&a, &ToCore::UnmapMemory { gpa: GPA }),
+            1 => assert!(rig.map(&a, GPA, PAGE, &[&memory(1)]).is_err()),
+            2 => rig.closes(1),
+            _ => rig.server.reset(&rig.mock),
+        }
+        assert!(rig.server.failure().is_some_and(|why| why.contains("taken back")), "{how}");
+    }
 }
 
 #[test]
