@@ -18,6 +18,7 @@ use vmbus::{
 
 use super::{
     ServerError,
+    allowance::Allowance,
     memory::Desk,
     slot::{Role, Slot},
 };
@@ -40,6 +41,8 @@ pub(super) struct Device {
     pub may_fetch: bool,
     /// Most bytes of its own that it may have mapped.
     pub device_memory: u64,
+    /// How often something else of it may be mapped.
+    pub allowance: Allowance,
     pub offered: Option<Offered>,
     pub slot: Slot<Process>,
     /// The process that serves has still to be told that it has been given all channels; when to try.
@@ -100,6 +103,7 @@ impl Device {
             guest_ram: slot.guest_ram,
             may_fetch: slot.fetch,
             device_memory: slot.device_memory,
+            allowance: Allowance::new(Instant::now()),
             offered: None,
             slot: Slot::new(),
             owes_adopted: None,

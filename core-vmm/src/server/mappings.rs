@@ -3,7 +3,10 @@
 //! It is the device's, not the guest's: what is checked here is that it can be in nobody's way. What it is for is no business of the core's.
 //! A mapping belongs to the device and not to the process that has asked for it, as a channel does.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::{
+    os::fd::{AsFd, OwnedFd},
+    time::Instant,
+};
 
 use ipc::{
     message::{MAX_DEVICE_MAPPINGS, MEMORY_VERSION, ToVsp},
@@ -131,12 +134,19 @@ impl Server {
     /// Maps it, in the place of what begins there.
     fn put<P: Partition>(&mut self, partition: &P, new: Mapping) -> Result<(), String> {
         let before = self.mappings.iter().position(|mapping| mapping.gpa == new.gpa);
+        let is_there =
+            |old: &Mapping| old.bytes == new.bytes && old.memory.is_same(&new.memory).unwrap_or(false);
+        // A successor that asks again for what is there must not make the guest miss it for a moment.
+        if before.is_some_and(|at| is_there(&self.mappings[at])) {
+            return Ok(());
+        }
+        // Refused, and not cut off: how often an honest device asks may be the guest's doing. Whatever is taken back was mapped once, so this limits
+        // both.
+        if !self.devices[new.device].allowance.take(Instant::now()) {
+            return Err("it is mapped and taken back too often".into());
+        }
         if let Some(at) = before {
             let old = &self.mappings[at];
-            // A successor that asks again for what is there must not make the guest miss it for a moment.
-            if old.bytes == new.bytes && old.memory.is_same(&new.memory).unwrap_or(false) {
-                return Ok(());
-            }
             if let Err(error) = partition.unmap_device_memory(old.gpa) {
                 self.failure = Some(still_seen(&error));
                 return Err("what is mapped there cannot be taken back".into());

@@ -4,6 +4,7 @@
 //! goes through it. Device processes come and go; a guest that uses the device notices a pause at most. Runs on one
 //! thread and never blocks.
 
+mod allowance;
 mod channels;
 mod control;
 mod device;

@@ -309,3 +309,28 @@ fn a_device_that_maps_and_does_not_listen_is_cut_off() {
     assert!(is_cut_off(&a));
     assert_eq!(rig.seen(), [(GPA, PAGE)], "what it has mapped is its successor's");
 }
+
+#[test]
+fn a_device_that_maps_and_takes_back_all_the_time_soon_maps_nothing() {
+    let (mut rig, a, b) = ready();
+    let own = memory(1);
+    let start = std::time::Instant::now();
+    let mut mapped = 0;
+    let mut storm = |rig: &mut Rig, device: &Peer| {
+        for _ in 0..500 {
+            mapped += u128::from(rig.map(device, GPA, PAGE, &[&own]).is_ok());
+            rig.says(device, &ToCore::UnmapMemory { gpa: GPA });
+        }
+        let most = 64 + start.elapsed().as_millis() / 31;
+        assert!((64..=most).contains(&mapped), "{mapped} of {most}");
+    };
+    storm(&mut rig, &a);
+    assert!(!is_cut_off(&a), "it may be the guest that makes it ask");
+    assert_eq!(rig.map(&b, GPA + PAGE, PAGE, &[&own]), Ok(()), "another device has its own share");
+    drop(a);
+    rig.poll();
+    let next = rig.attach_again("a");
+    assert!(told_first(&next).is_empty());
+    rig.answers(&next, 1, 0);
+    storm(&mut rig, &next);
+}
