@@ -244,8 +244,13 @@ impl Video {
         self.attention = true;
     }
 
+    /// The channel, if its guest is at the point where it may be told what it is to tell.
+    fn listener(&self) -> Option<ChannelId> {
+        self.channel.filter(|_| self.state.situation.is_some())
+    }
+
     fn tell_guest(&mut self, now: Instant, channels: &mut Channels) {
-        if let Some(channel) = self.channel.filter(|_| self.state.situation.is_some()) {
+        if let Some(channel) = self.listener() {
             self.wanted.tell(channel, now, channels);
         }
     }
@@ -366,7 +371,8 @@ impl Device for Video {
             return Some(Instant::now());
         }
         let console = self.silent_until.or(self.console.retry_at());
-        let guest = self.wanted.due().filter(|_| self.channel.is_some());
+        // Nobody can be told without a situation, and with one there is something to do.
+        let guest = self.wanted.due().filter(|_| self.listener().is_some());
         [console, guest, self.refresh.due()].into_iter().flatten().min()
     }
 

@@ -151,6 +151,22 @@ fn an_idle_screen_wakes_nobody() {
 }
 
 #[test]
+fn a_guest_without_a_situation_wakes_nobody_for_what_it_cannot_be_told() {
+    let mut rig = Rig::shown();
+    let none = GuestMessage::SituationUpdate { context: 1, situation: None };
+    assert_eq!(rig.ask(&none), HostMessage::SituationUpdateAck { context: 1 });
+    rig.bench.runtime.with_device(|video, _| {
+        video.wanted.watch(false, Instant::now() - Duration::from_secs(10));
+    });
+    rig.pass(Duration::from_millis(1200));
+    assert!(rig.bench.runtime.device().wanted.due().is_some(), "that nobody looks any more");
+    assert_eq!(rig.bench.runtime.device().wake_at(), None);
+    assert!(rig.told().is_empty());
+    rig.situation(SITUATION);
+    assert_eq!(rig.told(), [HostMessage::FeatureChange(Features::NONE)]);
+}
+
+#[test]
 fn modes_change() {
     let mut rig = Rig::shown();
     let high = Situation { depth_bits: 16, width: 640, height: 480, pitch: 2048, offset: 4096, ..SITUATION };
