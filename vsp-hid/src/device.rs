@@ -299,6 +299,8 @@ impl<I: Instrument> Device for Hid<I> {
         }
         self.channel = Some(channel);
         self.instrument.reopen();
+        // What waits in the socket is not for a driver that has still to introduce itself.
+        self.look = Some(Instant::now());
         Ok(())
     }
 
@@ -361,7 +363,11 @@ impl<I: Instrument> Device for Hid<I> {
             self.channel = None;
             self.instrument.reopen();
             self.compare(ready, remark);
-            self.tell(Instant::now());
+            let now = Instant::now();
+            self.tell(now);
+            // What waited for room, which nobody makes any more, is not for whoever opens the next channel. The socket may be full of it:
+            // then nothing new comes that would announce itself.
+            self.look = Some(now);
         }
     }
 }

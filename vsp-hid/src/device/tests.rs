@@ -81,6 +81,24 @@ fn another_driver_finds_no_key_down() {
 }
 
 #[test]
+fn what_a_guest_never_read_is_not_for_the_next_one() {
+    let mut world = World::opened(AT_ONCE, 1);
+    world.introduce();
+    // The ring is full, and then the socket is; nobody reads anything any more.
+    while world.tell(&key(0x1e, false)) == Sent::Whole {
+        world.bench.turn(0);
+    }
+    world.bench.close(CHANNEL);
+    world.guest = world.bench.open(2, 1);
+    (0..10).for_each(|_| world.bench.turn(0));
+    assert_eq!(world.bench.runtime.device().wake_at(), None, "all is forgotten");
+    world.introduce();
+    assert!(world.said().is_empty());
+    assert_eq!(world.tell(&key(0x30, false)), Sent::Whole, "there is room in the socket");
+    assert_eq!(world.said(), [stroke(0x30, false)]);
+}
+
+#[test]
 fn a_key_that_is_down_when_the_process_dies_goes_up_once() {
     let mut world = World::ready(AT_ONCE);
     let _ = world.tell(&key(0x1e, false));
@@ -299,6 +317,10 @@ enum Happens {
     Death,
     /// It hands over, and another one follows.
     Swap,
+    /// The guest closes the channel: what it has not read it never will.
+    Close,
+    /// It opens another, with a driver that introduces itself.
+    Open,
 }
 
 fn happens() -> impl Strategy<Value = Happens> {
@@ -309,6 +331,8 @@ fn happens() -> impl Strategy<Value = Happens> {
         2 => Just(Happens::Look),
         2 => Just(Happens::Death),
         1 => Just(Happens::Swap),
+        1 => Just(Happens::Close),
+        2 => Just(Happens::Open),
     ]
 }
 
@@ -321,8 +345,10 @@ proptest! {
     fn each_event_comes_once_and_in_order(script in prop::collection::vec(happens(), 0..60), pages in 1u32..3) {
         let mut world = World::opened(AT_ONCE, pages);
         world.introduce();
-        let mut model = world.bench.runtime.device().instrument().clone();
+        let ready = world.bench.runtime.device().instrument().clone();
+        let mut model = ready.clone();
         let (mut due, mut said, mut deaths) = (Vec::new(), Vec::new(), 0);
+        let (mut channel, mut is_open) = (CHANNEL, true);
         for what in script {
             let event = match what {
                 Happens::Event(code, up) => key(code, up),
@@ -346,8 +372,26 @@ proptest! {
                     world = world.kill().rise();
                     continue;
                 }
+                Happens::Close if is_open => {
+                    world.bench.close(channel);
+                    // A guest may look into a ring that it has closed.
+                    said.extend(world.waiting());
+                    prop_assert!(due.starts_with(&said), "{:?} of {:?}", said, due);
+                    due.truncate(said.len());
+                    is_open = false;
+                    continue;
+                }
+                Happens::Open if !is_open => {
+                    channel += 1;
+                    world.guest = world.bench.open(channel, pages);
+                    world.introduce();
+                    (model, is_open) = (ready.clone(), true);
+                    continue;
+                }
+                Happens::Close | Happens::Open => continue,
             };
-            if world.tell(&event) == Sent::Full {
+            // Nobody listens: it is forgotten.
+            if world.tell(&event) == Sent::Full || !is_open {
                 continue;
             }
             while let Some(step) = model.act(&event) {
@@ -364,6 +408,8 @@ proptest! {
         }
         said.extend(world.said());
         prop_assert_eq!(said, due);
-        prop_assert_eq!(world.bench.runtime.device().instrument(), &model);
+        if is_open {
+            prop_assert_eq!(world.bench.runtime.device().instrument(), &model);
+        }
     }
 }
