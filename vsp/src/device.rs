@@ -121,6 +121,12 @@ pub trait Device {
         let _ = (channel, channels);
     }
 
+    /// All channels that were open when the process began to serve have been taken over, if there were any: what has not come by
+    /// now never will. Once after each [`Device::fence`] that has succeeded. A core that is too old to say so is given a second.
+    fn adopted(&mut self, channels: &mut Channels) {
+        let _ = channels;
+    }
+
     /// The answer to [`Channels::share_gpadl`]: the pages of a GPADL, or why there are none. No packet of any channel comes
     /// between question and answer. Pages may be taken back at any time: then what the device has mapped is nobody's any more.
     fn gpadl_shared(

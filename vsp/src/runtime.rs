@@ -5,6 +5,7 @@
 //! least (`polling`), or after the turn that took longer, whatever the process's role is; when the core is gone, so is the
 //! process.
 
+mod adoption;
 mod mapping;
 mod memory;
 mod wait;
@@ -20,6 +21,7 @@ use mio::{Events, Interest, Poll, Token};
 use thiserror::Error;
 use vmbus::packet::PacketHeader;
 
+use self::adoption::Adoption;
 use self::mapping::Mapper;
 use self::memory::Fetcher;
 use self::wait::Waited;
@@ -106,8 +108,8 @@ pub struct Runtime<D> {
     role: Role,
     /// The core says when it has given us all channels.
     announces: bool,
-    /// It has not said so yet: nothing is taken.
-    adopting: bool,
+    /// Whether it has.
+    adoption: Adoption,
     channels: Channels,
     poll: Poll,
     polling: Polling,
@@ -132,7 +134,7 @@ impl<D: Device> Runtime<D> {
             setting,
             role: Role::Greeting,
             announces: false,
-            adopting: false,
+            adoption: Adoption::Over,
             channels: Channels::new(),
             poll,
             // Asked now: later nothing of the system can be seen.
@@ -178,7 +180,7 @@ impl<D: Device> Runtime<D> {
                 // The kick eventfd is never read: epoll reports each new write of an edge-triggered one by
                 // itself, and the ring says how much there is.
                 Token(number) if number >= FIRST_CHANNEL => self.channels.kicked(number - FIRST_CHANNEL),
-                Token(number) => self.device.ready(number - FIRST_SOURCE, &mut self.channels),
+                Token(_) => {}
             }
         }
         if core_speaks {
@@ -187,14 +189,23 @@ impl<D: Device> Runtime<D> {
                 over => return Ok(over),
             }
         }
+        // After what the core has said: a channel that it has given, or taken, is there or gone before anything is done about what the
+        // sources bring.
+        for event in &self.events {
+            if let Token(number @ FIRST_SOURCE..FIRST_CHANNEL) = event.token() {
+                self.device.ready(number - FIRST_SOURCE, &mut self.channels);
+            }
+        }
         self.refuse_gpadls();
         self.refuse_orders();
         match &self.role {
-            Role::Serving if self.adopting => {}
-            Role::Serving => (0..self.channels.slots()).try_for_each(|slot| self.take_batch(slot))?,
+            Role::Serving if self.takes() => {
+                (0..self.channels.slots()).try_for_each(|slot| self.take_batch(slot))?
+            }
             Role::Fencing(_) => self.fence()?,
             _ => {}
         }
+        self.end_adoption();
         if self.device.wake_at().is_some_and(|then| then <= Instant::now()) {
             self.device.submit(&mut self.channels);
         }
@@ -212,6 +223,7 @@ impl<D: Device> Runtime<D> {
         let Role::Fencing(fencing) = &mut self.role else { return Ok(()) };
         if self.device.fence(fencing.predecessor()).map_err(RuntimeError::Device)? {
             self.role = Role::Serving;
+            self.adoption.begin(Instant::now());
             self.tell(&ToCore::Serving {})?;
             self.setting.notifier.status(true, "serving");
             return Ok(());
@@ -330,7 +342,7 @@ impl<D: Device> Runtime<D> {
                 ToVsp::Refused { reason } => return Err(AttachError::Refused(reason).into()),
                 _ if matches!(self.role, Role::Greeting) => return Err(AttachError::NotWelcome.into()),
                 ToVsp::Serve { predecessor } => self.serve(predecessor),
-                ToVsp::Adopted {} => self.adopting = false,
+                ToVsp::Adopted {} => self.adoption.announced(),
                 ToVsp::Quiesce {} => {
                     // Whoever only waits for the resource has nothing to end, and answers at once.
                     if matches!(self.role, Role::Serving | Role::Fencing(_)) {
@@ -416,14 +428,13 @@ impl<D: Device> Runtime<D> {
         if matches!(self.role, Role::Standby | Role::Quiet) {
             // Tried once at once, in this very turn; said only if that is in vain.
             self.role = Role::Fencing(Fencing::new(predecessor));
-            // What one channel's ledger says may be about requests of another's.
-            self.adopting = self.announces;
+            self.adoption = Adoption::of(self.announces);
         }
     }
 
     /// Whether requests are taken.
     fn takes(&self) -> bool {
-        matches!(self.role, Role::Serving) && !self.adopting
+        matches!(self.role, Role::Serving) && self.adoption.lets_take()
     }
 
     /// Opens a channel; the status for the core, and why not.

@@ -15,7 +15,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use ipc::event::Doorbell;
-use ipc::message::{Offer, RamRegion, RingLayout, STATUS_OK, ToCore, ToVsp, VERSIONS};
+use ipc::message::{CONTROL_VERSION, Offer, RamRegion, RingLayout, STATUS_OK, ToCore, ToVsp, VERSIONS};
 use ipc::shm::{EventFlags, GuestRam, PAGE, RingMapping, SharedMemory, VMBUS_SINT};
 use ipc::socket::Peer;
 use vmbus::packet::{Outgoing, PacketHeader};
@@ -217,8 +217,10 @@ impl FakeCore {
         left.retain(|one| *one != channel);
         if left.is_empty() {
             *owed = None;
-            // A process that has gone need not know.
-            let _ = self.peer.send(&ToVsp::Adopted {}, &[]);
+            if self.version >= CONTROL_VERSION {
+                // A process that has gone need not know.
+                let _ = self.peer.send(&ToVsp::Adopted {}, &[]);
+            }
         }
     }
 

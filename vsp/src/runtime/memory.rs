@@ -122,7 +122,7 @@ impl<D: Device> Runtime<D> {
     /// Tells the core what the device wants of GPADLs. Not before all channels have been taken over: a device that has its buffer may lend of
     /// it, and what a guest has on a channel that is still to come it does not know.
     pub(super) fn report_gpadls(&mut self) -> Result<(), RuntimeError> {
-        if self.adopting {
+        if !self.adoption.lets_take() {
             return Ok(());
         }
         for (channel, gpadl, ask) in self.channels.take_asks() {

@@ -109,7 +109,10 @@ impl<D: Device> Runtime<D> {
             Role::Fencing(fencing) => Some(fencing.pause()),
             _ => None,
         };
-        let wake = self.device.wake_at().map(|then| then.saturating_duration_since(Instant::now()));
+        let now = Instant::now();
+        let adopted = self.adoption.due(now).filter(|_| matches!(self.role, Role::Serving));
+        let wake = [self.device.wake_at(), adopted].into_iter().flatten().min();
+        let wake = wake.map(|then| then.saturating_duration_since(now));
         [beat, busy, wake, timeout].into_iter().flatten().min()
     }
 }
