@@ -133,6 +133,15 @@ impl Waiting {
     }
 }
 
+/// The state, unless it is too long. The guest waits for the answer, whatever becomes of the state.
+fn fitting(state: Option<&[u8]>) -> Option<&[u8]> {
+    let fits = state.is_none_or(|state| state.len() <= LONGEST_STATE);
+    if !fits {
+        tracing::error!(bytes = state.map_or(0, <[u8]>::len), "a device state is too long and is not kept");
+    }
+    state.filter(|_| fits)
+}
+
 /// Both rings of a channel, its ledger, and the requests between them.
 #[derive(Debug)]
 pub struct Channel<M, L = LedgerMapping> {
@@ -353,16 +362,7 @@ impl<M: RingMemory, L: LedgerMemory> Channel<M, L> {
     }
 
     fn answer(&mut self, ticket: Ticket, answer: Answer<'_>) -> Result<(), PushError> {
-        let state = answer.state;
-        let fits = state.is_none_or(|state| state.len() <= LONGEST_STATE);
-        if !fits {
-            tracing::error!(
-                bytes = state.map_or(0, <[u8]>::len),
-                "a device state is too long and is not kept"
-            );
-        }
-        // The guest waits for the answer, whatever becomes of the state.
-        let state = state.filter(|_| fits);
+        let state = fitting(answer.state);
         // One that changes the state waits behind those that wait for room: their states are older.
         if !ticket.wants_completion && answer.packets.is_empty() && state.is_none() {
             self.end(&ticket, None);
@@ -377,6 +377,14 @@ impl<M: RingMemory, L: LedgerMemory> Channel<M, L> {
         }
         self.backlog.push_back(Waiting::new(ticket, &answer));
         Ok(())
+    }
+
+    /// Like [`Channel::reply`], and [`Channel::complete`] if there are no packets, but nothing at all is published before the next
+    /// [`Channel::publish_completions`]: it waits as if there were no room. Of answers with a state, only one fits between two
+    /// publications, and the others would not wait for theirs.
+    pub fn put_off(&mut self, ticket: Ticket, payload: &[u8], packets: &[&[u8]], state: Option<&[u8]>) {
+        let state = fitting(state);
+        self.backlog.push_back(Waiting::new(ticket, &Answer { payload, packets, state }));
     }
 
     /// Ends a request without a completion.

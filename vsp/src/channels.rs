@@ -52,6 +52,8 @@ impl ChannelId {
 #[derive(Debug)]
 pub(crate) struct NewChannel {
     pub core_id: u32,
+    /// Not a sub-channel. Not known of one that is only prepared.
+    pub is_primary: bool,
     pub ring: RingLayout,
     pub flag: u32,
     pub fds: Vec<OwnedFd>,
@@ -120,7 +122,19 @@ impl Channels {
 
     /// Ends a request. Nothing is visible to the guest before the end of the turn.
     pub(crate) fn complete(&mut self, id: ChannelId, ticket: Ticket, payload: &[u8], state: Option<&[u8]>) {
-        self.end(id, ticket, |channel, ticket| channel.complete(ticket, payload, state));
+        let waits = self.must_wait(state);
+        self.end(id, ticket, |channel, ticket| {
+            if waits {
+                channel.put_off(ticket, payload, &[], state);
+                return Ok(());
+            }
+            channel.complete(ticket, payload, state)
+        });
+    }
+
+    /// Whether an answer with this state may have no part of the ring published for its sake: the core has to be told something before.
+    fn must_wait(&self, state: Option<&[u8]>) -> bool {
+        state.is_some() && self.owes_words()
     }
 
     fn end(
@@ -146,7 +160,14 @@ impl Channels {
 
     /// Ends a request with packets of the device's own. Nothing is visible to the guest before the end of the turn.
     pub(crate) fn reply(&mut self, id: ChannelId, ticket: Ticket, packets: &[&[u8]], state: Option<&[u8]>) {
-        self.end(id, ticket, |channel, ticket| channel.reply(ticket, packets, state));
+        let waits = self.must_wait(state);
+        self.end(id, ticket, |channel, ticket| {
+            if waits {
+                channel.put_off(ticket, &[], packets, state);
+                return Ok(());
+            }
+            channel.reply(ticket, packets, state)
+        });
     }
 
     pub(crate) fn record_outcome(&mut self, id: ChannelId, ticket: &Ticket, payload: &[u8]) -> bool {
@@ -203,7 +224,7 @@ impl Channels {
         depth: u32,
         loans: u32,
     ) -> Result<(ChannelId, Recovery), OpenError> {
-        let NewChannel { core_id, ring, flag, fds, ledger } = new;
+        let NewChannel { core_id, is_primary, ring, flag, fds, ledger } = new;
         if !EventFlags::is_valid(VMBUS_SINT, flag) {
             return Err(OpenError::Flag(flag));
         }
@@ -233,6 +254,7 @@ impl Channels {
         };
         let mut slot = Slot {
             core_id,
+            is_primary,
             // Ready, not idle: packets may lie there already.
             state: State::Ready,
             _stamp: stamp,
@@ -267,6 +289,9 @@ impl Channels {
         let slot = self.slot(id)?;
         slot.state = State::Closing;
         slot.channel.abandon_backlog();
+        if slot.is_primary {
+            self.orders.close();
+        }
         self.gpadls.close(id);
         Some(id)
     }

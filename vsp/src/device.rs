@@ -146,7 +146,7 @@ pub trait Device {
     }
 
     /// The answer to [`Channels::map_memory`]: the guest sees it, or why not, and then it sees there what it has seen before. Not
-    /// called any more if the channel has been closed meanwhile, which ends all mappings.
+    /// called any more if the primary channel has been closed meanwhile, which ends all mappings.
     fn memory_mapped(&mut self, gpa: u64, result: Result<(), String>, channels: &mut Channels) {
         let _ = (gpa, result, channels);
     }

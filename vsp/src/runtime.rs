@@ -357,13 +357,14 @@ impl<D: Device> Runtime<D> {
                 ToVsp::ChannelOpen { channel, subchannel, ring, target_vp, flag, user_data } => {
                     let request = OpenRequest { subchannel, target_vp, user_data };
                     let ledger = self.setting.ledger && self.device.ledger();
-                    let new = NewChannel { core_id: channel, ring, flag, fds, ledger };
+                    let is_primary = subchannel == 0;
+                    let new = NewChannel { core_id: channel, is_primary, ring, flag, fds, ledger };
                     let (status, reason) = self.open(new, &request);
                     self.tell(&ToCore::OpenResult { channel, status, reason })?;
                 }
                 ToVsp::ChannelPrepare { channel, ring } => {
                     let ledger = self.setting.ledger && self.device.ledger();
-                    let new = NewChannel { core_id: channel, ring, flag: 0, fds, ledger };
+                    let new = NewChannel { core_id: channel, is_primary: false, ring, flag: 0, fds, ledger };
                     // It is said again with the order to open it, which tells the core.
                     if let Err(error) = self.channels.prepare(new) {
                         tracing::warn!(channel, "a channel cannot be prepared: {error}");
@@ -391,9 +392,7 @@ impl<D: Device> Runtime<D> {
                 ToVsp::GpadlShared { channel, gpadl, result } => {
                     self.gpadl_shared(channel, gpadl, result, fds);
                 }
-                ToVsp::MemoryMapped { gpa, result } => {
-                    self.device.memory_mapped(gpa, result, &mut self.channels);
-                }
+                ToVsp::MemoryMapped { gpa, result } => self.memory_mapped(gpa, result),
                 ToVsp::Memory { gpa, bytes } => self.memory_found(gpa, bytes, fds),
                 // Whoever asks waits for it.
                 ToVsp::Fetched { channel, .. } => {

@@ -60,6 +60,7 @@ impl Interrupt {
 #[derive(Debug)]
 pub(crate) struct Slot {
     pub core_id: u32,
+    pub is_primary: bool,
     pub state: State,
     /// Goes before the ledger does.
     pub _stamp: Option<Registration>,

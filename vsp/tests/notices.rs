@@ -20,6 +20,8 @@ struct Speaker {
     memory: Arc<SharedMemory>,
     /// Who waits for memory to be mapped.
     asking: Option<Request>,
+    /// Who waits until the test answers.
+    held: Vec<Request>,
     /// To be said as soon as there is room.
     later: u32,
     replies: u32,
@@ -28,7 +30,15 @@ struct Speaker {
 impl Speaker {
     fn new() -> Speaker {
         let memory = Arc::new(SharedMemory::create("test-device", 2 * BYTES).unwrap());
-        Speaker { channel: None, log: Vec::new(), memory, asking: None, later: 0, replies: 0 }
+        Speaker {
+            channel: None,
+            log: Vec::new(),
+            memory,
+            asking: None,
+            held: Vec::new(),
+            later: 0,
+            replies: 0,
+        }
     }
 
     fn say(&mut self, channels: &mut Channels) {
@@ -76,6 +86,10 @@ impl Device for Speaker {
         }
     }
 
+    fn adopted(&mut self, _: &mut Channels) {
+        self.log.push("adopted".into());
+    }
+
     fn room(&mut self, _: ChannelId, channels: &mut Channels) {
         self.log.push("room".into());
         self.say(channels);
@@ -98,6 +112,7 @@ impl Device for Speaker {
                 assert!(channels.save_state(request.channel(), b"saved"));
                 request.complete(channels, &[]);
             }
+            "hold" => self.held.push(request),
             "large" => request.reply(channels, &[&[1; 3000], &[2; 3000]], Some(b"large")),
             _ => {
                 self.replies += 1;
@@ -121,7 +136,7 @@ fn said(guest: &mut GuestEnd) -> Vec<(Option<u64>, Vec<u8>)> {
 }
 
 fn log(bench: &mut Bench<Speaker>) -> Vec<String> {
-    bench.runtime.device().log.clone()
+    bench.runtime.device().log.iter().filter(|line| *line != "adopted").cloned().collect()
 }
 
 #[test]
@@ -263,9 +278,60 @@ fn memory_that_makes_no_sense_is_left_alone() {
     bench.core.send(&ToVsp::Memory { gpa: GPA, bytes: BYTES });
     bench.core.send(&ToVsp::MemoryMapped { gpa: 1, result: Ok(()) });
     bench.settle();
-    assert_eq!(log(&mut bench), ["open", "mapped 0x1 Ok(())"]);
+    assert_eq!(log(&mut bench), ["open"]);
     ask(&mut guest, 5, "hello", false);
     bench.settle();
     assert_eq!(said(&mut guest).len(), 2);
     assert_ne!(bench.core.try_answer(), Some(ToCore::Quiesced {}));
+}
+
+#[test]
+fn the_guest_sees_no_answer_before_the_core_has_been_told() {
+    let mut bench = Bench::new(Speaker::new(), 0);
+    let mut guest = bench.open(1, 9);
+    ask(&mut guest, 4, "map", false);
+    bench.wait(&mut guest);
+    (5..9).for_each(|id| ask(&mut guest, id, "hold", true));
+    bench.settle();
+    bench.runtime.with_device(|device, channels| {
+        let id = device.channel.unwrap();
+        let held = std::mem::take(&mut device.held);
+        channels.unmap_memory(GPA);
+        // Of two answers with states, the first is published to make place for the second.
+        for request in held {
+            request.reply(channels, &[b"gone...."], Some(b"gone"));
+        }
+        let notice = Outgoing::in_band(0, false);
+        assert_eq!(channels.notify_with_state(id, &notice, b"notice..", b"late"), Notify::Full);
+        assert!(!channels.save_state(id, b"too early") && !channels.has_room(id, 64));
+    });
+    assert!(said(&mut guest).is_empty(), "the core has not been told");
+    assert_eq!(bench.core.mapped(), [(GPA, BYTES)]);
+    bench.settle();
+    assert_eq!(bench.core.mapped(), []);
+    let answers = (5..9).flat_map(|id| [(Some(id), Vec::new()), (None, b"gone....".to_vec())]);
+    assert!(said(&mut guest).into_iter().eq(answers));
+    assert!(log(&mut bench).contains(&"room".to_owned()), "what found no room may be said again");
+    let mut bench = Bench::take_over(bench.kill(), Speaker::new());
+    assert_eq!(log(&mut bench), ["open", "restore gone"]);
+}
+
+#[test]
+fn answers_about_a_channel_that_has_closed_are_not_the_next_one_s() {
+    let mut bench = Bench::new(Speaker::new(), 0);
+    let _guest = bench.open(1, 1);
+    let map = |device: &mut Speaker, channels: &mut Channels| channels.map_memory(GPA, &device.memory, BYTES);
+    bench.runtime.with_device(map);
+    // The core is asked, and answers when the guest has closed the channel.
+    bench.runtime.turn(Some(std::time::Duration::ZERO)).unwrap();
+    bench.core.close(1);
+    bench.core.refuse_mappings(Some("closed"));
+    bench.settle();
+    assert_eq!(bench.core.try_answer(), Some(ToCore::Closed { channel: 1 }));
+    assert_eq!(log(&mut bench), ["open"], "nobody wants to know");
+    bench.core.refuse_mappings(None);
+    let _guest = bench.open(2, 1);
+    bench.runtime.with_device(map);
+    bench.settle();
+    assert_eq!(log(&mut bench), ["open", "open", "mapped 0xf8000000 Ok(())"]);
 }

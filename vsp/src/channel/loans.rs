@@ -170,7 +170,8 @@ impl<M: RingMemory, L: LedgerMemory> Channel<M, L> {
         Ok(true)
     }
 
-    pub(super) fn want_room(&mut self, bytes: u32) {
+    /// So many bytes are waited for: [`Channel::take_room`] says when there is room for them, at the next publication at the earliest.
+    pub fn want_room(&mut self, bytes: u32) {
         self.loans.wanted = self.loans.wanted.max(bytes);
     }
 

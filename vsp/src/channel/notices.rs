@@ -28,16 +28,21 @@ impl<M: RingMemory, L: LedgerMemory> Channel<M, L> {
 
     /// The same; if it is [`PushError::Full`], [`Channel::take_room`] says when to try again.
     pub fn notify(&mut self, packet: &Outgoing, payload: &[u8]) -> Result<(), PushError> {
-        let sent = self.send(packet, &[payload]);
-        if let Err(PushError::Full { .. }) = sent {
-            let needed = packet_bytes(payload.len());
-            // Behind completions that wait, nobody has looked yet whether it can ever fit.
-            if needed >= self.writer.memory().data_len() as usize {
-                return Err(PushError::TooLarge(needed));
-            }
-            self.want_room(needed as u32);
+        match self.send(packet, &[payload]) {
+            Err(PushError::Full { .. }) => Err(self.no_room_for(payload)),
+            sent => sent,
         }
-        sent
+    }
+
+    /// Why a packet is not sent now: as if there were no room, which [`Channel::take_room`] ends with the next publication, or when there is.
+    pub fn no_room_for(&mut self, payload: &[u8]) -> PushError {
+        let needed = packet_bytes(payload.len());
+        // Behind completions that wait, nobody has looked yet whether it can ever fit.
+        if needed >= self.writer.memory().data_len() as usize {
+            return PushError::TooLarge(needed);
+        }
+        self.want_room(needed as u32);
+        PushError::Full { needed: needed as u32 }
     }
 
     /// The same, and `state` becomes the device's: exactly if the guest gets the packet. Without a ledger it is kept nowhere.

@@ -47,8 +47,14 @@ impl Channels {
     /// For what has to become visible together: complete first (with the state that says what is lent), lend right after, and look
     /// whether there is room for both before.
     pub fn has_room(&mut self, id: ChannelId, bytes: u32) -> bool {
+        // An answer with a state would wait for what the core has to be told, and whatever comes behind it for the answer.
+        let waits = self.owes_words();
         let Some(slot) = self.slot(id).filter(|slot| slot.answers()) else { return false };
         match slot.channel.has_room(bytes) {
+            Ok(has_room) if has_room && waits => {
+                slot.channel.want_room(bytes);
+                false
+            }
             Ok(has_room) => has_room,
             Err(error) => {
                 slot.fail(&error);
@@ -77,7 +83,7 @@ impl Channels {
     }
 
     /// Whether the core has to be told something before the guest sees anything.
-    fn owes_words(&self) -> bool {
+    pub(super) fn owes_words(&self) -> bool {
         self.subchannels.is_some() || self.gpadls.owes_words() || self.orders.owes_words()
     }
 

@@ -33,7 +33,8 @@ impl Channels {
     /// The same, and `state` (at most 4,064 bytes) becomes what a successor gets in [`crate::Device::restore`] for this channel: exactly if the guest
     /// gets the packet, as with [`crate::Request::complete_with_state`]. For what happens by itself and must happen once.
     ///
-    /// It may publish what was sent before it. A device that answers requests late must not have more of them than its
+    /// It may publish what was sent before it, so it is [`Notify::Full`] while the core has to be told something first, about memory, GPADLs or
+    /// sub-channels: until the end of the turn. A device that answers requests late must not have more of them than its
     /// [`depth`](crate::Device::depth) less one, or there is no room in the ledger.
     pub fn notify_with_state(
         &mut self,
@@ -42,7 +43,13 @@ impl Channels {
         payload: &[u8],
         state: &[u8],
     ) -> Notify {
-        self.notify_by(id, |channel| channel.notify_with_state(packet, payload, state))
+        let waits = self.owes_words();
+        self.notify_by(id, |channel| {
+            if waits {
+                return Err(channel.no_room_for(payload));
+            }
+            channel.notify_with_state(packet, payload, state)
+        })
     }
 
     fn notify_by(
@@ -83,8 +90,12 @@ impl Channels {
     /// it goes with. Everything sent and completed on the channel so far becomes visible before it, what comes after it later: a state that
     /// has to be known by the time that the guest sees a packet is saved before that packet is sent.
     ///
-    /// False: it is not kept (no ledger, too long, or the channel does not answer any more).
+    /// False: it is not kept (no ledger, too long, or the channel does not answer any more), or not now: answers wait for room, or the core has
+    /// to be told something before the guest sees them, as at the end of the turn it is.
     pub fn save_state(&mut self, id: ChannelId, state: &[u8]) -> bool {
+        if self.owes_words() {
+            return false;
+        }
         self.slot(id).filter(|slot| slot.answers()).is_some_and(|slot| Slot::save_state(slot, state))
     }
 }

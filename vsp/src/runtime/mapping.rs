@@ -43,8 +43,15 @@ impl<D: Device> Runtime<D> {
     /// Answers in place of a core that is too old to be asked.
     pub(super) fn refuse_orders(&mut self) {
         while let Some(gpa) = self.channels.take_refused_order() {
-            let why = "this VM's core is too old to map a device's memory".to_owned();
-            self.device.memory_mapped(gpa, Err(why), &mut self.channels);
+            self.memory_mapped(gpa, Err("this VM's core is too old to map a device's memory".to_owned()));
+        }
+    }
+
+    /// The core has answered. What was asked for a channel that has closed meanwhile is void, and must not be taken for an answer to
+    /// what is asked for the next one.
+    pub(super) fn memory_mapped(&mut self, gpa: u64, result: Result<(), String>) {
+        if self.channels.order_answered(gpa) {
+            self.device.memory_mapped(gpa, result, &mut self.channels);
         }
     }
 
