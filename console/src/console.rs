@@ -213,9 +213,9 @@ impl Console {
     fn until_deadline(&self, limit: Option<Duration>) -> Option<Duration> {
         let now = Instant::now();
         let look = self.is_looked_for().then_some(self.rest.unwrap_or(now));
-        let deadlines = [look, self.typist.due(now), self.peers.deadline()];
-        let until =
-            deadlines.into_iter().flatten().min().map(|deadline| deadline.saturating_duration_since(now));
+        let devices = [self.video.due(), self.keyboard_side.due(), self.mouse_side.due()];
+        let deadlines = [look, self.typist.due(now), self.peers.deadline()].into_iter().chain(devices);
+        let until = deadlines.flatten().min().map(|deadline| deadline.saturating_duration_since(now));
         match (until, limit) {
             (Some(until), Some(limit)) => Some(until.min(limit)),
             (until, limit) => until.or(limit),

@@ -2,6 +2,7 @@
 //! it says is taken in bounded helpings.
 
 use std::os::fd::{AsRawFd, RawFd};
+use std::time::Instant;
 
 use logs::Ration;
 use seat::shape::Assembly;
@@ -38,6 +39,7 @@ impl<Out: Message, In: Message> Line<Out, In> {
 
     /// The next message that makes sense, of the `left` that may be taken.
     fn receive(&mut self, left: &mut usize) -> Option<Received<In>> {
+        self.readable |= self.seat.look_again().is_some_and(|then| then <= Instant::now());
         while self.readable && !self.broken && *left > 0 {
             *left -= 1;
             match self.seat.receive() {
@@ -77,6 +79,10 @@ impl<Out: Message, In: Message> Line<Out, In> {
     fn is_ready(&self) -> bool {
         self.readable && !self.broken
     }
+
+    fn due(&self) -> Option<Instant> {
+        self.seat.look_again().filter(|_| !self.broken)
+    }
 }
 
 /// The screen's.
@@ -110,6 +116,11 @@ impl VideoSide {
     /// Whether there is more to be taken.
     pub fn is_ready(&self) -> bool {
         self.line.is_ready()
+    }
+
+    /// When to look without having been rung.
+    pub fn due(&self) -> Option<Instant> {
+        self.line.due()
     }
 
     /// Whether a device has said anything.
@@ -219,6 +230,11 @@ impl KeyboardSide {
         self.line.is_ready()
     }
 
+    /// When to look without having been rung.
+    pub fn due(&self) -> Option<Instant> {
+        self.line.due()
+    }
+
     /// Whether a driver in the guest listens.
     pub fn is_heard(&self) -> bool {
         self.ready
@@ -282,6 +298,11 @@ impl MouseSide {
     /// Whether there is more to be taken.
     pub fn is_ready(&self) -> bool {
         self.line.is_ready()
+    }
+
+    /// When to look without having been rung.
+    pub fn due(&self) -> Option<Instant> {
+        self.line.due()
     }
 
     /// Whether a driver in the guest listens.

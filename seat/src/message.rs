@@ -35,6 +35,9 @@ pub enum MessageError {
     /// More bytes or descriptors than any message has.
     #[error("a message is longer than {MAX_MESSAGE} bytes, or came with too many descriptors")]
     TooLong,
+    /// Nothing at all. The end of a socket whose other end is gone reads the same.
+    #[error("a message is empty")]
+    Empty,
     /// Not even a header, or less than a message of this kind needs.
     #[error("a message of kind {kind} has {have} bytes, it needs {need}")]
     TooShort {

@@ -4,13 +4,19 @@ use std::cell::{Cell, RefCell};
 use std::io;
 use std::marker::PhantomData;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use ipc::shm::SharedMemory;
 use ipc::socket::{Peer, SocketError};
 use thiserror::Error;
 
 use crate::message::{self, MAX_MESSAGE, Message, MessageError};
+
+/// So many empty datagrams in a row, more than come by mistake, and there is nothing behind them for a while: it is the end, or the
+/// peer means no good.
+const EMPTY: u32 = 32;
+/// For that long. A peer that fills the socket with them has made those who come after it wait for a second; the end costs ten looks a second.
+const LULL: Duration = Duration::from_millis(100);
 
 /// Why nothing was sent or received.
 #[derive(Debug, Error)]
@@ -71,6 +77,10 @@ pub struct Seat<Out, In> {
     scratch: RefCell<Vec<u8>>,
     /// Number of the next message.
     next: Cell<u64>,
+    /// Empty datagrams in a row that were met on the way in.
+    empty: Cell<u32>,
+    /// See [`Seat::look_again`].
+    again: Cell<Option<Instant>>,
     directions: PhantomData<fn(Out) -> In>,
 }
 
@@ -94,7 +104,8 @@ impl<Out: Message, In: Message> Seat<Out, In> {
     fn of(peer: Peer) -> Result<Seat<Out, In>, SocketError> {
         peer.set_nonblocking(true)?;
         let scratch = RefCell::new(Vec::with_capacity(MAX_MESSAGE));
-        Ok(Seat { peer, scratch, next: Cell::new(first_number()), directions: PhantomData })
+        let (next, empty, again) = (Cell::new(first_number()), Cell::new(0), Cell::new(None));
+        Ok(Seat { peer, scratch, next, empty, again, directions: PhantomData })
     }
 
     /// Takes an end that somebody has handed over.
@@ -137,36 +148,50 @@ impl<Out: Message, In: Message> Seat<Out, In> {
     ///
     /// A peer can send as fast as anybody can take: who takes all there is bounds how many, and comes back later for the rest.
     pub fn receive(&self) -> Result<Option<Received<In>>, SeatError> {
-        self.take(Peer::try_recv_datagram)
+        self.next_of(Peer::try_recv_datagram)
     }
 
     /// Like [`Seat::receive`], but the message stays, also one that is none: the next call finds it again, in whatever process, until
     /// [`Seat::skip`].
     pub fn peek(&self) -> Result<Option<Received<In>>, SeatError> {
-        self.take(|peer, bytes| {
-            let peeked = peer.try_peek_datagram(bytes);
-            if matches!(peeked, Err(SocketError::Closed)) {
-                // An empty datagram would hide what follows it for ever.
-                return peer.try_recv_datagram(&mut []);
-            }
-            peeked
-        })
+        self.next_of(Peer::try_peek_datagram)
     }
 
     /// Takes the next message, whatever it is, if there is one.
     pub fn skip(&self) -> Result<(), SeatError> {
-        match self.receive() {
+        match self.take(Peer::try_recv_datagram) {
             Err(error) if !error.is_peers_fault() => Err(error),
             _ => Ok(()),
         }
+    }
+
+    /// After `None`: when to look again though nobody rings. There is such a time if there were nothing but empty datagrams for long, which is
+    /// what the end reads like: there may be something behind them, but an end must not be read without a pause.
+    pub fn look_again(&self) -> Option<Instant> {
+        self.again.get()
+    }
+
+    /// Counts the empty ones.
+    fn next_of(&self, how: TakeDatagram) -> Result<Option<Received<In>>, SeatError> {
+        let next = self.take(how);
+        let is_empty = matches!(next, Err(SeatError::Peer(MessageError::Empty)));
+        self.empty.set(if is_empty { self.empty.get() + 1 } else { 0 });
+        if self.empty.get() > EMPTY {
+            self.empty.set(0);
+            self.again.set(Some(Instant::now() + LULL));
+            return Ok(None);
+        }
+        self.again.set(None);
+        next
     }
 
     fn take(&self, how: TakeDatagram) -> Result<Option<Received<In>>, SeatError> {
         let mut bytes = [0; MAX_MESSAGE];
         let (len, fds) = match how(&self.peer, &mut bytes) {
             Ok(datagram) => datagram,
-            // An empty datagram reads the same as the end, and at the end nothing follows.
-            Err(SocketError::WouldBlock | SocketError::Closed) => return Ok(None),
+            Err(SocketError::WouldBlock) => return Ok(None),
+            // It reads the same as the end, but something may follow.
+            Err(SocketError::Closed) => return Err(MessageError::Empty.into()),
             Err(SocketError::Truncated) => return Err(MessageError::TooLong.into()),
             Err(error) => return Err(SeatError::Socket(error)),
         };

@@ -77,7 +77,7 @@ fn what_is_no_message_is_skipped() {
     refused(&console, MessageError::TooLong);
     let _ = device.send_bytes(b"", &[]).unwrap();
     let _ = device.send(&ToConsole::AllDirty, None).unwrap();
-    assert!(console.receive().unwrap().is_none(), "it reads like the end");
+    refused(&console, MessageError::Empty);
     assert_eq!(console.receive().unwrap().unwrap().message, ToConsole::AllDirty);
 }
 
@@ -131,11 +131,41 @@ fn a_peeked_message_stays() {
         assert!(device.peek().unwrap_err().is_peers_fault());
     }
     device.skip().unwrap();
-    assert!(device.peek().unwrap().is_none(), "nothing at all, which is gone now");
+    for _ in 0..3 {
+        assert!(matches!(device.peek(), Err(SeatError::Peer(MessageError::Empty))));
+    }
+    device.skip().unwrap();
     let number = device.peek().unwrap().unwrap().number;
     let received = device.receive().unwrap().unwrap();
     assert_eq!((received.message, received.number), (keyboard::FromConsole::ReleaseAll, number));
     device.skip().unwrap();
+}
+
+#[test]
+fn what_lies_behind_empty_datagrams_is_found_and_an_end_is_not_read_without_a_pause() {
+    let (device, console) = pair();
+    while console.send_bytes(b"", &[]).unwrap() == Sent::Whole {}
+    let (mut lulls, mut found) = (0, None);
+    while found.is_none() {
+        match device.receive() {
+            Ok(None) => {
+                assert!(device.look_again().is_some(), "there is more, and nobody rings");
+                lulls += 1;
+                // Only the next console can say something.
+                let _ = console.send(&FromConsole::Ask, None).unwrap();
+            }
+            Ok(Some(received)) => found = Some(received.message),
+            Err(error) => assert!(error.is_peers_fault()),
+        }
+    }
+    assert_eq!((found, device.look_again()), (Some(FromConsole::Ask), None));
+    assert!((1..100).contains(&lulls), "{lulls}");
+    while device.receive().unwrap().is_some() {}
+    assert_eq!(device.look_again(), None, "there is nothing, and somebody will ring");
+    drop(console);
+    let met = (0..1000).take_while(|_| !matches!(device.receive(), Ok(None))).count();
+    assert!((1..1000).contains(&met), "{met}");
+    assert!(device.look_again().is_some());
 }
 
 #[test]
