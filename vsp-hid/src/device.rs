@@ -23,10 +23,6 @@ use crate::state;
 /// Events looked at in one turn: however fast the console sends, the core and the guest are heard.
 const EVENTS: usize = 64;
 
-/// How long a successor waits to be given the channel that its predecessor had. It is given it at once or never: a guest without a
-/// driver has none, and keys that are hit meanwhile are forgotten a little later.
-const ADOPTION: Duration = Duration::from_secs(1);
-
 /// First and longest wait for room in the socket to the console, in whose absence there may be none for hours.
 const RETRY: (Duration, Duration) = (Duration::from_millis(4), Duration::from_secs(1));
 
@@ -60,8 +56,8 @@ pub struct Hid<I: Instrument> {
 enum Role {
     /// No: another process serves, or nobody.
     Idle,
-    /// It is, and a predecessor may have left a channel, which comes until then.
-    Adopting(Instant),
+    /// It is, but a predecessor may have left a channel that has not come yet: what is in the socket may be for its guest.
+    Adopting,
     /// It is.
     Serving,
 }
@@ -111,6 +107,14 @@ impl<I: Instrument> Hid<I> {
 
     fn is_ready(&self) -> bool {
         self.channel.is_some() && self.instrument.phase() == Phase::Ready
+    }
+
+    /// The channel is there, or none comes: the socket is this process's to read.
+    fn begin(&mut self) {
+        if self.role == Role::Adopting {
+            self.role = Role::Serving;
+            self.look = Some(Instant::now());
+        }
     }
 
     /// What the guest knows is this from now on; the console hears what is new about it.
@@ -179,20 +183,16 @@ impl<I: Instrument> Hid<I> {
     fn pump(&mut self, channels: &mut Channels) {
         let now = Instant::now();
         self.look = None;
-        if self.role == Role::Idle || self.deaf {
+        if self.role != Role::Serving || self.deaf {
             return;
-        }
-        if let Role::Adopting(until) = self.role {
-            if until > now && self.channel.is_none() {
-                self.look = Some(until);
-                return;
-            }
-            self.role = Role::Serving;
         }
         self.tell(now);
         for _ in 0..EVENTS {
             match self.seat.peek() {
-                Ok(None) => return,
+                Ok(None) => {
+                    self.look = self.seat.look_again();
+                    return;
+                }
                 Ok(Some(event)) if I::is_question(&event.message) => {
                     self.untold = Untold::ALL;
                     self.tell(now);
@@ -275,12 +275,15 @@ impl<I: Instrument> Device for Hid<I> {
     }
 
     fn fence(&mut self, predecessor: bool) -> Result<bool, String> {
-        let now = Instant::now();
-        self.role = if predecessor { Role::Adopting(now + ADOPTION) } else { Role::Serving };
+        self.role = if predecessor { Role::Adopting } else { Role::Serving };
         self.untold = Untold::ALL;
         // What came before is not announced any more.
-        self.look = Some(now);
+        self.look = Some(Instant::now());
         Ok(true)
+    }
+
+    fn adopted(&mut self, _channels: &mut Channels) {
+        self.begin();
     }
 
     fn quiescing(&mut self) {
@@ -311,7 +314,8 @@ impl<I: Instrument> Device for Hid<I> {
     }
 
     fn resumed(&mut self, _channel: ChannelId, _channels: &mut Channels) {
-        self.look = Some(Instant::now());
+        // There is no other channel to wait for.
+        self.begin();
     }
 
     fn packet(&mut self, packet: Packet<'_>, request: Request, channels: &mut Channels) {
@@ -354,7 +358,7 @@ impl<I: Instrument> Device for Hid<I> {
 
     fn wake_at(&self) -> Option<Instant> {
         let tell = self.untold.again.map(|(then, _)| then);
-        [self.look, tell].into_iter().flatten().min().filter(|_| self.role != Role::Idle)
+        [self.look, tell].into_iter().flatten().min().filter(|_| self.role == Role::Serving)
     }
 
     fn closing(&mut self, channel: ChannelId) {

@@ -254,6 +254,39 @@ fn the_device_can_be_handed_over_and_back() {
 }
 
 #[test]
+fn keys_wait_for_the_channel_however_long_a_successor_waits_for_it() {
+    let mut world = World::ready(AT_ONCE);
+    let _ = world.tell(&key(0x2a, false));
+    assert_eq!(world.said(), [stroke(0x2a, false)]);
+    world.bench.quiesce();
+    world.bench.serve(true);
+    let _ = world.tell(&key(0x2a, true));
+    let start = Instant::now();
+    while start.elapsed() < Duration::from_millis(1200) {
+        world.bench.turn(100);
+    }
+    assert!(world.bench.runtime.device().wake_at().is_none(), "nothing is to be done before it comes");
+    world.bench.reopen_all();
+    assert_eq!(world.said(), [stroke(0x2a, true)]);
+}
+
+#[test]
+fn empty_datagrams_of_one_console_do_not_hide_what_the_next_one_says() {
+    let mut world = World::ready(AT_ONCE);
+    while world.console.send_bytes(b"", &[]).unwrap() == Sent::Whole {}
+    world.bench.settle();
+    // It rings once, and never again.
+    let _ = world.tell(&key(0x1e, false));
+    let (start, mut said) = (Instant::now(), Vec::new());
+    while said.is_empty() {
+        world.bench.turn(100);
+        said = world.waiting();
+        assert!(start.elapsed() < Duration::from_secs(20));
+    }
+    assert_eq!(said, [stroke(0x1e, false)]);
+}
+
+#[test]
 fn a_successor_of_nobody_s_channel_goes_on_soon() {
     let (device, console) = keyboard::DeviceEnd::pair().unwrap();
     let end = OwnedFd::from(device);
