@@ -91,7 +91,8 @@ impl Console {
     /// This process begins to serve: the console knows nothing of it.
     pub fn begin(&mut self) {
         (self.picture, self.shape, self.position) = (None, None, Position::default());
-        self.owes = Owes { hello: true, picture: true, ..Owes::default() };
+        // The position is told also if it is none: the console may have one of a predecessor's.
+        self.owes = Owes { hello: true, picture: true, position: true, ..Owes::default() };
     }
 
     /// The console wants to be told everything anew.
@@ -239,6 +240,11 @@ impl Console {
             self.owes.dirt = Dirt::All;
         }
         Ok(sent)
+    }
+
+    /// When to hear again without having been rung; see [`seat::Seat::look_again`].
+    pub fn look_again(&self) -> Option<Instant> {
+        self.seat.look_again().filter(|_| !self.broken)
     }
 
     /// What the console says next; `None`: nothing now. What is no message is skipped, and counts as one.

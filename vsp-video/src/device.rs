@@ -12,8 +12,9 @@ mod location;
 mod tests;
 
 use std::os::fd::{AsFd, AsRawFd, RawFd};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
+use logs::Ration;
 use seat::video::{DeviceEnd, FromConsole};
 use thiserror::Error;
 use vsp::ipc::shm::ShmError;
@@ -34,9 +35,10 @@ use crate::wire::{GuestMessage, HostMessage, Resolution, Version};
 const DEPTH: u32 = 16;
 /// Most messages of the console in one go: it can send as fast as they are taken.
 const EARFUL: usize = 64;
-/// A process that takes over says nothing to the console before it knows whether there is a picture: the viewers keep
-/// theirs meanwhile. Without a channel there is none, and it is not told that there are no channels.
-const GRACE: Duration = Duration::from_millis(200);
+
+/// What guests can have logged as often as they like.
+static NEWS: Ration = Ration::new();
+static VERSIONS: Ration = Ration::new();
 
 /// Why a screen cannot start.
 #[derive(Debug, Error)]
@@ -64,12 +66,13 @@ pub struct Video {
     /// Requests of a channel that has closed meanwhile: they only have to end.
     leftovers: Vec<Request>,
     serving: bool,
-    /// Until when it says nothing to the console.
-    silent_until: Option<Instant>,
+    /// It says nothing to the console before it knows whether there is a picture, which may come with a predecessor's channel: the
+    /// viewers keep theirs meanwhile.
+    silent: bool,
     /// There is something to do though nobody has rung.
     attention: bool,
-    /// The console may have said more than has been heard.
-    more: bool,
+    /// When to listen to the console without having been rung.
+    hear: Option<Instant>,
     /// Messages of the guest that made no sense.
     strange: u64,
     /// The same of the console's.
@@ -94,9 +97,9 @@ impl Video {
             refresh: Refresh::default(),
             leftovers: Vec::new(),
             serving: false,
-            silent_until: None,
+            silent: false,
             attention: false,
-            more: false,
+            hear: None,
             strange: 0,
             nonsense: 0,
         })
@@ -158,10 +161,10 @@ impl Video {
         let accepted = version.is_spoken();
         if accepted {
             self.state.version = Some(version);
-            tracing::info!(%version, "the guest speaks synthvid");
-        } else {
-            // Drivers ask for an older one then.
-            tracing::info!(%version, "the guest wants a version of synthvid that is not spoken here");
+        }
+        if let Some(times) = VERSIONS.another() {
+            // If it is not, drivers ask for an older one.
+            tracing::info!(%version, accepted, times, "the guest wants to speak synthvid");
         }
         self.reply(request, &HostMessage::VersionResponse { version, accepted }, channels);
     }
@@ -204,17 +207,15 @@ impl Video {
         self.console.set_picture(surface.map(|surface| (surface, memory.clone())));
     }
 
-    fn listen(&mut self) {
-        self.more = true;
+    fn listen(&mut self, now: Instant) {
         for _ in 0..EARFUL {
             match self.console.hear() {
                 Heard::Nothing => {
-                    self.more = false;
+                    self.hear = self.console.look_again();
                     return;
                 }
                 Heard::Message(FromConsole::Ask) => self.console.say_all(),
                 Heard::Message(FromConsole::Watched(watched)) => {
-                    let now = Instant::now();
                     if self.wanted.watch(watched, now) {
                         self.console.draw_all();
                         // What the guest draws before it knows that it has to tell is never told.
@@ -229,6 +230,8 @@ impl Video {
                 }
             }
         }
+        // It may have said more than that.
+        self.hear = Some(now);
     }
 
     /// The guest begins anew, or somebody else serves it.
@@ -274,18 +277,21 @@ impl Device for Video {
     }
 
     fn fence(&mut self, predecessor: bool) -> Result<bool, String> {
-        self.serving = true;
-        self.silent_until = predecessor.then(|| Instant::now() + GRACE);
+        (self.serving, self.silent) = (true, predecessor);
         self.console.begin();
         // What was said to a predecessor, or while nobody served.
-        (self.attention, self.more) = (true, true);
+        self.hear = Some(Instant::now());
         Ok(true)
+    }
+
+    fn adopted(&mut self, _channels: &mut Channels) {
+        (self.silent, self.attention) = (false, true);
     }
 
     fn release(&mut self) {
         self.begin_anew();
         self.location.forget();
-        (self.serving, self.silent_until) = (false, None);
+        (self.serving, self.silent, self.hear) = (false, false, None);
     }
 
     fn is_idle(&self) -> bool {
@@ -313,7 +319,7 @@ impl Device for Video {
     fn resumed(&mut self, _channel: ChannelId, channels: &mut Channels) {
         self.location.resume(self.state.vram, channels);
         self.show();
-        (self.silent_until, self.attention) = (None, true);
+        (self.silent, self.attention) = (false, true);
     }
 
     fn packet(&mut self, packet: Packet<'_>, request: Request, channels: &mut Channels) {
@@ -337,7 +343,7 @@ impl Device for Video {
     fn ready(&mut self, _source: usize, _channels: &mut Channels) {
         // A process that stands by has the same socket, and hears the same bell.
         if self.serving {
-            (self.attention, self.more) = (true, true);
+            self.hear = Some(Instant::now());
         }
     }
 
@@ -349,16 +355,15 @@ impl Device for Video {
         for request in std::mem::take(&mut self.leftovers) {
             request.complete(channels, &[]);
         }
-        if self.more {
-            self.listen();
-        }
         let now = Instant::now();
+        if self.hear.is_some_and(|then| then <= now) {
+            self.listen(now);
+        }
         self.tell_guest(now, channels);
         if self.refresh.is_due(now) && self.wanted.is_watched() {
             self.console.draw_all();
         }
-        if self.silent_until.is_none_or(|until| until <= now) {
-            self.silent_until = None;
+        if !self.silent {
             self.console.tell(now);
         }
     }
@@ -367,18 +372,20 @@ impl Device for Video {
         if !self.serving {
             return None;
         }
-        if self.attention || self.more || !self.leftovers.is_empty() {
+        if self.attention || !self.leftovers.is_empty() {
             return Some(Instant::now());
         }
-        let console = self.silent_until.or(self.console.retry_at());
+        let console = self.console.retry_at().filter(|_| !self.silent);
         // Nobody can be told without a situation, and with one there is something to do.
         let guest = self.wanted.due().filter(|_| self.listener().is_some());
-        [console, guest, self.refresh.due()].into_iter().flatten().min()
+        [console, guest, self.hear, self.refresh.due()].into_iter().flatten().min()
     }
 
     fn closing(&mut self, channel: ChannelId) {
         if self.channel == Some(channel) {
-            tracing::info!("the guest has no screen any more");
+            if let Some(times) = NEWS.another() {
+                tracing::info!(times, "the guest has no screen any more");
+            }
             self.begin_anew();
         }
     }

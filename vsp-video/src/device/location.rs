@@ -6,10 +6,14 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
+use logs::Ration;
 use vsp::{Channels, Request, SharedMemory};
 
 use super::Video;
 use crate::wire::HostMessage;
+
+/// How often guests have wanted what they cannot have.
+static REFUSED: Ration = Ration::new();
 
 /// The video memory.
 #[derive(Debug)]
@@ -80,14 +84,15 @@ impl Location {
 
     /// All of a predecessor's is known; the guest believes that its memory is at `told`.
     pub fn resume(&mut self, told: Option<u64>, channels: &mut Channels) {
-        let mut found = std::mem::take(&mut self.found);
-        // One that the guest has not been told of yet: its question comes again.
-        let place = found.iter().position(|(gpa, _)| Some(*gpa) == told).or(found.len().checked_sub(1));
-        if let Some((gpa, memory)) = place.map(|place| found.remove(place)) {
-            (self.memory, self.mapped) = (memory, Some(gpa));
-        }
-        for (gpa, _) in found {
-            channels.unmap_memory(gpa);
+        for (gpa, memory) in std::mem::take(&mut self.found) {
+            let is_told = Some(gpa) == told;
+            if !is_told {
+                // The guest has not been told of it. If its question comes again, it is mapped again, with the picture in it.
+                channels.unmap_memory(gpa);
+            }
+            if is_told || self.mapped.is_none() {
+                (self.memory, self.mapped) = (memory, is_told.then_some(gpa));
+            }
         }
         if let Some(gpa) = told.filter(|_| self.mapped.is_none()) {
             // It died between taking it away and giving it again.
@@ -148,8 +153,10 @@ impl Video {
     /// The core has answered.
     pub(super) fn located(&mut self, gpa: u64, result: Result<(), String>, channels: &mut Channels) {
         let Some(asked) = self.location.asked.take_if(|asked| asked.gpa == gpa) else { return };
-        if let Err(why) = &result {
-            tracing::warn!("the guest cannot have its video memory at {gpa:#x}: {why}");
+        if let Err(why) = &result
+            && let Some(times) = REFUSED.another()
+        {
+            tracing::warn!(times, "the guest cannot have its video memory at {gpa:#x}: {why}");
         }
         // Refused, what was there stays, which can be the same place only.
         let was = self.location.mapped == Some(gpa);

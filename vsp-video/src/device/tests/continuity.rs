@@ -1,9 +1,10 @@
 //! The process dies, or hands over.
 
 use seat::video::{FromConsole, Rect, ToConsole};
+use vsp::Device;
 use vsp::ipc::shm::Mapping;
 
-use super::rig::{GPA, Rig, SITUATION, VRAM};
+use super::rig::{GPA, NO_POINTER, Rig, SITUATION, VRAM};
 use super::{SURFACE, rect};
 use crate::wire::{Dirt, Features, GuestMessage, HostMessage, Version};
 
@@ -16,7 +17,7 @@ fn the_picture_comes_back_with_its_pixels() {
         rig = rig.die();
         let heard = rig.ends.heard();
         let messages: Vec<_> = heard.iter().map(|received| &received.message).collect();
-        let [ToConsole::Hello { .. }, ToConsole::Surface(SURFACE)] = messages[..] else {
+        let [ToConsole::Hello { .. }, ToConsole::Surface(SURFACE), &NO_POINTER] = messages[..] else {
             panic!("{messages:?}");
         };
         let memory = heard[1].memory.as_ref().unwrap();
@@ -47,7 +48,7 @@ fn whatever_was_agreed_on_holds() {
     let state = rig.bench.runtime.device().state();
     rig = rig.die();
     assert_eq!(rig.bench.runtime.device().state(), state);
-    assert_eq!(rig.ends.messages().last(), Some(&ToConsole::Surface(SURFACE)));
+    assert!(rig.ends.messages().contains(&ToConsole::Surface(SURFACE)));
 }
 
 #[test]
@@ -72,7 +73,7 @@ fn a_question_without_an_answer_is_answered_by_the_next() {
         ]
     );
     assert_eq!(rig.bench.core.mapped(), [(GPA, VRAM)]);
-    assert_eq!(rig.ends.messages().last(), Some(&ToConsole::Surface(SURFACE)));
+    assert!(rig.ends.messages().contains(&ToConsole::Surface(SURFACE)));
 }
 
 #[test]
@@ -84,7 +85,33 @@ fn a_mapping_that_was_lost_is_made_again() {
     let mut rig = rig.die();
     rig.settle();
     assert_eq!(rig.bench.core.mapped(), [(GPA, VRAM)]);
-    assert_eq!(rig.ends.messages().last(), Some(&ToConsole::Surface(SURFACE)));
+    assert!(rig.ends.messages().contains(&ToConsole::Surface(SURFACE)));
+}
+
+#[test]
+fn a_mapping_of_which_the_guest_was_never_told_does_not_stay() {
+    let mut rig = Rig::new();
+    rig.ask(&GuestMessage::VersionRequest(Version::V3_5));
+    rig.bench.runtime.with_device(|video, channels| {
+        let memory = video.location.memory().clone();
+        channels.map_memory(GPA, &memory, VRAM);
+    });
+    rig.settle();
+    assert_eq!(rig.bench.core.mapped(), [(GPA, VRAM)]);
+    let mut rig = rig.die();
+    assert!(rig.bench.core.mapped().is_empty(), "nobody has asked for it");
+    rig.locate(GPA);
+    assert_eq!(rig.bench.core.mapped(), [(GPA, VRAM)]);
+}
+
+#[test]
+fn a_pointer_of_a_predecessor_s_goes_with_it() {
+    let mut rig = Rig::shown();
+    rig.say(&GuestMessage::PointerPosition { visible: true, x: 30, y: 40 });
+    rig.settle();
+    assert_eq!(rig.ends.messages(), [ToConsole::PointerPosition { x: 30, y: 40, visible: true }]);
+    let rig = rig.die();
+    assert_eq!(rig.ends.messages().last(), Some(&NO_POINTER));
 }
 
 #[test]
@@ -95,12 +122,21 @@ fn a_console_hears_nothing_before_it_is_known_whether_there_is_a_picture() {
     let mut rig = Rig::take_over(ends, core, guest);
     let messages = rig.ends.messages();
     assert!(!messages.contains(&ToConsole::NoSurface), "viewers would see it: {messages:?}");
-    // Without a channel it is known after a while.
+    // However long it takes until it is given its channel.
+    rig.bench.quiesce();
+    rig.bench.serve(true);
+    rig.pass(std::time::Duration::from_millis(500));
+    assert!(rig.ends.messages().is_empty());
+    assert!(rig.bench.runtime.device().wake_at().is_none_or(|then| then > std::time::Instant::now()));
+    rig.bench.reopen_all();
+    rig.settle();
+    assert!(rig.ends.messages().contains(&ToConsole::Surface(SURFACE)));
+    // Without a channel it is known as soon as the core says that there is none.
     rig.bench.close(1);
-    let mut rig = rig.die();
-    assert_eq!(rig.ends.messages().last(), Some(&ToConsole::NoSurface), "of the one that has died");
-    rig.pass(std::time::Duration::from_millis(300));
-    assert!(matches!(rig.ends.messages()[..], [ToConsole::Hello { .. }, ToConsole::NoSurface]));
+    rig.settle();
+    assert_eq!(rig.ends.messages().last(), Some(&ToConsole::NoSurface), "of the one that dies");
+    let rig = rig.die();
+    assert!(matches!(rig.ends.messages()[..], [ToConsole::Hello { .. }, ToConsole::NoSurface, NO_POINTER]));
 }
 
 #[test]

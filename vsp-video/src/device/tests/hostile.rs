@@ -1,6 +1,7 @@
 //! A guest and a console that mean no good.
 
 use seat::video::{FromConsole, Rect, ToConsole};
+use vsp::Device;
 use vsp::vmbus::packet::{Outgoing, PacketType};
 
 use super::rig::{GPA, Rig, SITUATION, VRAM};
@@ -167,6 +168,63 @@ fn a_console_that_does_not_read_misses_nothing_in_the_end() {
     let last = messages.iter().rposition(|message| matches!(message, ToConsole::Surface(_))).unwrap();
     assert_eq!(messages[last], ToConsole::Surface(SURFACE), "the picture as it is, all of it new");
     assert!(messages.len() < 1000, "{}", messages.len());
+}
+
+#[test]
+fn empty_datagrams_of_one_console_do_not_hide_what_the_next_one_says() {
+    let mut rig = Rig::shown();
+    while rig.ends.console.send_bytes(&[], &[]).unwrap() == seat::Sent::Whole {}
+    rig.settle();
+    rig.ends.messages();
+    let wake = rig.bench.runtime.device().wake_at();
+    assert!(wake.is_some_and(|then| then > std::time::Instant::now()), "it looks again, but not at once");
+    // It rings once, and never again.
+    rig.ends.say(FromConsole::Ask);
+    rig.pass(std::time::Duration::from_millis(1500));
+    assert!(rig.ends.messages().contains(&ToConsole::Surface(SURFACE)));
+}
+
+#[test]
+fn a_guest_fills_no_log() {
+    let lines = std::sync::Arc::<std::sync::atomic::AtomicU64>::default();
+    let _logging = tracing::subscriber::set_default(Lines(lines.clone()));
+    let mut rig = Rig::new();
+    for _ in 0..200 {
+        rig.ask(&GuestMessage::VersionRequest(Version::new(9, 9)));
+        rig.ask(&GuestMessage::VersionRequest(Version::V3_5));
+        rig.bench.core.refuse_mappings(Some("no"));
+        rig.ask(&GuestMessage::VramLocation { context: 1, gpa: Some(GPA) });
+        rig.bench.close(1);
+        rig.guest = rig.bench.open(1, 16);
+    }
+    // Three kinds of them, 32 and a few more of each.
+    let lines = lines.load(std::sync::atomic::Ordering::Relaxed);
+    assert!((90..140).contains(&lines), "{lines}");
+}
+
+/// Counts the lines that are logged by default.
+struct Lines(std::sync::Arc<std::sync::atomic::AtomicU64>);
+
+impl tracing::Subscriber for Lines {
+    fn enabled(&self, metadata: &tracing::Metadata<'_>) -> bool {
+        *metadata.level() <= tracing::Level::INFO
+    }
+
+    fn new_span(&self, _: &tracing::span::Attributes<'_>) -> tracing::span::Id {
+        tracing::span::Id::from_u64(1)
+    }
+
+    fn record(&self, _: &tracing::span::Id, _: &tracing::span::Record<'_>) {}
+
+    fn record_follows_from(&self, _: &tracing::span::Id, _: &tracing::span::Id) {}
+
+    fn event(&self, _: &tracing::Event<'_>) {
+        self.0.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+    }
+
+    fn enter(&self, _: &tracing::span::Id) {}
+
+    fn exit(&self, _: &tracing::span::Id) {}
 }
 
 #[test]

@@ -18,6 +18,9 @@ pub const GPA: u64 = 0xf800_0000;
 pub const SITUATION: Situation =
     Situation { active: true, offset: 0, depth_bits: 32, width: 1024, height: 768, pitch: 4096 };
 
+/// What a process says of a pointer that it has not heard of.
+pub const NO_POINTER: ToConsole = ToConsole::PointerPosition { x: 0, y: 0, visible: false };
+
 /// The supervisor's ends of the pair, from which each process gets its own.
 pub struct Ends {
     device: std::os::fd::OwnedFd,
@@ -67,7 +70,10 @@ impl Rig {
         let mut rig = Rig { ends, bench, guest };
         rig.settle();
         let heard = rig.ends.messages();
-        assert!(matches!(heard[..], [ToConsole::Hello { .. }, ToConsole::NoSurface]), "{heard:?}");
+        assert!(
+            matches!(heard[..], [ToConsole::Hello { .. }, ToConsole::NoSurface, NO_POINTER]),
+            "{heard:?}"
+        );
         rig
     }
 
