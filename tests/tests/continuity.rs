@@ -15,7 +15,7 @@ use bulkhead_tests::{
     steps::{Dice, Guest, LIMIT, exercise},
 };
 use ipc::{
-    message::{MAX_SUBCHANNELS, STATUS_LEDGER, ToCore, ToVsp, VERSIONS},
+    message::{MAX_SUBCHANNELS, PREPARE_VERSION, STATUS_LEDGER, ToCore, ToVsp, VERSIONS, Versions},
     operator::Reply,
     socket::Peer,
 };
@@ -170,7 +170,9 @@ fn understudy(vm: &Vm) -> anyhow::Result<Peer> {
         ..Default::default()
     };
     let (device, build) = ("disk0".into(), "the understudy".into());
-    peer.send(&ToCore::Hello { versions: VERSIONS, device, offer, ledger: 1 << 20, build }, &[])?;
+    // Of what is said ahead of time it knows nothing.
+    let versions = Versions { max: PREPARE_VERSION - 1, ..VERSIONS };
+    peer.send(&ToCore::Hello { versions, device, offer, ledger: 1 << 20, build }, &[])?;
     match peer.recv()?.0 {
         ToVsp::Welcome { standby: true, .. } => Ok(peer),
         other => anyhow::bail!("instead of a welcome to a standby: {other:?}"),

@@ -133,12 +133,18 @@ fn video_memory_goes_nowhere_but_into_the_window() -> anyhow::Result<()> {
 fn many_places() -> anyhow::Result<()> {
     let mut rig = Rig::quiet()?;
     let mut video = impatient(&mut rig)?;
+    // Some are refused in the end: each costs the host something.
+    let mut refused = 0;
     for n in 0..300 {
-        video.place(PLACE + (n % 100) * 4096 * 3)?;
+        refused += u32::from(video.place(PLACE + (n % 100) * 4096 * 3).is_err());
         let all = rig.vm.platform().device_memory();
-        ensure!(all.len() == 1, "{all:x?}");
+        ensure!(all.len() <= 1 && (n > 50 || all.len() == 1), "{n}: {all:x?}");
+        ensure!(refused == 0 || n > 50, "{n}");
     }
+    ensure!(refused > 0, "as often as it likes");
     drop(video);
+    // After a while it may again.
+    std::thread::sleep(Duration::from_secs(1));
     lives(rig)
 }
 
@@ -471,7 +477,7 @@ fn memory_that_never_stands_still() -> anyhow::Result<()> {
 fn a_screen_that_goes_and_comes() -> anyhow::Result<()> {
     let mut rig = Rig::quiet()?;
     let mut viewer = rig.viewer()?;
-    for n in 0..100 {
+    for n in 0..50 {
         let mut video = impatient(&mut rig)?;
         video.place(PLACE)?;
         video.update_situation(1, &[Situation::of(640 + n, 480)])?;
