@@ -574,6 +574,18 @@ fn hid_event(event: &impl seat::Message) -> Vec<u8> {
     hid_step(2, &bytes)
 }
 
+/// Lives of the whole device: `typed` with and without somebody who reads, an empty datagram, swaps and another guest.
+fn hid_device_scripts(typed: &[u8], event: &[u8]) -> Vec<Vec<u8>> {
+    let step = |what| hid_step(what, &[]);
+    // The same event, more often than there is room for.
+    let flood = [&[event[0] | 16][..], &event[1..]].concat();
+    vec![
+        [&[2][..], &step(1), typed, &step(4), &step(6), typed, &step(4)].concat(),
+        [&[2][..], typed, &step(1), &step(3), &flood, &flood, &step(5), &step(1), typed].concat(),
+        [&[3][..], &step(1), &flood, &step(7), &step(4), &step(2), typed, &step(6 | 16), &step(4)].concat(),
+    ]
+}
+
 /// Lives of a keyboard: an odd first byte for a guest that understands characters.
 fn keyboard_scripts() -> Vec<Vec<u8>> {
     use seat::keyboard::{FromConsole, Key};
@@ -588,14 +600,16 @@ fn keyboard_scripts() -> Vec<Vec<u8>> {
     let all = hid_event(&FromConsole::ReleaseAll);
     let lamps = hid_step(0, &GuestMessage::LedIndicators(5).encode());
     let saved = vsp_hid::state::save(&Keyboard::new(false), Some(7));
-    vec![
+    let whole = hid_device_scripts(&typed, &key(0x1e, false, false, false));
+    let alone = vec![
         [&[0][..], &begin, &typed, &lamps].concat(),
         [&[0][..], &begin, &pause, &held, &all, &hid_event(&FromConsole::Ask)].concat(),
         [&[1][..], &begin, &hid_event(&FromConsole::Unicode(0x20ac)), &held].concat(),
         [&[0][..], &typed, &begin, &held, &hid_step(4, &[]), &begin, &all].concat(),
         [&[0][..], &hid_step(0, &GuestMessage::ProtocolRequest(2 << 16).encode()), &held].concat(),
         [&[0][..], &hid_step(3, &saved)].concat(),
-    ]
+    ];
+    [alone, whole].concat()
 }
 
 /// Lives of a mouse.
@@ -614,12 +628,14 @@ fn mouse_scripts() -> Vec<Vec<u8>> {
     .map(|event| hid_event(&event))
     .concat();
     let saved = vsp_hid::state::save(&Mouse::new(), Some(7));
-    vec![
+    let whole = hid_device_scripts(&moves, &hid_event(&FromConsole::Buttons(5)));
+    let alone = vec![
         [&[0][..], &ask, &ack, &moves].concat(),
         [&[0][..], &ask, &moves, &ack, &hid_step(4, &[]), &ask, &ack, &moves].concat(),
         [&[0][..], &ack, &hid_step(0, &GuestMessage::ProtocolRequest(1 << 16).encode())].concat(),
         [&[0][..], &hid_step(3, &saved)].concat(),
-    ]
+    ];
+    [alone, whole].concat()
 }
 
 /// Datagrams of a seat, each behind its length, as [`bulkhead_fuzz::seat`] reads them.

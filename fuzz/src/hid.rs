@@ -8,13 +8,13 @@ use vsp_hid::keyboard::{self, Keyboard, Prefix};
 use vsp_hid::mouse::{self, Mouse};
 use vsp_hid::state;
 
-use crate::Script;
+use crate::{Script, hid_device};
 
 /// Packets of one event: each key that there is goes up, and a character.
 const MOST: usize = 3 * 128 + 1;
 
 /// What a guest's driver makes of what it is told.
-trait Driver: Default {
+pub(crate) trait Driver: Default {
     type I: Instrument;
 
     /// A packet. Panics if no sound device would have sent it.
@@ -28,6 +28,12 @@ trait Driver: Default {
 
     /// Nobody may hold anything after this.
     fn release_all() -> <Self::I as Instrument>::Event;
+
+    /// Somebody holds something after this.
+    fn press() -> <Self::I as Instrument>::Event;
+
+    /// What a sound one says before it listens.
+    fn introduction() -> Vec<Vec<u8>>;
 }
 
 #[derive(Default)]
@@ -76,6 +82,15 @@ impl Driver for KeyboardDriver {
     fn release_all() -> seat::keyboard::FromConsole {
         seat::keyboard::FromConsole::ReleaseAll
     }
+
+    fn press() -> seat::keyboard::FromConsole {
+        let key = seat::keyboard::Key { scancode: 0x1e, e0: false, e1: false, up: false };
+        seat::keyboard::FromConsole::Key(key)
+    }
+
+    fn introduction() -> Vec<Vec<u8>> {
+        vec![keyboard::GuestMessage::ProtocolRequest(1 << 16).encode()]
+    }
 }
 
 #[derive(Default)]
@@ -113,20 +128,37 @@ impl Driver for MouseDriver {
     fn release_all() -> seat::mouse::FromConsole {
         seat::mouse::FromConsole::ReleaseAll
     }
+
+    fn press() -> seat::mouse::FromConsole {
+        seat::mouse::FromConsole::Buttons(1)
+    }
+
+    fn introduction() -> Vec<Vec<u8>> {
+        use mouse::GuestMessage::{DeviceInfoAck, ProtocolRequest};
+        vec![ProtocolRequest(2 << 16).encode(), DeviceInfoAck.encode()]
+    }
 }
 
-/// A byte: odd if the guest understands characters. Then steps: a byte that says what happens, and a string.
+/// A byte: odd if the guest understands characters, and with a 2 in it for the whole device. Then steps: a byte that says what happens,
+/// and a string.
 pub fn keyboard(data: &[u8]) {
     let mut script = Script::new(data);
-    let Some(unicode) = script.byte() else { return };
-    run::<KeyboardDriver>(&Keyboard::new(unicode & 1 != 0), script);
+    let Some(kind) = script.byte() else { return };
+    either::<KeyboardDriver>(&Keyboard::new(kind & 1 != 0), kind, script);
 }
 
-/// A byte that says nothing, then steps as in [`keyboard`].
+/// A byte with a 2 in it for the whole device, then steps as in [`keyboard`].
 pub fn mouse(data: &[u8]) {
     let mut script = Script::new(data);
-    let _ = script.byte();
-    run::<MouseDriver>(&Mouse::new(), script);
+    let Some(kind) = script.byte() else { return };
+    either::<MouseDriver>(&Mouse::new(), kind, script);
+}
+
+fn either<D: Driver>(blank: &D::I, kind: u8, script: Script<'_>) {
+    match kind & 2 {
+        0 => run::<D>(blank, script),
+        _ => hid_device::run::<D>(blank, script),
+    }
 }
 
 fn run<D: Driver>(blank: &D::I, mut script: Script<'_>) {

@@ -9,6 +9,7 @@ mod bus;
 mod console;
 mod device;
 mod hid;
+mod hid_device;
 mod ipc_peer;
 mod ledger;
 mod net;

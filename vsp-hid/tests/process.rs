@@ -22,6 +22,22 @@ use vsp_hid::keyboard::{GuestMessage, HostMessage, Key, Prefix};
 /// What a process exits with at a kill point.
 const KILLED: i32 = 137;
 
+/// Not met here: no request has an outcome that a repetition would change, all of them are asked for a completion, the guest's ring is never
+/// full, and a successor's points take two deaths.
+const NEVER_MET: [&str; 11] = [
+    "ended",
+    "begun",
+    "outcome-due",
+    "outcome-noted",
+    "room-asked",
+    "adopt-blamed",
+    "adopt-state",
+    "adopt-settled",
+    "adopt-noted",
+    "adopt-forgiven",
+    "adopted",
+];
+
 /// A VM whose keyboard may die at any moment and is then replaced.
 struct World {
     core: FakeCore,
@@ -187,9 +203,9 @@ fn live(world: &mut World) {
 
 #[test]
 fn a_process_that_dies_at_any_step_is_not_missed() {
-    let points = KillPoint::ALL.into_iter().chain(KillPoint::NOTICES);
-    let mut met = 0;
-    for point in points {
+    let mut never = Vec::new();
+    for point in KillPoint::ALL.into_iter().chain(KillPoint::NOTICES) {
+        let mut met = 0;
         for count in [1, 2, 3, 7, 19] {
             let order = ["--kill-point".into(), format!("{}:{count}", point.name())];
             let mut world = World::opened(vec![order.into()]);
@@ -202,8 +218,11 @@ fn a_process_that_dies_at_any_step_is_not_missed() {
             }
             met += 1;
         }
+        if met == 0 {
+            never.push(point.name());
+        }
     }
-    assert!(met > 50, "{met}");
+    assert_eq!(never, NEVER_MET);
 }
 
 #[test]
