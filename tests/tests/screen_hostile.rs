@@ -334,6 +334,29 @@ fn a_guest_that_never_reads() -> anyhow::Result<()> {
     lives(rig)
 }
 
+/// One that hangs and is reset: what was typed at it is not for the next one, who can be typed at.
+#[test]
+fn a_guest_that_never_read_is_reset() -> anyhow::Result<()> {
+    let mut rig = Rig::quiet()?;
+    let (unread, mut viewer) = (rig.keyboard()?, rig.viewer()?);
+    rig.console()?.wait("ready", |state| state["keyboard"] == true)?;
+    // More than its ring and the console's socket have room for.
+    for _ in 0..5_000 {
+        viewer.key(true, 0x61)?;
+        viewer.key(false, 0x61)?;
+    }
+    drop(viewer);
+    rig.reset()?;
+    drop(unread);
+    rig.console()?.wait("nobody listens", |state| state["keyboard"] == false)?;
+    // What the console has sent before it heard that.
+    std::thread::sleep(SHORT);
+    let mut keyboard = rig.keyboard()?;
+    ensure!(keyboard.stroke(SHORT)?.is_none(), "keys of the past");
+    drop(keyboard);
+    lives(rig)
+}
+
 fn resident_bytes(pid: u32) -> anyhow::Result<u64> {
     let statm = std::fs::read_to_string(format!("/proc/{pid}/statm"))?;
     let pages: u64 = statm.split_whitespace().nth(1).context("no pages")?.parse()?;

@@ -36,8 +36,9 @@ const OUT_OF_REACH: [KillPoint; 3] = [KillPoint::Begun, KillPoint::OutcomeDue, K
 
 /// Strokes in a life: more than go at once, not so many that they take their time (they are paced).
 const STROKES: u16 = 28;
-/// Points that need a guest which does not read, or more: `RoomAsked`, `Ended`.
-const MOST_MISSED: usize = 3;
+/// What belongs to full rings, and to requests that are not answered, is met by the devices whose guests fill rings and send such ones.
+const FULL: &str = "room-asked";
+const UNANSWERED: &str = "ended";
 
 /// What a guest and the person at it do in their lives.
 type Life = fn(&mut Guest, &Ends) -> anyhow::Result<()>;
@@ -195,7 +196,8 @@ fn orders(point: KillPoint) -> Vec<Vec<String>> {
 /// Lives at the same time: input is paced, so that most of a life is waiting.
 const AT_ONCE: usize = 6;
 
-fn try_points(device: &'static str, life: Life) -> anyhow::Result<()> {
+/// Only these `may_miss` points are not met.
+fn try_points(device: &'static str, life: Life, may_miss: &[&str]) -> anyhow::Result<()> {
     let points = KillPoint::ALL.into_iter().chain(KillPoint::NOTICES);
     let points = points.filter(|point| !OUT_OF_REACH.contains(point));
     let cases: Vec<_> =
@@ -216,23 +218,21 @@ fn try_points(device: &'static str, life: Life) -> anyhow::Result<()> {
     let met = met.into_inner().map_err(|_| anyhow!("no panic"))?;
     let missed: BTreeSet<_> =
         cases.iter().map(|(point, _)| point.name()).filter(|name| !met.contains(name)).collect();
-    // What belongs to full rings and lists of leftovers is met by the devices whose guests fill rings.
-    eprintln!("{device}: never met: {missed:?}");
-    ensure!(missed.len() <= MOST_MISSED, "never met: {missed:?}");
+    ensure!(missed.iter().all(|name| may_miss.contains(name)), "{device}: never met: {missed:?}");
     Ok(())
 }
 
 #[test]
 fn on_the_way_of_a_picture() -> anyhow::Result<()> {
-    try_points(VIDEO, look)
+    try_points(VIDEO, look, &[FULL, UNANSWERED])
 }
 
 #[test]
 fn on_the_way_of_a_key() -> anyhow::Result<()> {
-    try_points(KEYBOARD, typing)
+    try_points(KEYBOARD, typing, &[FULL])
 }
 
 #[test]
 fn on_the_way_of_a_click() -> anyhow::Result<()> {
-    try_points(MOUSE, moving)
+    try_points(MOUSE, moving, &[FULL, UNANSWERED])
 }
