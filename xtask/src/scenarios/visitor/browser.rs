@@ -59,6 +59,7 @@ pub(super) fn visit(doors: &Doors) -> Result<String> {
 
     let path = picture::directory("screen-web")?.join("chromium.png");
     browser.screenshot(&path)?;
+    picture::shows_text(&path)?;
     let size = browser.evaluate("(c => c.width + ' x ' + c.height)(document.querySelector('canvas'))")?;
     Ok(format!("Chromium: typed and saw {}", size.as_str().unwrap_or("nothing")))
 }
