@@ -6,9 +6,9 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use bulkhead_tests::campaign::{
-    cost, figures,
+    cost,
+    figures::{self, Measured},
     kills::{Campaign, Outcome},
-    latency::Latencies,
     swaps::Swaps,
     victim::Kind,
 };
@@ -123,10 +123,14 @@ fn main() -> anyhow::Result<ExitCode> {
     }
 }
 
-fn print(name: &str, latencies: &Latencies) {
+fn print(name: &str, measured: &Measured) {
+    let Measured { undisturbed, disturbed } = measured;
     for (suffix, permille) in [("p50", 500), ("p99", 990), ("max", 1000)] {
-        println!("figure {name}_{suffix} {}", latencies.permille(permille).as_secs_f64() * 1000.0);
+        println!("figure {name}_{suffix} {}", undisturbed.permille(permille).as_secs_f64() * 1000.0);
     }
+    println!("figure {name}_count {}", undisturbed.count());
+    println!("figure {name}_disturbed {}", disturbed.count());
+    println!("figure {name}_disturbed_max {}", disturbed.permille(1000).as_secs_f64() * 1000.0);
 }
 
 fn verdict(outcome: &Outcome, seed: u64) -> ExitCode {

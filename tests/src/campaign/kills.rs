@@ -55,8 +55,6 @@ pub struct Outcome {
     pub tally: Tally,
     /// From the kill to the first completion after it, by kind.
     pub latencies: BTreeMap<Kind, Latencies>,
-    /// Of swaps: the longest pauses in times of the same length without one, under the same load.
-    pub calm: Latencies,
     /// The part of it until none of its code runs any more, of SIGKILLs: the kernel's.
     pub deaths: Latencies,
     /// Why it ended early.

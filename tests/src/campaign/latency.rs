@@ -13,6 +13,11 @@ impl Latencies {
         self.0.push(latency);
     }
 
+    /// All of another one.
+    pub fn append(&mut self, mut other: Self) {
+        self.0.append(&mut other.0);
+    }
+
     /// How many there are.
     pub fn count(&self) -> usize {
         self.0.len()

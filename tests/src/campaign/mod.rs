@@ -4,6 +4,7 @@
 //! * [`swaps`]: two builds of it take turns under load
 //! * [`figures`]: how long the guest waits
 //! * [`cost`]: what the ledger costs
+//! * [`witness`]: when the machine itself stood still
 
 pub mod cost;
 pub mod figures;
@@ -11,3 +12,4 @@ pub mod kills;
 pub mod latency;
 pub mod swaps;
 pub mod victim;
+pub mod witness;

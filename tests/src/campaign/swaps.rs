@@ -6,9 +6,10 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use bulkhead::device::Backend;
 
+use super::figures::Measured;
 use super::kills::Outcome;
-use super::latency::Latencies;
 use super::victim::Kind;
+use super::witness::Witness;
 use crate::disk::Disk;
 use crate::load::{Load, Pulse, Shape};
 use crate::supervised::{DEVICE, RETURNS_WITHIN, Setup, Supervised, served};
@@ -39,10 +40,34 @@ pub struct Swaps {
     pub in_memory: bool,
 }
 
+/// The longest pauses between two completions that the guest had.
+#[derive(Debug, Default)]
+pub struct Pauses {
+    /// Around each swap.
+    pub around: Measured,
+    /// In as long a time without one, under the same load.
+    pub calm: Measured,
+}
+
+impl Pauses {
+    /// Swaps.
+    pub fn count(&self) -> usize {
+        self.around.undisturbed.count() + self.around.disturbed.count()
+    }
+}
+
 impl Swaps {
-    /// Runs it. In the outcome `kills` are swaps, and the latencies (of [`Kind::Kill`]) the longest pauses between
-    /// two completions that the guest had around each.
+    /// Runs it. In the outcome `kills` are swaps, and the latencies (of [`Kind::Kill`]) the pauses around each.
     pub fn run(&self) -> anyhow::Result<Outcome> {
+        let (mut outcome, Pauses { around, .. }) = self.run_and_measure()?;
+        let mut all = around.undisturbed;
+        all.append(around.disturbed);
+        outcome.latencies.insert(Kind::Kill, all);
+        Ok(outcome)
+    }
+
+    /// Runs it, and tells what the machine did from what the swaps did.
+    pub fn run_and_measure(&self) -> anyhow::Result<(Outcome, Pauses)> {
         let disk = if self.in_memory { Disk::in_memory(DISK)? } else { Disk::new(DISK)? };
         let ours = vm::program("vsp-storage")?;
         let builds = [self.other.clone().unwrap_or_else(|| ours.clone()), ours];
@@ -50,13 +75,14 @@ impl Swaps {
         let vm = Supervised::start(&disk, &setup)?;
         let (mut client, offer) = vm.guest()?;
         let load = Load::start(&mut client, &offer, self.shape, Load::blocks(DISK), self.seed)?;
-        let mut outcome = Outcome::default();
-        let result = self.swap(&mut *vm.backend()?, &load.pulse, &builds, &mut outcome);
+        let (mut outcome, mut pauses) = (Outcome::default(), Pauses::default());
+        let result = self.swap(&mut *vm.backend()?, &load.pulse, &builds, &mut pauses);
+        outcome.kills = pauses.count() as u64;
         let (tally, _) = load.finish(&disk)?;
         outcome.tally = tally;
         outcome.failure = result.err().map(|error| format!("{error:#}"));
         outcome.log = vm.log();
-        Ok(outcome)
+        Ok((outcome, pauses))
     }
 
     fn swap(
@@ -64,9 +90,15 @@ impl Swaps {
         backend: &mut dyn Backend,
         pulse: &Pulse,
         builds: &[PathBuf; 2],
-        outcome: &mut Outcome,
+        pauses: &mut Pauses,
     ) -> anyhow::Result<()> {
-        let mut pauses = Latencies::default();
+        let witness = Witness::new();
+        let longest = |from: Instant, to: Instant| {
+            let pause = pulse.longest_pause(from, to).max(Duration::from_nanos(1));
+            let is_disturbed =
+                witness.as_ref().is_some_and(|witness| witness.saw_something(from - pause, to + pause));
+            (pause, is_disturbed)
+        };
         for n in 1..=self.swaps {
             anyhow::ensure!(
                 pulse.wait_beats(PROGRESS, RETURNS_WITHIN),
@@ -80,16 +112,15 @@ impl Swaps {
             let begin =
                 end.checked_sub(pause_in(&done)?).context("a pause since before the machine's start")?;
             anyhow::ensure!(pulse.wait_beats(1, RETURNS_WITHIN), "the load stands still after swap {n}");
-            let pause = pulse.longest_pause(begin - AROUND, end + AROUND);
+            let (pause, is_disturbed) = longest(begin - AROUND, end + AROUND);
+            pauses.around.add(pause, is_disturbed);
             let after = served(backend, false)?;
             anyhow::ensure!(before.pid != after.pid, "swap {n} has changed nothing: {after:?}");
-            pauses.add(pause.max(Duration::from_nanos(1)));
-            outcome.kills += 1;
             std::thread::sleep(CALM);
             let now = Instant::now();
-            outcome.calm.add(pulse.longest_pause(now - (end - begin) - 2 * AROUND, now));
+            let (pause, is_disturbed) = longest(now - (end - begin) - 2 * AROUND, now);
+            pauses.calm.add(pause, is_disturbed);
         }
-        outcome.latencies.insert(Kind::Kill, pauses);
         Ok(())
     }
 }

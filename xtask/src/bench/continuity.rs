@@ -74,6 +74,13 @@ fn figures(load: &Values, full: &Values) -> Result<Vec<Figure>> {
     }
     let calm = load.of("calm_p99")?;
     figures.push(Figure::alone("  as long a time without a swap, p99 (ms)", calm, Asked::Nothing));
+    // Said, so that nobody has to believe that it is few.
+    for (what, name) in [("kills", "cold"), ("kills with a spare", "spare"), ("swaps", "swap")] {
+        let of = |what: &str| load.of(&format!("{name}_{what}"));
+        let share = 100.0 * of("disturbed")? / (of("disturbed")? + of("count")?).max(1.0);
+        let what = format!("  {what} left out because the machine stood still (%)");
+        figures.push(Figure::alone(&what, share, Asked::Nothing));
+    }
     for (what, name, _) in rows {
         figures.push(Figure::alone(&format!("full load: {what}"), full.of(name)?, Asked::Nothing));
     }
@@ -102,6 +109,9 @@ mod tests {
             ["cold_p50 9", "cold_p99 21", "spare_p50 0.5", "spare_p99 1.5", "swap_p99 1", "calm_p99 3"];
         let mut output = "noise\n".to_owned();
         times.iter().for_each(|line| output += &format!("figure {line}\n"));
+        for name in ["cold", "spare", "swap"] {
+            output += &format!("figure {name}_count 95\nfigure {name}_disturbed 5\n");
+        }
         for (with, without) in [(0.0102, 0.0100), (0.0300, 0.0200), (0.0101, 0.0100)] {
             output += &format!("figure read_with_ledger {with}\nfigure read_without_ledger {without}\n");
         }
