@@ -218,6 +218,23 @@ impl<D: Device> Runtime<D> {
         Ok(Flow::Continue)
     }
 
+    /// Does nothing for so long. The core is not heard any more.
+    pub(crate) fn rest(&mut self, duration: Duration) {
+        self.peer = None;
+        for source in self.device.sources() {
+            // The successor has them as well, and what comes there is for it.
+            let _ = self.poll.registry().deregister(&mut SourceFd(&source));
+        }
+        let until = Instant::now() + duration;
+        loop {
+            let left = until.saturating_duration_since(Instant::now());
+            // Whatever happens meanwhile is nobody's business here, and a failure only ends it early.
+            if left.is_zero() || self.poll.poll(&mut self.events, Some(left)).is_err() {
+                return;
+            }
+        }
+    }
+
     /// Tries to make the resource ours.
     fn fence(&mut self) -> Result<(), RuntimeError> {
         let Role::Fencing(fencing) = &mut self.role else { return Ok(()) };

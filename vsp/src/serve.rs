@@ -4,6 +4,7 @@ use std::fmt::Display;
 use std::process::ExitCode;
 
 use std::os::fd::AsRawFd;
+use std::time::Duration;
 
 use ipc::socket::Peer;
 use sandbox::Policy;
@@ -92,6 +93,10 @@ where
     serve_peer(runtime, peer)
 }
 
+/// How long a process that has handed over stays before it ends. To end takes the kernel milliseconds (mappings, namespaces), on kernels that are not
+/// preempted in one go, and right now the guest wants the processor for what it has waited for.
+const RETIRED: Duration = Duration::from_millis(20);
+
 fn serve_peer<D: Device>(mut runtime: Runtime<D>, peer: Peer) -> Result<(), ServeError> {
     runtime.greet(peer)?;
     // The process ends without cleaning up: whatever is in flight has nobody to tell, and waiting for it would only
@@ -99,7 +104,11 @@ fn serve_peer<D: Device>(mut runtime: Runtime<D>, peer: Peer) -> Result<(), Serv
     loop {
         match runtime.turn(None) {
             Ok(Flow::Continue) => {}
-            Ok(Flow::CoreGone | Flow::Retired) => std::process::exit(0),
+            Ok(Flow::CoreGone) => std::process::exit(0),
+            Ok(Flow::Retired) => {
+                runtime.rest(RETIRED);
+                std::process::exit(0)
+            }
             Err(error) => {
                 tracing::error!("{error}");
                 std::process::exit(1)
