@@ -739,9 +739,99 @@ fn screens() -> Vec<Vec<u8>> {
     seeds
 }
 
+/// Lives of a guest with a NIC of virtio's, as [`bulkhead_fuzz::vhost_net`] reads them.
+fn vhost_net_scripts() -> Vec<Vec<u8>> {
+    let word = |word: u16| word.to_le_bytes();
+    // A request of a queue's: how it is made, where it is, how long its pieces are.
+    let request = |queue: u8, what: u8, place: u16, len: u16| {
+        [&[queue << 4, what][..], &word(place), &word(len)].concat()
+    };
+    let write = |at: u16, bytes: &[u8]| [&[4][..], &word(at), &strings(&[bytes.to_vec()])].concat();
+    let frame = |head: &[u8], len: u16| [&[5][..], &strings(&[head.to_vec()]), &word(len)].concat();
+    let ethernet = [2, 0, 0x5e, 0x10, 0, 1, 2, 0, 0x5e, 0x10, 0, 2, 8, 0];
+    let turn = vec![7u8, 9];
+    let buffers =
+        |what: u8, len: u16| (0..8).flat_map(|n| request(0, what, n * 0x400, len)).collect::<Vec<_>>();
+    // Frames out: a header of twelve bytes, then the frame, 0x8000 bytes behind where tables begin.
+    let out =
+        [&write(0x7000, &[&[0; 12][..], &ethernet].concat())[..], &request(1, 1, 0, 100), &turn].concat();
+    let mut unfinished = [0; 12];
+    (unfinished[0], unfinished[1], unfinished[4], unfinished[6], unfinished[8]) = (1, 1, 100, 34, 16);
+    let lying =
+        [&write(0x7000, &[&unfinished[..], &ethernet].concat())[..], &request(1, 0x83, 0, 500), &turn]
+            .concat();
+    let into = [&buffers(0, 1500)[..], &frame(&ethernet, 60), &turn, &frame(&ethernet, 1514), &turn].concat();
+    let small =
+        [&buffers(0x83, 20)[..], &frame(&ethernet, 600), &turn, &frame(&ethernet, 9014), &turn].concat();
+    let life = |traits: u8, steps: &[&[u8]]| [&[traits][..], &steps.concat()].concat();
+    let wild =
+        [&[10 + 16, 3][..], &word(0x1234), &[200, 0, 0, 0, 1, 4], &[11 + 16, 3, 11 + 16, 19, 7]].concat();
+    vec![
+        life(0, &[&into, &out, &into, &out]),
+        life(0x41, &[&into, &lying, &small]),
+        life(2, &[&small, &[14], &into, &[14], &out, &[13, 13 + 16], &into, &out]),
+        life(0xa0, &[&out, &wild, &turn, &into, &[12], &word(30_000), &turn, &out]),
+        life(0x31, &[&into, &[13], &frame(&ethernet, 700), &[14, 7], &request(2, 0, 0, 900), &turn]),
+    ]
+}
+
+/// Sessions of a front end of vhost-user: of each message its number, how many descriptors it has and of which kind, and its payload.
+fn vhost_sessions() -> Vec<Vec<u8>> {
+    fn longs(all: &[u64]) -> Vec<u8> {
+        all.iter().flat_map(|long| long.to_ne_bytes()).collect()
+    }
+    let message = |code: u8, fds: u8, payload: &[u64]| {
+        let payload = longs(payload);
+        [&[code, fds, payload.len() as u8][..], &payload].concat()
+    };
+    const USER: u64 = 0x10_0000;
+    let begin = [
+        message(3, 0, &[]),
+        message(1, 0, &[]),
+        message(15, 0, &[]),
+        message(16, 0, &[0x9209]),
+        message(2, 0, &[1 << 32 | 7 << 28]),
+        message(17, 0, &[]),
+        message(36, 0, &[]),
+        message(5, 1, &[1, 0, 1 << 18, USER, 0]),
+        message(31, 0, &[0, 0, 16 << 16 | 2]),
+        message(32, 1, &[4096, 0, 16 << 16 | 2]),
+        message(8, 0, &[16 << 32]),
+        message(10, 0, &[0]),
+        message(9, 0, &[0, USER, USER + 0x400, USER + 0x200, 0]),
+        message(13, 31, &[0]),
+        message(12, 31, &[0]),
+        message(18, 0, &[1 << 32]),
+    ]
+    .concat();
+    let end = [message(18, 0, &[0]), message(11, 0, &[0])].concat();
+    let memory = [
+        message(37, 1, &[0, 1 << 20, 1 << 18, USER << 4, 0]),
+        message(38, 0, &[0, 1 << 20, 1 << 18, USER << 4, 0]),
+    ];
+    let config = message(24, 0, &[4 << 32, 0])[..].to_vec();
+    vec![begin.clone(), [begin.clone(), end].concat(), [begin, memory.concat()].concat(), config]
+}
+
+/// Guests of a block device: traits, then steps.
+fn vhost_guests() -> Vec<Vec<u8>> {
+    let request = |what: u8, blocks: u8| vec![0, what, 8, 0, blocks, 0x20, 1];
+    let all =
+        [request(0, 8), request(65, 8), request(4, 0), request(128, 16), request(8, 1), vec![6]].concat();
+    let dies = [&all[..], &[9], &request(0, 1)].concat();
+    let stops = [&all[..], &[8], &request(65, 1)].concat();
+    let loops = [&[3, 0, 0, 0, 8, 0, 1, 1][..], &[3, 1, 0, 0, 8, 0, 1, 0], &[4, 0, 6, 5, 9, 9, 8]].concat();
+    [all, dies, stops, loops]
+        .iter()
+        .flat_map(|script| (0..3).map(|traits| [&[traits], &script[..]].concat()))
+        .collect()
+}
+
 fn main() -> Result<(), Box<dyn Error>> {
     write("bus", &bus_scripts())?;
     write("device", &device_scripts())?;
+    write("vhost_message", &vhost_sessions())?;
+    write("vhost_blk", &vhost_guests())?;
     write("channel_message", &channel_messages())?;
     let two = [gpadl_messages(40), gpadl_messages(3)].concat();
     write("gpadl", &[strings(&gpadl_messages(3)), strings(&gpadl_messages(100)), strings(&two)])?;
@@ -767,6 +857,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     write("keyboard", &keyboard_scripts())?;
     write("mouse", &mouse_scripts())?;
     write("nvsp", &nvsp_messages())?;
+    write("vhost_net", &vhost_net_scripts())?;
     write("rndis", &rndis_messages())?;
     write("net_offload", &frames_with_offloads())?;
     write("scsi_command", &commands)?;

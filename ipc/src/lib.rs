@@ -21,3 +21,4 @@ mod scm;
 #[allow(unsafe_code)]
 pub mod shm;
 pub mod socket;
+pub mod stream;

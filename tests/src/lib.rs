@@ -22,6 +22,7 @@ pub mod scribe;
 pub mod steps;
 pub mod supervised;
 mod trace;
+pub mod vhost;
 pub mod vm;
 
 pub use guest::SoftPlatform;

@@ -11,6 +11,8 @@ pub mod args;
 pub mod stream;
 pub mod tap;
 mod vnet;
+#[cfg(test)]
+pub(crate) mod wire;
 
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
@@ -36,13 +38,15 @@ pub struct Offloads {
     pub tso4: bool,
     /// The same over IPv6.
     pub tso6: bool,
+    /// Such long frames may carry the congestion flag (CWR), which only the first of their segments keeps.
+    pub ecn: bool,
 }
 
 impl Offloads {
     /// None at all.
-    pub const NONE: Offloads = Offloads { checksum: false, tso4: false, tso6: false };
+    pub const NONE: Offloads = Offloads { checksum: false, tso4: false, tso6: false, ecn: false };
     /// All of them.
-    pub const ALL: Offloads = Offloads { checksum: true, tso4: true, tso6: true };
+    pub const ALL: Offloads = Offloads { checksum: true, tso4: true, tso6: true, ecn: true };
 }
 
 /// What became of a frame that was to be sent.
@@ -145,14 +149,15 @@ impl Backend {
     }
 
     /// Sends one frame: `headers`, then `rest`. Never waits.
-    pub fn send(
+    pub fn send<'a>(
         &mut self,
         queue: usize,
         vnet: &VnetHeader,
         headers: &[u8],
-        rest: &[HeldSpan<'_>],
+        rest: impl IntoIterator<Item = HeldSpan<'a>, IntoIter: Clone>,
     ) -> io::Result<Sent> {
-        let len = rest.iter().fold(headers.len(), |sum, span| sum.saturating_add(span.len()));
+        let rest = rest.into_iter();
+        let len = rest.clone().fold(headers.len(), |sum, span| sum.saturating_add(span.len()));
         if !(SHORTEST_FRAME..=self.longest_frame()).contains(&len) {
             return Ok(Sent::Dropped);
         }
@@ -162,8 +167,13 @@ impl Backend {
         }
     }
 
-    /// Receives one frame into shared memory. Never waits.
-    pub fn receive(&mut self, queue: usize, into: HeldSpan<'_>) -> io::Result<Received> {
+    /// Receives one frame into shared memory, one piece after the other. Never waits.
+    pub fn receive<'a>(
+        &mut self,
+        queue: usize,
+        into: impl IntoIterator<Item = HeldSpan<'a>, IntoIter: Clone>,
+    ) -> io::Result<Received> {
+        let into = into.into_iter();
         match self {
             Backend::Tap(tap) => tap.receive(queue, into),
             Backend::Stream(stream) => stream.receive(into),
@@ -186,6 +196,12 @@ impl Backend {
             Backend::Stream(stream) => stream.settle_but_last(),
         }
     }
+}
+
+/// Without its backend there is nothing that this process could still do; a successor can.
+pub(crate) fn broken(error: &io::Error) -> ! {
+    tracing::error!("the network backend does not work any more: {error}");
+    std::process::exit(1)
 }
 
 /// Errors after which a frame is lost and the next one may fare better.

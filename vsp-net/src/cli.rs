@@ -4,16 +4,22 @@ use std::str::FromStr;
 
 use clap::{Parser, ValueEnum};
 use thiserror::Error;
+use vsp::policies::{self, Policy};
 
 use crate::backend::BackendArgs;
 
-/// A Bulkhead NIC: serves a TAP, a macvtap or passt to one guest
+/// A Bulkhead NIC: serves a TAP, a macvtap or passt to one guest, of Bulkhead's own core or, with --vhost-user, of QEMU, Cloud Hypervisor or
+/// crosvm
 #[derive(Debug, Parser)]
 #[command(version)]
 pub struct Args {
     /// What every device process takes.
     #[command(flatten)]
     pub common: vsp::Common,
+
+    /// Where front ends of the other face connect.
+    #[command(flatten)]
+    pub vhost_user: vhost_face::Listen,
 
     /// What is behind the NIC.
     #[command(flatten)]
@@ -27,7 +33,8 @@ pub struct Args {
     #[arg(long, value_name = "BYTES", default_value_t = 1500, value_parser = clap::value_parser!(u16).range(68..=9000))]
     pub mtu: u16,
 
-    /// `confined`: the process sees its rings and the two network buffers. `full`: it sees all of the guest's memory
+    /// `confined`: the process sees its rings and the two network buffers. `full`: it sees all of the guest's memory. With --vhost-user it sees
+    /// what the front end gives it, which is all
     #[arg(long, value_name = "HOW", default_value = "confined")]
     pub memory: Memory,
 
@@ -78,6 +85,16 @@ pub struct Setting {
 }
 
 impl Args {
+    /// What the process may do once it serves: that depends on what is behind it, and on who is before it.
+    pub fn policy(&self) -> Policy {
+        match (self.backend.is_stream(), self.vhost_user.is_wanted()) {
+            (false, false) => policies::VSP_NET,
+            (true, false) => policies::VSP_NET_STREAM,
+            (false, true) => policies::VSP_NET_VHOST,
+            (true, true) => policies::VSP_NET_STREAM_VHOST,
+        }
+    }
+
     /// What of it is about the NIC.
     pub fn setting(&self) -> Setting {
         Setting {
@@ -144,6 +161,25 @@ mod tests {
         let setting = Args::try_parse_from(line.split_whitespace()).unwrap().setting();
         assert_eq!((setting.mtu, setting.memory), (1500, Memory::Confined));
         assert!(!setting.antispoof && setting.link_up);
+    }
+
+    #[test]
+    fn a_front_end_takes_the_place_of_the_core() {
+        let line = |line: &str| {
+            let line = format!("vsp-net --mac 02:00:5e:10:00:01 --stream-fd 5 {line}");
+            Args::try_parse_from(line.split_whitespace())
+        };
+        let args = line("--vhost-user /run/net.sock").unwrap();
+        assert!(args.vhost_user.is_wanted());
+        assert_eq!(args.policy().name, "vsp-net-stream-vhost");
+        assert!(line("--vhost-user-fd 3").unwrap().vhost_user.is_wanted());
+        let args = line("--device net0 --core /run/core.sock").unwrap();
+        assert!(!args.vhost_user.is_wanted());
+        assert_eq!(args.policy().name, "vsp-net-stream");
+        assert!(line("--vhost-user /run/net.sock --core /run/core.sock").is_err());
+        let tap = "vsp-net --mac 02:00:5e:10:00:01 --tap tap0 --queues 4 --vhost-user /run/net.sock";
+        let args = Args::try_parse_from(tap.split_whitespace()).unwrap();
+        assert_eq!((args.setting().queues, args.policy().name), (4, "vsp-net-vhost"));
     }
 
     #[test]

@@ -27,7 +27,6 @@ mod tests;
 mod transmit;
 
 use std::collections::VecDeque;
-use std::io;
 use std::os::fd::RawFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -399,10 +398,4 @@ impl Device for Net {
             self.renew();
         }
     }
-}
-
-/// Without its backend there is nothing that this process could still do; a successor can.
-fn broken(error: &io::Error) -> ! {
-    tracing::error!("the network backend does not work any more: {error}");
-    std::process::exit(1)
 }

@@ -8,6 +8,7 @@
 //! * [`oid`]: what a guest may ask and set, and the state behind it; pure.
 //! * [`backend`]: where frames go and come from; `sys`: its system calls, the one unsafe module.
 //! * [`device`]: the device that ties them together.
+//! * [`virtio`]: the device again, for `virtio_net` drivers and vhost-user's front ends.
 //! * [`offload`]: per-packet information to and from a TAP's `virtio_net_hdr`, and the repair of headers; pure.
 
 #![deny(unsafe_code)]
@@ -23,3 +24,4 @@ pub mod oid;
 pub mod rndis;
 #[allow(unsafe_code)]
 mod sys;
+pub mod virtio;

@@ -9,13 +9,17 @@ use clap::Parser;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-/// A Bulkhead SCSI controller: serves raw disk images and block devices to one guest
+/// A Bulkhead SCSI controller, or with --vhost-user a virtio block device: serves raw disk images and block devices to one guest
 #[derive(Debug, Parser)]
 #[command(version)]
 pub struct Args {
     /// What every device process takes.
     #[command(flatten)]
     pub common: vsp::Common,
+
+    /// The other face.
+    #[command(flatten)]
+    pub listen: vhost_face::Listen,
 
     /// A disk: `path=FILE` and, after commas, any of `lun=N`, `ro`, `serial=TEXT`, `cache=writeback|writethrough|none`,
     /// `block_size=512|4096`, `iops=N`, `bandwidth=BYTES` (a second; with KiB, MiB, GiB or TiB if you like) and `burst=SECONDS`;
@@ -27,7 +31,7 @@ pub struct Args {
     #[arg(long, value_name = "FD", hide = true)]
     pub open_for: Option<RawFd>,
 
-    /// Die of a command with this operation code (hexadecimal), as a bug would have it; debug builds only
+    /// Die of a command with this operation code, or of a request of this kind (hexadecimal), as a bug would have it; debug builds only
     #[arg(long, value_name = "OPCODE", hide = true, value_parser = hexadecimal)]
     pub crash_on_opcode: Option<u8>,
 }

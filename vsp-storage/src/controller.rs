@@ -25,16 +25,15 @@ use vsp::{ChannelId, Channels, Control, Device, GuestRam, Offer, OpenRequest, Pa
 
 use self::hotplug::Removal;
 use self::remember::News;
-pub(crate) use self::work::Pending;
-use self::work::{Flight, Reset};
+use self::work::{Command, Reset};
 use crate::cli::DiskSpec;
 use crate::disk::{self, DiskError};
+use crate::engine::Engine;
 use crate::identity::Identity;
-use crate::lun::Lun;
 use crate::scsi::Sense;
 use crate::scsi::plan::MAX_TRANSFER;
 use crate::state::{Phase, State};
-use crate::uring::{Uring, UringError};
+use crate::uring::UringError;
 use crate::wire::{self, Message, Outcome, Properties, status};
 
 /// Channels besides the primary one: Linux wants one a VP but for the first, and a VM has at most 64.
@@ -49,6 +48,9 @@ pub enum OpenError {
     /// A disk cannot be served.
     #[error(transparent)]
     Disk(#[from] DiskError),
+    /// A block device is one disk.
+    #[error("with --vhost-user there is exactly one --disk, not {0}: start one process a disk")]
+    OneDisk(usize),
     /// There is no way to the disks.
     #[error(transparent)]
     Uring(#[from] UringError),
@@ -58,14 +60,9 @@ pub enum OpenError {
 #[derive(Debug)]
 pub struct Controller {
     device: String,
-    luns: Vec<Lun>,
+    engine: Engine<Command>,
     /// The numbers of all units, sorted, as REPORT LUNS tells them.
     numbers: Vec<u8>,
-    uring: Uring<Flight>,
-    /// Commands under way, those that wait included.
-    under_way: usize,
-    /// The time, where it was looked at in this batch.
-    clock: Option<Instant>,
     ram: Option<Arc<GuestRam>>,
     /// Sub-channels that this guest can have.
     max_subchannels: u16,
@@ -106,9 +103,7 @@ impl Controller {
     /// Opens the disks and the ring. Nothing is opened afterwards; no disk is ours yet.
     pub fn open(device: &str, specs: &[DiskSpec]) -> Result<Controller, OpenError> {
         let disks = disk::open_all(device, specs)?;
-        let mut luns = Vec::with_capacity(disks.len());
-        let mut files = Vec::with_capacity(disks.len());
-        for disk in disks {
+        for disk in &disks {
             let (lun, blocks, size) = (disk.lun, disk.unit.blocks, disk.unit.block_size);
             tracing::info!(
                 lun,
@@ -118,22 +113,13 @@ impl Controller {
                 "{}",
                 disk.path.display()
             );
-            let (lun, file) = Lun::new(disk);
-            luns.push(lun);
-            files.push(file);
         }
-        let numbers = luns.iter().map(|lun| lun.lun).collect();
-        let mut uring = Uring::new(files)?;
-        for (place, lun) in luns.iter().enumerate() {
-            uring.align(place, lun.direct);
-        }
+        let engine = Engine::new(disks)?;
+        let numbers = engine.luns.iter().map(|lun| lun.lun).collect();
         Ok(Controller {
             device: device.to_owned(),
-            luns,
+            engine,
             numbers,
-            uring,
-            under_way: 0,
-            clock: None,
             ram: None,
             max_subchannels: 0,
             primary: None,
@@ -206,13 +192,11 @@ impl Device for Controller {
     }
 
     fn descriptors(&self) -> Vec<RawFd> {
-        let mut all = self.uring.descriptors();
-        all.extend(self.luns.iter().filter_map(Lun::descriptor));
-        all
+        self.engine.descriptors()
     }
 
     fn sources(&self) -> Vec<RawFd> {
-        vec![self.uring.source()]
+        vec![self.engine.uring.source()]
     }
 
     fn depth(&self) -> u32 {
@@ -224,32 +208,20 @@ impl Device for Controller {
         self.ram = Some(Arc::new(ram));
         self.max_subchannels = vm.vps.saturating_sub(1).min(MAX_SUBCHANNELS.into()) as u16;
         self.memory = vm.memory;
-        self.luns.iter_mut().for_each(|lun| lun.identify(vm.memory, &self.device));
+        self.engine.identify(vm.memory, &self.device);
         Ok(())
     }
 
     fn resource(&self) -> String {
-        let waiting = self.luns.iter().find(|lun| !lun.gone && !lun.is_ours());
-        waiting.map_or_else(|| "its disks".into(), Lun::waits_for)
+        self.engine.resource()
     }
 
     fn fence(&mut self, _predecessor: bool) -> Result<bool, String> {
-        for (number, lun) in self.luns.iter_mut().enumerate() {
-            if let Some(file) = self.uring.file(number)
-                && !lun.take(file)?
-            {
-                return Ok(false);
-            }
-        }
-        Ok(true)
+        self.engine.fence()
     }
 
     fn release(&mut self) {
-        for (number, lun) in self.luns.iter_mut().enumerate() {
-            if let Some(file) = self.uring.file(number) {
-                lun.release(file);
-            }
-        }
+        self.engine.release();
         self.hands_over = false;
         (self.primary, self.state) = (None, State::default());
         self.open.clear();
@@ -258,17 +230,17 @@ impl Device for Controller {
     }
 
     fn is_idle(&self) -> bool {
-        self.under_way == 0
+        self.engine.under_way == 0
     }
 
     fn quiescing(&mut self) {
         self.hands_over = true;
-        (0..self.luns.len()).for_each(|place| self.hurry(place, |_| true));
+        self.engine.hurry_all(|_| true);
     }
 
     fn wake_at(&self) -> Option<Instant> {
-        let held = self.luns.iter().any(|lun| lun.queue.awaits_answers()).then_some(self.ask_again);
-        self.luns.iter().filter_map(|lun| lun.queue.wake_at()).chain(held).min()
+        let held = self.engine.awaits_answers().then_some(self.ask_again);
+        self.engine.wake_at().into_iter().chain(held).min()
     }
 
     fn open(&mut self, channel: ChannelId, request: &OpenRequest) -> Result<(), Refused> {
@@ -279,7 +251,7 @@ impl Device for Controller {
                 // The guest begins anew, and with what is on the disk now. That is a loss of power to its units.
                 self.state = State::default();
                 self.news = None;
-                for lun in self.luns.iter_mut().filter(|lun| !lun.gone) {
+                for lun in self.engine.luns.iter_mut().filter(|lun| !lun.gone) {
                     lun.begin_anew();
                     self.state.identities.set(lun.lun, lun.identity);
                 }
@@ -298,7 +270,7 @@ impl Device for Controller {
             self.state.phase = theirs.phase;
         }
         self.state.renew(theirs);
-        for lun in self.luns.iter_mut().filter(|lun| !lun.gone) {
+        for lun in self.engine.luns.iter_mut().filter(|lun| !lun.gone) {
             // What the guest knows is true, until it begins anew.
             let known = self.state.identities.of(lun.lun);
             lun.recognise(known);
@@ -355,7 +327,7 @@ impl Device for Controller {
     }
 
     fn poll(&mut self, channels: &mut Channels) -> bool {
-        let ended = self.uring.has_ended();
+        let ended = self.engine.uring.has_ended();
         if ended {
             self.pump(channels);
         }
@@ -369,7 +341,7 @@ impl Device for Controller {
     fn closing(&mut self, channel: ChannelId) {
         self.open.retain(|open| *open != channel);
         self.stale.retain(|stale| *stale != channel);
-        (0..self.luns.len()).for_each(|place| self.hurry(place, |request| request.channel() == channel));
+        self.engine.hurry_all(|command| command.request.channel() == channel);
         if self.primary == Some(channel) {
             (self.primary, self.state.phase) = (None, Phase::Opened);
         }

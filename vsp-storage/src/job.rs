@@ -4,12 +4,11 @@
 use std::io;
 use std::vec::IntoIter;
 
-use vsp::{GuestBuffer, Request};
+use vsp::GuestBuffer;
 
 use crate::scsi::unmap::Blocks;
 use crate::scsi::{Repeat, Sense};
 use crate::uring::{Kind, Memory, Operation, Pattern, Scratch};
-use crate::wire::Srb;
 
 /// How often an operation that the kernel had no room or time for is tried again.
 const MAX_RETRIES: u8 = 16;
@@ -25,15 +24,11 @@ const COMPARED: usize = 512;
 
 /// A command in flight.
 #[derive(Debug)]
-pub(crate) struct Job {
-    /// What the guest waits for.
-    pub request: Request,
-    /// Its command, for the answer.
-    pub srb: Srb,
+pub(crate) struct Job<C> {
+    /// Whose it is, and how he is answered.
+    pub context: C,
     /// Index of the unit.
     pub unit: usize,
-    /// How many resets had been asked for when it began.
-    pub epoch: u64,
     /// Whether its outcome has to be recorded.
     pub repeat: Repeat,
     /// Whether nothing else of its unit may run beside it.

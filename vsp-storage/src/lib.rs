@@ -10,18 +10,21 @@
 //! * [`disk`]: what is opened before the compartment closes.
 //! * [`identity`]: that a disk is still the file that it was.
 //! * [`fence`]: whose a disk is, and that nothing of a dead predecessor's is in flight; [`qemu_lock`]: QEMU's own marks.
+//! * `engine`: the disks and what is under way, whoever has asked for it.
 //! * `queue`, `limit`: what waits for a unit, and why; `stats`: what a unit has done, and how long it took.
 //! * [`uring`]: the way to the disks; the one unsafe module.
 //! * [`transfer`]: from a packet's page list to a buffer.
-//! * [`controller`]: the device that ties them together.
+//! * [`controller`]: the device that ties them together, as a VMBus guest sees it; [`blk`]: as a virtio guest does.
 
 #![deny(unsafe_code)]
 
+pub mod blk;
 pub mod cli;
 pub mod control;
 pub mod controller;
 mod direct;
 pub mod disk;
+mod engine;
 pub mod fence;
 pub mod identity;
 mod job;

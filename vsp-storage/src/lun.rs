@@ -4,7 +4,6 @@ use std::fs::File;
 use std::os::fd::{AsRawFd, RawFd};
 use std::path::PathBuf;
 
-use crate::controller::Pending;
 use crate::disk::{self, Direct, Disk};
 use crate::fence::Fence;
 use crate::identity::Identity;
@@ -19,16 +18,16 @@ use crate::uring::Kind;
 /// leaves both to the other units. More than this makes no disk faster.
 const DEPTH: usize = 64;
 
-/// A logical unit.
+/// A logical unit. `P` is what waits for it.
 #[derive(Debug)]
-pub(crate) struct Lun {
+pub(crate) struct Lun<P> {
     pub lun: u8,
     pub unit: Unit,
     pub path: PathBuf,
     /// It has been taken away: the guest does not have it any more, and its place is free once nothing of it is under way.
     pub gone: bool,
     /// What waits for it.
-    pub queue: Queue<Pending>,
+    pub queue: Queue<P>,
     /// What it has done.
     pub stats: Stats,
     /// What it asks of reads and writes, if they go past the page cache.
@@ -44,9 +43,9 @@ pub(crate) struct Lun {
     failures: u64,
 }
 
-impl Lun {
+impl<P> Lun<P> {
     /// A disk whose file has gone elsewhere.
-    pub fn new(disk: Disk) -> (Lun, File) {
+    pub fn new(disk: Disk) -> (Lun<P>, File) {
         let Disk { lun, unit, file, keeper, path, limits, direct, identity } = disk;
         let (fence, estranged) = (Fence::new(unit.read_only), false);
         let queue = Queue::new(DEPTH, Limit::new(limits));
@@ -198,7 +197,7 @@ mod tests {
     const FUA: Kind = Kind::Write { offset: 0, stable: true };
     const WRITE: Kind = Kind::Write { offset: 0, stable: false };
 
-    fn lun() -> Lun {
+    fn lun() -> Lun<()> {
         Lun {
             lun: 0,
             unit: unit(),

@@ -6,11 +6,14 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use vsp::Program;
+use vsp_storage::blk::Blk;
 use vsp_storage::cli::Args;
 use vsp_storage::controller::{Controller, OpenError};
 use vsp_storage::opener;
 
 const PROGRAM: Program = Program { name: "vsp-storage", policy: vsp::policies::VSP_STORAGE };
+
+const VHOST: Program = Program { name: "vsp-storage", policy: vsp::policies::VSP_STORAGE_VHOST };
 
 fn main() -> ExitCode {
     let args = Args::parse();
@@ -19,6 +22,11 @@ fn main() -> ExitCode {
             Ok(()) => ExitCode::SUCCESS,
             Err(_) => ExitCode::FAILURE,
         };
+    }
+    if args.listen.is_wanted() {
+        return vhost_face::serve(VHOST, &args.common, &args.listen, || {
+            Ok::<_, OpenError>(Blk::open(&args.common.device, &args.disk)?.crashing_on(args.crash_on_opcode))
+        });
     }
     vsp::serve(PROGRAM, &args.common, || {
         Ok::<_, OpenError>(

@@ -7,7 +7,7 @@ use sandbox::{Compartment, Entered, Ids, Namespaces, Policy};
 use crate::cli::Common;
 
 /// Puts the process into its compartment. `keep` are the descriptors that it goes on with.
-pub(crate) fn enter(
+pub fn enter(
     name: &'static str,
     policy: Policy,
     common: &Common,
@@ -32,7 +32,7 @@ pub(crate) fn enter(
 }
 
 /// Tries a forbidden act. Coming back at all means that the policy has a hole.
-pub(crate) fn try_forbidden(act: &str) -> String {
+pub fn try_forbidden(act: &str) -> String {
     match sandbox::policy_test::run(act) {
         None => {
             let names: Vec<_> = sandbox::policy_test::FORBIDDEN.iter().map(|act| act.name).collect();

@@ -12,6 +12,7 @@
 //! * [`Channels`]: the device's way back to the guest.
 //! * [`channel`]: the order in which a packet is consumed and a completion published, and what a successor makes of it.
 //! * [`notify`]: signs of life for whoever supervises the process.
+//! * [`compartment`], [`polling`], [`role`]: what the other face of a device (vhost-user) has in common with this one.
 //! * [`Common`]: the command line that all device processes share.
 //!
 //! `docs/writing-a-vsp.md` shows a whole device.
@@ -22,14 +23,14 @@ mod attach;
 pub mod channel;
 mod channels;
 mod cli;
-mod compartment;
+pub mod compartment;
 mod control;
 mod device;
 pub mod notify;
-mod polling;
+pub mod polling;
 mod prepared;
 mod request;
-mod role;
+pub mod role;
 mod runtime;
 mod serve;
 mod slot;

@@ -31,6 +31,9 @@ const WEIGHT: u64 = 8;
 const JUMP: Duration = Duration::from_micros(100);
 /// and nothing is looked for during this many times what was lost.
 const PENANCE: u32 = 16;
+/// Nothing is looked for during this many times a look that was in vain. Where there are fewer processors than want to run, whoever is waited for may be
+/// waiting for this very one, which no clock shows: measured, every third request then cost a whole look.
+const REST: u32 = 4;
 /// While there is always something to do, the core and idle channels' doorbells are asked after this often: a system call
 /// a request would be felt, and a tenth of a millisecond is not.
 const LISTEN: Duration = Duration::from_micros(50);
@@ -60,7 +63,7 @@ impl Pace {
 
 /// What is being waited for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum For {
+pub enum For {
     /// The guest: nothing is in flight.
     Guest,
     /// The resource, or the guest.
@@ -69,7 +72,7 @@ pub(crate) enum For {
 
 /// The paces of a device, and what to do about them.
 #[derive(Debug)]
-pub(crate) struct Polling {
+pub struct Polling {
     guest: Pace,
     resource: Pace,
     /// No looking before.
@@ -103,6 +106,12 @@ impl Polling {
         }
         self.not_before = Some(now + lost * PENANCE);
         false
+    }
+
+    /// A look from `begin` to `now` has found nothing, though it has taken all the time that it had.
+    pub fn in_vain(&mut self, begin: Instant, now: Instant) {
+        let rest = now + now.saturating_duration_since(begin) * REST;
+        self.not_before = Some(self.not_before.map_or(rest, |then| then.max(rest)));
     }
 
     /// There was something to do after so long, found or woken for.
@@ -194,6 +203,16 @@ mod tests {
         assert!(!polling.may_go_on(now, now + SLOW));
         assert!(polling.until(For::Guest, now + SLOW * PENANCE).is_none());
         assert!(polling.until(For::Guest, now + SLOW * (PENANCE + 1)).is_some());
+    }
+
+    #[test]
+    fn a_look_in_vain_is_not_repeated_at_once() {
+        let mut polling = used_to(QUICK);
+        let begin = Instant::now();
+        let end = begin + QUICK * PATIENCE;
+        polling.in_vain(begin, end);
+        assert!(polling.until(For::Guest, end + QUICK).is_none());
+        assert!(polling.until(For::Guest, end + QUICK * PATIENCE * REST).is_some());
     }
 
     #[test]

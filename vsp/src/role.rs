@@ -34,7 +34,7 @@ pub(crate) enum Role {
 
 /// Waiting for the resource.
 #[derive(Debug)]
-pub(crate) struct Fencing {
+pub struct Fencing {
     since: Instant,
     predecessor: bool,
     say_after: Duration,
@@ -42,7 +42,7 @@ pub(crate) struct Fencing {
 
 /// What to do about a resource that is not ours yet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Patience {
+pub enum Patience {
     /// Wait.
     Wait,
     /// Wait, and say so: it has been this long.
@@ -52,10 +52,12 @@ pub(crate) enum Patience {
 }
 
 impl Fencing {
+    /// From now on. `predecessor`: another process has served the device.
     pub fn new(predecessor: bool) -> Fencing {
         Fencing { since: Instant::now(), predecessor, say_after: WORTH_SAYING }
     }
 
+    /// Whether another process has served the device.
     pub fn predecessor(&self) -> bool {
         self.predecessor
     }

@@ -28,6 +28,8 @@ pub struct Program {
 
 #[derive(Debug, Error)]
 enum ServeError {
+    #[error("which device of the VM is it? Give its name: --device NAME")]
+    NoName,
     #[error("{0}")]
     Device(String),
     #[error("cannot enter the compartment: {0}")]
@@ -69,6 +71,9 @@ where
     D: Device,
     E: Display,
 {
+    if common.device.is_empty() {
+        return Err(ServeError::NoName);
+    }
     if let Some(point) = &common.kill_point {
         crate::channel::arm_kill_point(point).map_err(ServeError::KillPoint)?;
     }

@@ -25,6 +25,7 @@ mod lab;
 mod scenarios;
 mod sh;
 mod test;
+mod vhost_user;
 
 use std::path::PathBuf;
 use std::process::ExitCode;

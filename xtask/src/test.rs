@@ -9,7 +9,7 @@ use std::time::Instant;
 use anyhow::{Context, Result, bail};
 
 use crate::images::{Images, With};
-use crate::{apt, build, chaos, lab, scenarios, sh};
+use crate::{apt, build, chaos, lab, scenarios, sh, vhost_user};
 
 /// How long each fuzz target runs after its corpus, in seconds. Whoever changes a parser lets its target run for longer:
 /// `fuzz/run 600 TARGET`.
@@ -130,6 +130,7 @@ fn checks(fast: bool) -> Result<Vec<Check>> {
     checks.push(Check::new("chaos swap", |_| {
         chaos::check_swaps(CHAOS_SWAPS).map(|done| if done { PASSED } else { Count::default() })
     }));
+    checks.push(Check::new("vhost-user", |verbose| vhost_user::check(verbose).map(|()| PASSED)));
     let targets = fuzz_targets()?;
     if !targets.is_empty() {
         checks.push(Check::new("fuzz", move |_| fuzz(&targets)));

@@ -4,7 +4,7 @@ use std::ffi::c_void;
 use std::num::NonZeroUsize;
 use std::os::fd::BorrowedFd;
 use std::ptr::{self, NonNull};
-use std::sync::atomic::{AtomicU32, AtomicU64};
+use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64};
 
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, mmap_anonymous, munmap};
 
@@ -37,6 +37,20 @@ impl Mapping {
     /// The same without the right to write; a store into it would end the process, so only [`super::View`] has one.
     pub(super) fn read_only(memory: &SharedMemory, offset: u64, len: u64) -> Result<Mapping, ShmError> {
         Mapping::assemble(memory, &[(offset, len)], ProtFlags::PROT_READ)
+    }
+
+    /// Maps `len` bytes of any file from `offset` on, where the kernel wants them: large pages have to lie where they can. Both are
+    /// whole pages of the file's, which the caller has seen to.
+    pub(super) fn of_file(file: BorrowedFd<'_>, offset: u64, len: usize) -> Result<Mapping, ShmError> {
+        let bad = || ShmError::BadRange { offset, len: len as u64 };
+        let (from, size) =
+            (i64::try_from(offset).map_err(|_| bad())?, NonZeroUsize::new(len).ok_or_else(bad)?);
+        let access = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
+        let flags = MapFlags::MAP_SHARED | MapFlags::MAP_NORESERVE;
+        // SAFETY: a fresh mapping at a place of the kernel's choice disturbs nothing.
+        let base = unsafe { mmap(None, size, access, flags, file, from) }
+            .map_err(ShmError::os("map foreign memory"))?;
+        Ok(Mapping { base: base.cast(), len })
     }
 
     /// Maps several ranges of `memory` one after the other in our address space.
@@ -122,6 +136,23 @@ impl Mapping {
         self.bounds(offset, len);
         // SAFETY: the offset has just been checked to lie inside the mapping.
         unsafe { self.base.add(offset) }
+    }
+
+    /// The byte at `offset`.
+    #[inline]
+    pub fn byte(&self, offset: usize) -> &AtomicU8 {
+        self.bounds(offset, 1);
+        // SAFETY: as in [`Mapping::word`].
+        unsafe { AtomicU8::from_ptr(self.base.as_ptr().add(offset)) }
+    }
+
+    /// The 16-bit word at `offset` (a multiple of 2).
+    #[inline]
+    pub fn half(&self, offset: usize) -> &AtomicU16 {
+        self.bounds(offset, 2);
+        assert!(offset.is_multiple_of(2), "half word at odd offset {offset}");
+        // SAFETY: as in [`Mapping::word`].
+        unsafe { AtomicU16::from_ptr(self.base.as_ptr().add(offset).cast()) }
     }
 
     /// The 32-bit word at `offset` (a multiple of 4).

@@ -5,6 +5,7 @@
 //! if it is sealed against shrinking, so that no peer can turn a mapping into `SIGBUS`.
 
 mod event_flags;
+mod foreign;
 mod mapping;
 mod pages;
 mod ram;
@@ -22,6 +23,7 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 use thiserror::Error;
 
 pub use event_flags::{EventFlags, VMBUS_SINT};
+pub use foreign::{Foreign, ForeignError};
 pub use mapping::Mapping;
 pub use pages::{HeldSpan, OutOfPages, PagesMapping};
 pub use ram::{GuestBuffer, GuestRam, RamError, Span};

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use thiserror::Error;
 
 use super::mapping::copy;
-use super::{Mapping, SharedMemory, ShmError};
+use super::{Foreign, Mapping, SharedMemory, ShmError};
 use crate::message::RamRegion;
 
 /// Most stretches of RAM that a core may announce; a VM has two or three.
@@ -59,11 +59,66 @@ impl Span {
     }
 }
 
+/// Spans in a row. One, which is the common case, costs no memory.
+///
+/// Never two or more in place: the kernel is given a pointer to such a list, and the buffer that it is in is moved.
+#[derive(Clone, Debug)]
+enum List {
+    One(Span),
+    Many(Vec<Span>),
+}
+
+impl Default for List {
+    fn default() -> List {
+        List::Many(Vec::new())
+    }
+}
+
+impl List {
+    fn push(&mut self, span: Span) {
+        match self {
+            List::Many(all) if all.is_empty() && all.capacity() == 0 => *self = List::One(span),
+            List::Many(all) => all.push(span),
+            List::One(first) => *self = List::Many(vec![*first, span]),
+        }
+    }
+
+    fn truncate(&mut self, len: usize) {
+        match self {
+            List::Many(all) => all.truncate(len),
+            List::One(_) if len == 0 => *self = List::default(),
+            List::One(_) => {}
+        }
+    }
+}
+
+impl std::ops::Deref for List {
+    type Target = [Span];
+
+    fn deref(&self) -> &[Span] {
+        match self {
+            List::One(span) => std::slice::from_ref(span),
+            List::Many(all) => all,
+        }
+    }
+}
+
+impl std::ops::DerefMut for List {
+    fn deref_mut(&mut self) -> &mut [Span] {
+        match self {
+            List::One(span) => std::slice::from_mut(span),
+            List::Many(all) => all,
+        }
+    }
+}
+
 #[derive(Debug)]
 struct Region {
     gpa: u64,
     len: u64,
-    mapping: Mapping,
+    /// Where it begins in the mapping.
+    skip: usize,
+    mapping: Arc<Mapping>,
 }
 
 /// All of guest RAM.
@@ -83,17 +138,31 @@ impl GuestRam {
         for region in regions {
             region.gpa.checked_add(region.len).ok_or(RamError::BadRegions)?;
             let mapping = Mapping::new(memory, region.offset, region.len)?;
-            mapped.push(Region { gpa: region.gpa, len: region.len, mapping });
+            mapped.push(Region { gpa: region.gpa, len: region.len, skip: 0, mapping: Arc::new(mapping) });
         }
-        mapped.sort_by_key(|region| region.gpa);
-        if mapped.windows(2).any(|pair| pair[0].gpa + pair[0].len > pair[1].gpa) {
+        GuestRam::sorted(mapped)
+    }
+
+    /// RAM made of memory that somebody else than a core of ours has given: (guest-physical address, memory). May be empty.
+    pub fn of_foreign<'a>(parts: impl IntoIterator<Item = (u64, &'a Foreign)>) -> Result<GuestRam, RamError> {
+        let region = |(gpa, part): (u64, &Foreign)| {
+            let (mapping, skip, len) = part.place();
+            gpa.checked_add(len).ok_or(RamError::BadRegions)?;
+            Ok(Region { gpa, len, skip, mapping: Arc::clone(mapping) })
+        };
+        GuestRam::sorted(parts.into_iter().map(region).collect::<Result<_, RamError>>()?)
+    }
+
+    fn sorted(mut regions: Vec<Region>) -> Result<GuestRam, RamError> {
+        regions.sort_by_key(|region| region.gpa);
+        if regions.windows(2).any(|pair| pair[0].gpa + pair[0].len > pair[1].gpa) {
             return Err(RamError::BadRegions);
         }
-        Ok(GuestRam { regions: mapped })
+        Ok(GuestRam { regions })
     }
 
     /// Appends the spans of `gpa..gpa + len` to `out`, joined where they touch. On an error `out` is as it was.
-    fn translate(&self, gpa: u64, len: u64, out: &mut Vec<Span>) -> Result<(), RamError> {
+    fn translate(&self, gpa: u64, len: u64, out: &mut List) -> Result<(), RamError> {
         let before = (out.len(), out.last().copied());
         let result = self.walk(gpa, len, |region, offset, len| {
             let address = region.mapping.address(offset, len);
@@ -151,7 +220,7 @@ impl GuestRam {
                 return Err(refused());
             }
             let stretch = (region.len - offset).min(end - at);
-            each(region, offset as usize, stretch as usize);
+            each(region, region.skip + offset as usize, stretch as usize);
             at += stretch;
         }
         Ok(())
@@ -162,7 +231,7 @@ impl GuestRam {
 #[derive(Clone, Debug)]
 pub struct GuestBuffer {
     ram: Arc<GuestRam>,
-    spans: Vec<Span>,
+    spans: List,
     /// Spans before this one are used up.
     first: usize,
     len: usize,
@@ -174,7 +243,7 @@ impl GuestBuffer {
         ram: &Arc<GuestRam>,
         pieces: impl IntoIterator<Item = (u64, u64)>,
     ) -> Result<GuestBuffer, RamError> {
-        let mut spans = Vec::new();
+        let mut spans = List::default();
         for (gpa, len) in pieces {
             ram.translate(gpa, len, &mut spans)?;
         }
@@ -280,7 +349,7 @@ mod tests {
         let mut back = [0; 4];
         ram.read(8190, &mut back).unwrap();
         assert_eq!(&back, b"abcd");
-        let mut spans = Vec::new();
+        let mut spans = List::default();
         ram.translate(8190, 4, &mut spans).unwrap();
         assert_eq!(spans.iter().map(|span| span.len).sum::<usize>(), 4);
     }
@@ -288,7 +357,7 @@ mod tests {
     #[test]
     fn neighbours_are_joined() {
         let ram = ram();
-        let mut spans = Vec::new();
+        let mut spans = List::default();
         ram.translate(0, 4096, &mut spans).unwrap();
         ram.translate(4096, 100, &mut spans).unwrap();
         assert_eq!(spans.len(), 1);
@@ -298,12 +367,12 @@ mod tests {
     #[test]
     fn what_is_not_ram_is_refused_whole() {
         let ram = ram();
-        let mut spans = Vec::new();
+        let mut spans = List::default();
         ram.translate(0, 4096, &mut spans).unwrap();
         let before = spans.clone();
         for (gpa, len) in [(12288, 1), (12287, 2), (4096, 9000), (1 << 30, 1), (u64::MAX, 2), (0, u64::MAX)] {
             assert!(ram.translate(gpa, len, &mut spans).is_err(), "{gpa} {len}");
-            assert_eq!(spans, before);
+            assert_eq!(*spans, *before);
         }
         assert!(ram.write(12287, b"ab").is_err());
         let mut byte = [9];

@@ -8,7 +8,6 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use vsp::ipc::socket::{Peer, SocketError};
-use vsp::policies::{self, Policy};
 
 use super::stream::StreamError;
 use super::tap::TapError;
@@ -118,13 +117,9 @@ impl BackendArgs {
         self.queues.unwrap_or(self.place.tap_fd.len().clamp(1, 256) as u16)
     }
 
-    /// What the process may ask of the kernel to drive the backend.
-    pub fn policy(&self) -> Policy {
-        if self.place.stream_fd.is_some() || self.place.stream_socket.is_some() {
-            policies::VSP_NET_STREAM
-        } else {
-            policies::VSP_NET
-        }
+    /// Whether it is a stream.
+    pub fn is_stream(&self) -> bool {
+        self.place.stream_fd.is_some() || self.place.stream_socket.is_some()
     }
 
     /// Opens or takes what the arguments name, before the compartment closes. At most once a process: descriptors are taken
@@ -206,13 +201,12 @@ mod tests {
     fn one_backend_at_a_time() {
         Line::command().debug_assert();
         let taps = parse(&["--tap-fd", "5", "--tap-fd", "6"]).unwrap();
-        assert_eq!((&taps.place.tap_fd[..], taps.queues(), taps.policy().name), (&[5, 6][..], 2, "vsp-net"));
+        assert_eq!((&taps.place.tap_fd[..], taps.queues(), taps.is_stream()), (&[5, 6][..], 2, false));
         let tap = parse(&["--tap", "tap0", "--queues", "4"]).unwrap();
-        assert_eq!((tap.place.tap.as_deref(), tap.queues(), tap.policy().name), (Some("tap0"), 4, "vsp-net"));
+        assert_eq!((tap.place.tap.as_deref(), tap.queues(), tap.is_stream()), (Some("tap0"), 4, false));
         let stream = parse(&["--stream-fd", "5"]).unwrap();
         assert_eq!((stream.place.stream_fd, stream.queues()), (Some(5), 1));
-        assert_eq!(stream.policy().name, "vsp-net-stream");
-        assert_eq!(parse(&["--stream-socket", "/x"]).unwrap().policy().name, "vsp-net-stream");
+        assert!(stream.is_stream() && parse(&["--stream-socket", "/x"]).unwrap().is_stream());
         assert_eq!(parse(&["--tap-socket", "/x", "--queues", "2"]).unwrap().queues(), 2);
         for line in [
             &["--tap", "a", "--tap-fd", "5"][..],

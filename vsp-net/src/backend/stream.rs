@@ -121,12 +121,12 @@ impl Stream {
         Ok(())
     }
 
-    pub(super) fn send(
+    pub(super) fn send<'a>(
         &mut self,
         vnet: &VnetHeader,
         len: usize,
         headers: &[u8],
-        rest: &[HeldSpan<'_>],
+        rest: impl IntoIterator<Item = HeldSpan<'a>>,
     ) -> io::Result<Sent> {
         if vnet.flags & VnetHeader::NEEDS_CSUM != 0 || vnet.gso_type != VnetHeader::GSO_NONE {
             // Nobody at the other end could do what is left to be done; no guest is told that it may leave it.
@@ -142,7 +142,10 @@ impl Stream {
         }
     }
 
-    pub(super) fn receive(&mut self, into: HeldSpan<'_>) -> io::Result<Received> {
+    pub(super) fn receive<'a>(
+        &mut self,
+        into: impl IntoIterator<Item = HeldSpan<'a>>,
+    ) -> io::Result<Received> {
         let (at, len) = loop {
             match self.front()? {
                 Some(frame) => break frame,
@@ -154,7 +157,7 @@ impl Stream {
         self.last = next - self.next;
         self.handed += self.last;
         self.next = next;
-        if len < SHORTEST_FRAME || into.copy_in(0, &self.looked[at..next]).is_err() {
+        if len < SHORTEST_FRAME || !copy_in(into, &self.looked[at..next]) {
             return Ok(Received::Dropped);
         }
         Ok(Received::Frame { vnet: VnetHeader::default(), len })
@@ -234,6 +237,21 @@ impl AsRawFd for Stream {
     fn as_raw_fd(&self) -> RawFd {
         self.socket.as_raw_fd()
     }
+}
+
+/// Copies a frame to where it belongs, one piece after the other. False: there is no room for it.
+fn copy_in<'a>(into: impl IntoIterator<Item = HeldSpan<'a>>, mut frame: &[u8]) -> bool {
+    for span in into {
+        let (part, rest) = frame.split_at(frame.len().min(span.len()));
+        if span.copy_in(0, part).is_err() {
+            return false;
+        }
+        frame = rest;
+        if frame.is_empty() {
+            break;
+        }
+    }
+    frame.is_empty()
 }
 
 /// The sentence that the supervisor's log should have; anything but the end of passt is told with it.

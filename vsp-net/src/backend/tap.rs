@@ -194,12 +194,12 @@ impl TapQueues {
         Ok(())
     }
 
-    pub(super) fn send(
+    pub(super) fn send<'a>(
         &mut self,
         queue: usize,
         vnet: &VnetHeader,
         headers: &[u8],
-        rest: &[HeldSpan<'_>],
+        rest: impl IntoIterator<Item = HeldSpan<'a>>,
     ) -> io::Result<Sent> {
         let Some(queue) = self.queues.get(queue) else { return Ok(Sent::Dropped) };
         // The kernel takes a frame whole or not at all, and says the length that it was given.
@@ -211,14 +211,19 @@ impl TapQueues {
         }
     }
 
-    pub(super) fn receive(&mut self, queue: usize, into: HeldSpan<'_>) -> io::Result<Received> {
+    pub(super) fn receive<'a>(
+        &mut self,
+        queue: usize,
+        into: impl Iterator<Item = HeldSpan<'a>> + Clone,
+    ) -> io::Result<Received> {
         let Some(queue) = self.queues.get(queue) else { return Ok(Received::Nothing) };
+        let room = into.clone().fold(0usize, |sum, span| sum.saturating_add(span.len()));
         let mut vnet = [0; HEADER];
         // What is too long is cut off without a word. A byte that comes to lie here says so.
         let mut spill = [0; 1];
         match sys::scatter(queue.as_fd(), &mut vnet, into, &mut spill) {
             Ok(count) => match count.checked_sub(HEADER) {
-                Some(len) if (SHORTEST_FRAME..=into.len()).contains(&len) => {
+                Some(len) if (SHORTEST_FRAME..=room).contains(&len) => {
                     Ok(Received::Frame { vnet: VnetHeader::from_bytes(&vnet), len })
                 }
                 _ => Ok(Received::Dropped),
@@ -249,8 +254,8 @@ fn open_queue(name: &str, multi: bool) -> Result<OwnedFd, TapError> {
 
 /// `TUN_F_*`. Segmentation without checksums is nothing that the kernel knows.
 fn features(offloads: Offloads) -> c_uint {
-    let Offloads { checksum: true, tso4, tso6 } = offloads else { return 0 };
-    let either = if tso4 || tso6 { libc::TUN_F_TSO_ECN } else { 0 };
+    let Offloads { checksum: true, tso4, tso6, ecn } = offloads else { return 0 };
+    let either = if ecn && (tso4 || tso6) { libc::TUN_F_TSO_ECN } else { 0 };
     libc::TUN_F_CSUM
         | either
         | if tso4 { libc::TUN_F_TSO4 } else { 0 }

@@ -11,8 +11,8 @@ use super::blocks::{Blocks, For};
 use super::questions::NVSP_LEN;
 use super::spread::Staged;
 use super::state::Phase;
-use super::{Net, OpenError, broken};
-use crate::backend::{self, LONGEST_FRAME, Received, VnetHeader};
+use super::{Net, OpenError};
+use crate::backend::{self, LONGEST_FRAME, Received, VnetHeader, broken};
 use crate::hash::Toeplitz;
 use crate::headers::VLAN_LEN;
 use crate::nvsp::{ChannelType, HostMessage};
@@ -256,7 +256,7 @@ impl Net {
                 return false;
             };
             let (head, body) = message.split_at(RECEIVE_HEADROOM);
-            let (vnet, len) = match self.backend.receive(queue, body) {
+            let (vnet, len) = match self.backend.receive(queue, [body]) {
                 Err(error) => broken(&error),
                 Ok(Received::Nothing) => {
                     self.receive.queues[queue].readable = false;
@@ -350,7 +350,7 @@ impl Net {
             if !self.receive.queues[queue].readable {
                 break;
             }
-            match self.backend.receive(queue, body) {
+            match self.backend.receive(queue, [body]) {
                 Err(error) => broken(&error),
                 Ok(Received::Nothing) => self.receive.queues[queue].readable = false,
                 Ok(Received::Frame { .. } | Received::Dropped) => {
@@ -383,7 +383,7 @@ impl Net {
 /// are whole: what it passes on must not lack a checksum.
 fn receivable(enabled: oid::Offloads) -> backend::Offloads {
     let (tso4, tso6) = (enabled.contains(oid::Offloads::RSC4), enabled.contains(oid::Offloads::RSC6));
-    backend::Offloads { checksum: tso4 || tso6, tso4, tso6 }
+    backend::Offloads { checksum: tso4 || tso6, tso4, tso6, ecn: tso4 || tso6 }
 }
 
 /// The sum of a frame's bytes from `start` on.

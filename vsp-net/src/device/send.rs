@@ -3,10 +3,9 @@
 
 use vsp::ipc::shm::HeldSpan;
 
-use super::broken;
 use super::source::Source;
 use super::stats::Stats;
-use crate::backend::{Backend, Sent};
+use crate::backend::{Backend, Sent, broken};
 use crate::headers::{ETHERNET_LEN, VLAN_LEN};
 use crate::nvsp::Status;
 use crate::offload::{self, Headers, VnetHeader};
@@ -85,9 +84,9 @@ impl Sender<'_> {
         }
         let (at, rest) = (frame.data.start + headers.copied(), len - headers.copied());
         let sent = if rest == 0 {
-            self.backend.send(self.queue, &vnet, headers.as_slice(), &[])
+            self.backend.send(self.queue, &vnet, headers.as_slice(), [])
         } else if let Some(span) = source.span(at, rest) {
-            self.backend.send(self.queue, &vnet, headers.as_slice(), &[span])
+            self.backend.send(self.queue, &vnet, headers.as_slice(), [span])
         } else {
             self.send_scattered(source, at, rest, &vnet, &headers)
         };
@@ -113,7 +112,7 @@ impl Sender<'_> {
     ) -> std::io::Result<Sent> {
         let mut spans: Vec<HeldSpan<'_>> = Vec::new();
         if source.spans(at, rest, &mut spans).is_some() {
-            return self.backend.send(self.queue, vnet, headers.as_slice(), &spans);
+            return self.backend.send(self.queue, vnet, headers.as_slice(), spans.iter().copied());
         }
         let mut bytes = Vec::with_capacity(headers.as_slice().len() + rest);
         bytes.extend_from_slice(headers.as_slice());
@@ -122,7 +121,7 @@ impl Sender<'_> {
         if !source.copy_out(at, &mut bytes[head..]) {
             return Ok(Sent::Dropped);
         }
-        self.backend.send(self.queue, vnet, &bytes, &[])
+        self.backend.send(self.queue, vnet, &bytes, [])
     }
 
     fn dropped(&mut self) -> Fate {

@@ -4,9 +4,9 @@
 
 use vsp::Channels;
 
+use super::Net;
 use super::receive::{FRAMES_A_TURN, Filled, Placed};
-use super::{Net, broken};
-use crate::backend::{LONGEST_FRAME, Received};
+use crate::backend::{LONGEST_FRAME, Received, broken};
 use crate::hash::Toeplitz;
 use crate::headers::Layout;
 use crate::rndis::frame::{self, RECEIVE_HEADROOM};
@@ -55,7 +55,7 @@ impl Net {
     fn stage(&mut self) -> bool {
         let staging = self.receive.staging.clone();
         let Ok(body) = staging.span(0, LONGEST_FRAME) else { return false };
-        match self.backend.receive(0, body) {
+        match self.backend.receive(0, [body]) {
             Err(error) => broken(&error),
             Ok(Received::Nothing) => {
                 self.receive.queues[0].readable = false;

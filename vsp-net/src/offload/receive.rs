@@ -33,6 +33,15 @@ pub struct Complete {
 }
 
 impl Complete {
+    /// What a backend has left undone, if it has; `layout` are the frame's headers. `None` as well if the place is not in the frame.
+    pub fn of(vnet: &VnetHeader, layout: Option<&Layout>, frame_len: usize) -> Option<Complete> {
+        let start = usize::from(vnet.csum_start);
+        let at = start + usize::from(vnet.csum_offset);
+        let udp = layout.is_some_and(|layout| layout.protocol == UDP);
+        let is_left = vnet.flags & VnetHeader::NEEDS_CSUM != 0 && at + 2 <= frame_len;
+        is_left.then_some(Complete { start, at, udp })
+    }
+
     /// The checksum for its place; `sum` is that of the bytes from `start` to the frame's end.
     pub fn finish(&self, sum: Sum) -> [u8; 2] {
         match sum.finish() {
@@ -54,15 +63,12 @@ pub fn receive(vnet: &VnetHeader, head: &[u8], frame_len: usize, enabled: Offloa
     let right = layout.map_or(ReceiveChecksum::empty(), |layout| transport(&layout, enabled));
     let mut known = ReceiveChecksum::empty();
     if vnet.flags & VnetHeader::NEEDS_CSUM != 0 {
-        let start = usize::from(vnet.csum_start);
-        let at = start + usize::from(vnet.csum_offset);
-        let is_its_own = layout.is_some_and(|layout| layout.l4 == start);
+        let is_its_own = layout.is_some_and(|layout| layout.l4 == usize::from(vnet.csum_start));
         if is_its_own {
             known |= right;
         }
-        if !known.contains(ReceiveChecksum::TCP_SUCCEEDED) && at + 2 <= frame_len {
-            let udp = layout.is_some_and(|layout| layout.protocol == UDP);
-            receive.complete = Some(Complete { start, at, udp });
+        if !known.contains(ReceiveChecksum::TCP_SUCCEEDED) {
+            receive.complete = Complete::of(vnet, layout.as_ref(), frame_len);
         }
     } else if vnet.flags & VnetHeader::DATA_VALID != 0 {
         known |= right;

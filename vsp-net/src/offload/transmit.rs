@@ -15,16 +15,16 @@ pub const HEADERS_LEN: usize = 256;
 
 /// Least data in a segment: less than any network has, and enough that a frame does not become a flood. (Linux sends no segment of
 /// fewer than 48 bytes with its options: `tcp_min_snd_mss`.)
-const MIN_MSS: u32 = 32;
+pub(crate) const MIN_MSS: u32 = 32;
 /// Most data in a segment; the kernel gives the next number another meaning (`GSO_BY_FRAGS`).
-const MAX_MSS: u32 = 0xfffe;
+pub(crate) const MAX_MSS: u32 = 0xfffe;
 /// Most bytes behind a length of 16 bits.
-const MAX_IP: usize = 0xffff;
+pub(crate) const MAX_IP: usize = 0xffff;
 /// Where TCP's checksum is in its header, and UDP's.
-const TCP_CHECKSUM: u16 = 16;
+pub(crate) const TCP_CHECKSUM: u16 = 16;
 const UDP_CHECKSUM: u16 = 6;
 /// Bytes of a TCP header without options, of a UDP header, of an IPv4 header without options.
-const TCP_LEN: usize = 20;
+pub(crate) const TCP_LEN: usize = 20;
 const UDP_LEN: usize = 8;
 const IP4_LEN: usize = 20;
 

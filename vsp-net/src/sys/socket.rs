@@ -19,10 +19,10 @@ fn message(list: &mut [iovec]) -> msghdr {
 }
 
 /// Sends the private pieces and then the shared ones with one call that does not wait; how many bytes were taken.
-pub(crate) fn send_message(
+pub(crate) fn send_message<'a>(
     socket: BorrowedFd<'_>,
     first: &[&[u8]],
-    rest: &[HeldSpan<'_>],
+    rest: impl IntoIterator<Item = HeldSpan<'a>>,
 ) -> io::Result<usize> {
     with_list(first, rest, |list| {
         // SAFETY: as in `message`.

@@ -3,7 +3,7 @@
 use vsp::vmbus::packet::PacketType;
 use vsp::{Channels, GuestBuffer, Packet, Request};
 
-use super::Controller;
+use super::{Controller, work};
 use crate::job::Job;
 use crate::prepare::{Prepared, Target, prepare, respond};
 use crate::scsi::attention::{Attentions, REPORT_LUNS, REQUEST_SENSE};
@@ -55,7 +55,7 @@ impl Controller {
             return self.end(&srb, outcome, request, channels);
         };
         let spared = Attentions::spare(cdb[0]);
-        if self.luns[index].is_estranged() && !spared {
+        if self.engine.luns[index].is_estranged() && !spared {
             let sense = if begun { Sense::WRITE_ERROR } else { Sense::NO_MEDIUM };
             return self.end(&srb, Err(sense), request, channels);
         }
@@ -66,7 +66,7 @@ impl Controller {
             let answer = wire::answer_command(&srb, Outcome::Check(&sense.to_fixed()));
             return self.answer_with_change(request, &answer, channels);
         }
-        let unit = &self.luns[index].unit;
+        let unit = &self.engine.luns[index].unit;
         let condition = if begun { &UNTOUCHED } else { self.state.condition(address.lun) };
         let planned = Command::parse(cdb).and_then(|command| {
             if !condition.registry.allows(Nexus::GUEST, command.access()) {
@@ -97,7 +97,8 @@ impl Controller {
                 self.answer_with_change(request, &answer, channels);
             }
             Ok(Prepared::Start(work, operation)) => {
-                let job = Job { request, srb, unit: index, epoch: self.epoch, repeat, exclusive, work };
+                let context = work::Command { request, srb, epoch: self.epoch };
+                let job = Job { context, unit: index, repeat, exclusive, work };
                 self.start(operation, job);
             }
             Err(_) if begun => self.end(&srb, Err(Sense::WRITE_ERROR), request, channels),

@@ -52,24 +52,24 @@ impl Controller {
 
     /// The place of the unit with this number.
     pub(super) fn place_of(&self, number: u8) -> Option<usize> {
-        self.luns.iter().position(|lun| lun.lun == number && !lun.gone)
+        self.engine.luns.iter().position(|lun| lun.lun == number && !lun.gone)
     }
 
     fn add(&mut self, spec: &DiskSpec, shape: Shape, keeper: bool, fds: Vec<OwnedFd>) -> Result<u64, String> {
         let number = spec.lun.ok_or("the disk has no LUN")?;
         if let Some(place) = self.place_of(number) {
-            let lun = &self.luns[place];
+            let lun = &self.engine.luns[place];
             if lun.path != spec.path {
                 return Err(format!("LUN {number} is {} already", lun.path.display()));
             }
             self.owes_notice = true;
             return Ok(lun.bytes());
         }
-        let others = || self.luns.iter().filter(|lun| !lun.gone);
+        let others = || self.engine.luns.iter().filter(|lun| !lun.gone);
         if others().count() >= identity::MOST {
             return Err(format!("a controller has {} disks at most", identity::MOST));
         }
-        if self.luns.iter().any(|lun| lun.lun == number) && self.is_being_removed(number) {
+        if self.engine.luns.iter().any(|lun| lun.lun == number) && self.is_being_removed(number) {
             return Err(format!("the disk that was LUN {number} is not gone yet"));
         }
         let mut fds = fds.into_iter().map(File::from);
@@ -90,11 +90,11 @@ impl Controller {
         let (bytes, path) = (lun.bytes(), lun.path.display());
         tracing::info!(lun = number, bytes, read_only = lun.unit.read_only, "added: {path}");
         self.remember_unit(number, lun.identity);
-        let place = self.uring.add_file(file);
-        self.uring.align(place, lun.direct);
-        match self.luns.get_mut(place) {
+        let place = self.engine.uring.add_file(file);
+        self.engine.uring.align(place, lun.direct);
+        match self.engine.luns.get_mut(place) {
             Some(free) => *free = lun,
-            None => self.luns.push(lun),
+            None => self.engine.luns.push(lun),
         }
         self.renumber();
         Ok(bytes)
@@ -104,24 +104,25 @@ impl Controller {
     fn remove(&mut self, number: u8, control: Control) {
         let place = self.place_of(number);
         if let Some(place) = place {
-            self.luns[place].gone = true;
+            self.engine.luns[place].gone = true;
             self.hurry(place, |_| true);
             self.forget_unit(number);
             self.renumber();
-            tracing::info!(lun = number, "removed: {}", self.luns[place].path.display());
+            tracing::info!(lun = number, "removed: {}", self.engine.luns[place].path.display());
         }
         self.owes_notice = true;
         // Nobody has asked before, or somebody waits still, or it has been gone for long: then any place will do that is free.
-        let buried = || self.luns.iter().position(|lun| lun.lun == number && lun.gone);
+        let buried = || self.engine.luns.iter().position(|lun| lun.lun == number && lun.gone);
         let place = place.or_else(buried).unwrap_or(usize::MAX);
         self.removals.push(Removal { place, control });
     }
 
     fn is_being_removed(&self, number: u8) -> bool {
-        self.luns
+        self.engine
+            .luns
             .iter()
             .enumerate()
-            .any(|(place, lun)| lun.lun == number && lun.gone && self.uring.file(place).is_some())
+            .any(|(place, lun)| lun.lun == number && lun.gone && self.engine.uring.file(place).is_some())
     }
 
     /// Lets go of units that are gone and of which nothing is under way any more.
@@ -129,16 +130,16 @@ impl Controller {
         if self.removals.is_empty() {
             return;
         }
-        for place in 0..self.luns.len() {
-            if self.luns[place].gone
+        for place in 0..self.engine.luns.len() {
+            if self.engine.luns[place].gone
                 && !self.is_busy(place)
-                && let Some(file) = self.uring.remove_file(place)
+                && let Some(file) = self.engine.uring.remove_file(place)
             {
-                self.luns[place].release(&file);
-                self.luns[place].close();
+                self.engine.luns[place].release(&file);
+                self.engine.luns[place].close();
             }
         }
-        let uring = &self.uring;
+        let uring = &self.engine.uring;
         for removal in self.removals.extract_if(.., |removal| uring.file(removal.place).is_none()) {
             removal.control.answer(channels, Ok(json(&Answer::default())));
         }
@@ -146,24 +147,24 @@ impl Controller {
 
     /// Whether anything of a unit is under way.
     fn is_busy(&self, place: usize) -> bool {
-        self.luns[place].queue.len() > 0
+        self.engine.luns[place].queue.len() > 0
     }
 
     fn resize(&mut self, number: u8) -> Result<u64, String> {
         let place = self.place_of(number).ok_or_else(|| format!("there is no LUN {number}"))?;
-        let file = self.uring.file(place).ok_or("its file is not open")?;
-        let lun = &mut self.luns[place];
+        let file = self.engine.uring.file(place).ok_or("its file is not open")?;
+        let lun = &mut self.engine.luns[place];
         disk::check_limit(file, &lun.path, lun.unit.read_only, self.file_limit)
             .map_err(|error| error.to_string())?;
         lun.measure(file)?;
         // The guest looks only at those that tell it to.
         self.attend(number, Attention::CapacityChanged);
         self.owes_notice = true;
-        Ok(self.luns[place].bytes())
+        Ok(self.engine.luns[place].bytes())
     }
 
     fn renumber(&mut self) {
-        self.numbers = self.luns.iter().filter(|lun| !lun.gone).map(|lun| lun.lun).collect();
+        self.numbers = self.engine.luns.iter().filter(|lun| !lun.gone).map(|lun| lun.lun).collect();
         self.numbers.sort_unstable();
         self.owes_notice = true;
     }
@@ -185,7 +186,7 @@ impl Controller {
     /// Units from the number `first` on, and what they have done.
     fn report(&self, first: u8) -> Page {
         let numbers = self.numbers.iter().filter(|number| **number >= first);
-        Page::of(numbers.filter_map(|number| Some(unit_report(&self.luns[self.place_of(*number)?]))))
+        Page::of(numbers.filter_map(|number| Some(unit_report(&self.engine.luns[self.place_of(*number)?]))))
     }
 }
 
@@ -193,7 +194,7 @@ fn size(bytes: u64) -> String {
     json(&Answer { bytes })
 }
 
-fn unit_report(lun: &Lun) -> UnitReport {
+fn unit_report<P>(lun: &Lun<P>) -> UnitReport {
     let (stats, (throttled, queued)) = (&lun.stats, lun.queue.waits());
     let nanoseconds = |class, percent| stats.latency(class).percentile(percent).as_nanos() as u64;
     UnitReport {

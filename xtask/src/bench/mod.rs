@@ -8,6 +8,7 @@ mod lab;
 mod net;
 mod storage;
 mod table;
+mod vhost_user;
 mod video;
 
 use std::path::PathBuf;
@@ -36,10 +37,10 @@ pub struct Arguments {
     /// Take the binaries as they are.
     #[arg(long)]
     no_build: bool,
-    /// storage, net, video: how long each measurement takes, in milliseconds.
+    /// storage, net, vhost-user, video: how long each measurement takes, in milliseconds.
     #[arg(long, default_value_t = 2000, value_name = "MS")]
     time: u64,
-    /// storage: how the guests wait for the end of a read.
+    /// storage, vhost-user: how the guests wait for the end of a read.
     #[arg(long, value_enum, default_value_t)]
     wait: storage::Wait,
     /// storage, net: in the lab, with fio or iperf3 in a guest, against QEMU's virtio-blk or virtio-net.
@@ -60,6 +61,8 @@ enum Name {
     Net,
     /// Natively: reads through vsp-storage, beside fio on the same file and QEMU's vhost-user-blk server.
     Storage,
+    /// Natively: reads through vsp-storage as a vhost-user server, beside QEMU's (`qemu-storage-daemon`), by the same driver.
+    VhostUser,
     /// Natively: a guest's screen and keyboard, as far as a viewer on the same host.
     Video,
 }
@@ -100,15 +103,8 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
                 arguments.verbose,
             )?,
         ),
-        Name::Storage => {
-            let options = storage::Options {
-                build: !arguments.no_build,
-                rounds: arguments.rounds,
-                time: Duration::from_millis(arguments.time),
-                wait: arguments.wait,
-            };
-            ("storage", storage::measure(options)?)
-        }
+        Name::Storage => ("storage", storage::measure(storage_options(arguments))?),
+        Name::VhostUser => ("vhost-user", vhost_user::measure(storage_options(arguments))?),
         Name::Video => {
             let time = Duration::from_millis(arguments.time);
             ("video", video::measure(!arguments.no_build, arguments.rounds, time)?)
@@ -126,4 +122,13 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
         println!("{missed} of {} figures are not what is asked", figures.len());
     }
     Ok(if arguments.check && missed > 0 { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}
+
+fn storage_options(arguments: &Arguments) -> storage::Options {
+    storage::Options {
+        build: !arguments.no_build,
+        rounds: arguments.rounds,
+        time: Duration::from_millis(arguments.time),
+        wait: arguments.wait,
+    }
 }

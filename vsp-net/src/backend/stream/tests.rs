@@ -30,12 +30,12 @@ fn successor(backend: &Backend) -> Backend {
 }
 
 fn send(backend: &mut Backend, frame: &[u8]) -> Sent {
-    backend.send(0, &VnetHeader::default(), frame, &[]).unwrap()
+    backend.send(0, &VnetHeader::default(), frame, []).unwrap()
 }
 
 fn try_receive(backend: &mut Backend) -> io::Result<Option<Vec<u8>>> {
     let pages = pages();
-    match backend.receive(0, pages.span(0, pages.len()).unwrap())? {
+    match backend.receive(0, [pages.span(0, pages.len()).unwrap()])? {
         Received::Frame { vnet, len } => {
             assert_eq!(vnet, VnetHeader::default());
             let mut frame = vec![0; len];
@@ -97,10 +97,13 @@ fn a_frame_is_gathered_from_shared_pages() {
         spans.push(pages.span(piece * 100, 10).unwrap());
         expected.extend([piece as u8; 10]);
     }
-    assert_eq!(backend.send(0, &VnetHeader::default(), &expected[..20], &spans).unwrap(), Sent::Whole);
+    assert_eq!(
+        backend.send(0, &VnetHeader::default(), &expected[..20], spans.iter().copied()).unwrap(),
+        Sent::Whole
+    );
     assert_eq!(next_of(&mut peer), expected);
     let spans = vec![pages.span(0, 1).unwrap(); 2000];
-    assert_eq!(backend.send(0, &VnetHeader::default(), &[0; 20], &spans).unwrap(), Sent::Dropped);
+    assert_eq!(backend.send(0, &VnetHeader::default(), &[0; 20], spans).unwrap(), Sent::Dropped);
 }
 
 #[test]
@@ -110,9 +113,9 @@ fn what_nobody_could_take_is_dropped() {
     assert_eq!(send(&mut backend, &frame(1, 13)), Sent::Dropped);
     assert_eq!(send(&mut backend, &frame(1, longest + 1)), Sent::Dropped);
     let unfinished = VnetHeader { flags: VnetHeader::NEEDS_CSUM, ..VnetHeader::default() };
-    assert_eq!(backend.send(0, &unfinished, &frame(1, 60), &[]).unwrap(), Sent::Dropped);
+    assert_eq!(backend.send(0, &unfinished, &frame(1, 60), []).unwrap(), Sent::Dropped);
     let long = VnetHeader { gso_type: VnetHeader::GSO_TCPV4, ..VnetHeader::default() };
-    assert_eq!(backend.send(0, &long, &frame(1, 60), &[]).unwrap(), Sent::Dropped);
+    assert_eq!(backend.send(0, &long, &frame(1, 60), []).unwrap(), Sent::Dropped);
     assert_eq!(send(&mut backend, &frame(2, 60)), Sent::Whole);
     assert_eq!(next_of(&mut peer), frame(2, 60), "nothing of the dropped ones was sent");
 
@@ -121,11 +124,11 @@ fn what_nobody_could_take_is_dropped() {
     peer.write_all(&framed(&frame(4, 100))).unwrap();
     let pages = pages();
     let small = pages.span(0, 100).unwrap();
-    assert_eq!(backend.receive(0, small).unwrap(), Received::Dropped);
-    assert_eq!(backend.receive(0, small).unwrap(), Received::Dropped);
+    assert_eq!(backend.receive(0, [small]).unwrap(), Received::Dropped);
+    assert_eq!(backend.receive(0, [small]).unwrap(), Received::Dropped);
     let fits = Received::Frame { vnet: VnetHeader::default(), len: 100 };
-    assert_eq!(backend.receive(0, small).unwrap(), fits);
-    assert_eq!(backend.receive(0, small).unwrap(), Received::Nothing);
+    assert_eq!(backend.receive(0, [small]).unwrap(), fits);
+    assert_eq!(backend.receive(0, [small]).unwrap(), Received::Nothing);
 }
 
 #[test]
@@ -254,9 +257,9 @@ fn the_end_of_the_other_side_has_a_name() {
     drop(peer);
     assert_eq!(receive(&mut backend).unwrap(), frame(1, 60));
     let pages = pages();
-    let error = backend.receive(0, pages.span(0, 4096).unwrap()).unwrap_err();
+    let error = backend.receive(0, [pages.span(0, 4096).unwrap()]).unwrap_err();
     assert_eq!(error.to_string(), ENDED);
-    let error = backend.send(0, &VnetHeader::default(), &[0; 60], &[]).unwrap_err();
+    let error = backend.send(0, &VnetHeader::default(), &[0; 60], []).unwrap_err();
     assert_eq!(error.to_string(), ENDED);
 }
 
@@ -265,7 +268,7 @@ fn another_protocol_is_noticed() {
     let (mut backend, mut peer) = pair();
     peer.write_all(b"GET / HTTP/1.1\r\n").unwrap();
     let pages = pages();
-    let error = backend.receive(0, pages.span(0, 4096).unwrap()).unwrap_err();
+    let error = backend.receive(0, [pages.span(0, 4096).unwrap()]).unwrap_err();
     assert_eq!(error.kind(), io::ErrorKind::InvalidData);
 }
 

@@ -58,7 +58,7 @@ fn next(tap: &mut Backend, wanted: impl Fn(&[u8]) -> bool) -> (usize, VnetHeader
     let until = Instant::now() + Duration::from_secs(5);
     while Instant::now() < until {
         for queue in 0..tap.queues() {
-            let received = tap.receive(queue, pages.span(0, 70_000).unwrap()).unwrap();
+            let received = tap.receive(queue, [pages.span(0, 70_000).unwrap()]).unwrap();
             let Received::Frame { vnet, len } = received else { continue };
             let mut frame = vec![0; len];
             pages.copy_out(0, &mut frame).unwrap();
@@ -95,14 +95,14 @@ fn a_question_is_answered() {
         let (pages, request) = (pages(), arp_request());
         pages.copy_in(1000, &request[30..]).unwrap();
         let rest = [pages.span(1000, 2).unwrap(), pages.span(1002, request.len() - 32).unwrap()];
-        let sent = tap.send(0, &VnetHeader::default(), &request[..30], &rest).unwrap();
+        let sent = tap.send(0, &VnetHeader::default(), &request[..30], rest).unwrap();
         assert_eq!(sent, Sent::Whole);
         let (_, _, answer) = next(&mut tap, |frame| frame[12..14] == [8, 6] && frame[21] == 2);
         assert_eq!((&answer[..6], &answer[28..32]), (&MAC[..], &[10, 9, 8, 1][..]));
         tap.stop();
         assert!(ip("-d link show tap0").contains("numqueues 0 numdisabled 1"));
         tap.start().unwrap();
-        assert_eq!(tap.send(0, &VnetHeader::default(), &arp_request(), &[]).unwrap(), Sent::Whole);
+        assert_eq!(tap.send(0, &VnetHeader::default(), &arp_request(), []).unwrap(), Sent::Whole);
     });
 }
 
@@ -139,13 +139,13 @@ fn a_frame_too_long_for_its_place_is_dropped() {
         let pages = pages();
         for (room, good) in [(1041, false), (1042, true), (1043, true)] {
             // Whatever else the kernel may have to say first.
-            while tap.receive(0, pages.span(0, 70_000).unwrap()).unwrap() != Received::Nothing {}
+            while tap.receive(0, [pages.span(0, 70_000).unwrap()]).unwrap() != Received::Nothing {}
             socket.send_to(&[7; 1000], "10.9.8.2:2000").unwrap();
-            let received = tap.receive(0, pages.span(0, room).unwrap()).unwrap();
+            let received = tap.receive(0, [pages.span(0, room).unwrap()]).unwrap();
             assert_eq!(matches!(received, Received::Frame { len: 1042, .. }), good, "{room}: {received:?}");
             assert_eq!(received == Received::Dropped, !good);
         }
-        assert_eq!(tap.receive(0, pages.span(0, 70_000).unwrap()).unwrap(), Received::Nothing);
+        assert_eq!(tap.receive(0, [pages.span(0, 70_000).unwrap()]).unwrap(), Received::Nothing);
     });
 }
 
@@ -168,8 +168,8 @@ fn several_queues_are_one_interface() {
             used[next(&mut tap, is_udp).0] = true;
         }
         assert!(used.iter().filter(|used| **used).count() > 1, "frames are spread: {used:?}");
-        assert_eq!(tap.receive(9, pages().span(0, 4096).unwrap()).unwrap(), Received::Nothing);
-        assert_eq!(tap.send(9, &VnetHeader::default(), &arp_request(), &[]).unwrap(), Sent::Dropped);
+        assert_eq!(tap.receive(9, [pages().span(0, 4096).unwrap()]).unwrap(), Received::Nothing);
+        assert_eq!(tap.send(9, &VnetHeader::default(), &arp_request(), []).unwrap(), Sent::Dropped);
     });
 }
 
@@ -180,17 +180,17 @@ fn an_interface_that_is_down_or_gone() {
         let mut tap = Backend::Tap(TapQueues::open("tap0", 2).unwrap());
         tap.start().unwrap();
         let (pages, none) = (pages(), VnetHeader::default());
-        assert_eq!(tap.send(0, &none, &arp_request(), &[]).unwrap(), Sent::Dropped, "it is down");
-        assert_eq!(tap.receive(1, pages.span(0, 70_000).unwrap()).unwrap(), Received::Nothing);
+        assert_eq!(tap.send(0, &none, &arp_request(), []).unwrap(), Sent::Dropped, "it is down");
+        assert_eq!(tap.receive(1, [pages.span(0, 70_000).unwrap()]).unwrap(), Received::Nothing);
         up();
-        assert_eq!(tap.send(0, &none, &arp_request(), &[]).unwrap(), Sent::Whole);
+        assert_eq!(tap.send(0, &none, &arp_request(), []).unwrap(), Sent::Whole);
         let nonsense = VnetHeader { hdr_len: 1000, ..none };
-        assert_eq!(tap.send(0, &nonsense, &arp_request(), &[]).unwrap(), Sent::Dropped);
+        assert_eq!(tap.send(0, &nonsense, &arp_request(), []).unwrap(), Sent::Dropped);
         let nonsense = VnetHeader { gso_type: 77, gso_size: 1, ..none };
-        assert_eq!(tap.send(0, &nonsense, &arp_request(), &[]).unwrap(), Sent::Dropped);
+        assert_eq!(tap.send(0, &nonsense, &arp_request(), []).unwrap(), Sent::Dropped);
         ip("link delete tap0");
-        assert!(tap.send(0, &none, &arp_request(), &[]).is_err());
-        let error = tap.receive(0, pages.span(0, 70_000).unwrap()).unwrap_err();
+        assert!(tap.send(0, &none, &arp_request(), []).is_err());
+        let error = tap.receive(0, [pages.span(0, 70_000).unwrap()]).unwrap_err();
         assert!(error.to_string().contains("`tap0` can no longer be used"), "{error}");
     });
 }

@@ -1,8 +1,5 @@
 //! A guest of the tests: what a netvsc driver does, one step at a time.
 
-use std::io::{Read, Write};
-use std::os::fd::OwnedFd;
-use std::os::unix::net::UnixStream;
 use std::time::Instant;
 
 use vsp::SharedMemory;
@@ -11,7 +8,7 @@ use vsp::ipc::shm::PagesMapping;
 use vsp::testing::{Bench, GuestEnd, PATIENCE};
 use vsp::vmbus::packet::{Outgoing, PacketHeader, PacketType, TransferRange, page_buffer_header};
 
-use crate::backend::{Backend, Stream};
+pub use crate::backend::wire::{Wire, frame};
 use crate::cli::{Mac, Memory, Setting};
 use crate::device::Net;
 use crate::nvsp::{ChannelType, GuestMessage, HostMessage, RndisPacket, Section, Status, Version};
@@ -60,52 +57,6 @@ pub struct World {
     next_id: u32,
     /// The process does not see guest RAM.
     confined: bool,
-}
-
-/// The other end of the stream.
-pub struct Wire {
-    pub socket: UnixStream,
-    ours: UnixStream,
-    bytes: Vec<u8>,
-}
-
-impl Wire {
-    fn new() -> Wire {
-        let (socket, ours) = UnixStream::pair().unwrap();
-        socket.set_nonblocking(true).unwrap();
-        Wire { socket, ours, bytes: Vec::new() }
-    }
-
-    /// A process's descriptor of it.
-    fn backend(&self) -> Backend {
-        Backend::Stream(Stream::new(OwnedFd::from(self.ours.try_clone().unwrap())).unwrap())
-    }
-
-    /// A frame for the guest.
-    pub fn send(&mut self, frame: &[u8]) {
-        let mut bytes = (frame.len() as u32).to_be_bytes().to_vec();
-        bytes.extend_from_slice(frame);
-        self.socket.write_all(&bytes).unwrap();
-    }
-
-    /// The next frame of the guest's, if there is one.
-    pub fn next(&mut self) -> Option<Vec<u8>> {
-        let mut part = [0; 65536];
-        while let Ok(count @ 1..) = self.socket.read(&mut part) {
-            self.bytes.extend_from_slice(&part[..count]);
-        }
-        let len = u32::from_be_bytes(*self.bytes.first_chunk()?) as usize;
-        let frame = self.bytes.get(4..4 + len)?.to_vec();
-        self.bytes.drain(..4 + len);
-        Some(frame)
-    }
-}
-
-/// A frame of so many bytes.
-pub fn frame(to: [u8; 6], from: [u8; 6], len: usize, fill: u8) -> Vec<u8> {
-    let mut frame = [&to[..], &from[..], &[0x88, 0xb5]].concat();
-    frame.resize(len, fill);
-    frame
 }
 
 impl World {

@@ -6,21 +6,22 @@
 //! * [`native`]: the rounds and what is made of them
 //! * [`lab`]: the same reads in a guest, against QEMU's virtio-blk
 
-mod disk;
+pub(super) mod disk;
 mod fio;
 mod lab;
 mod native;
-mod side;
+pub(super) mod side;
 
 use std::fmt;
 use std::time::Duration;
 
 pub use lab::measure as in_the_lab;
 pub use native::{Options, measure};
+pub(super) use native::{Series, rounds};
 
 /// Whether the page cache is in it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Cache {
+pub(super) enum Cache {
     /// Everything is in it.
     Warm,
     /// It is gone around (O_DIRECT).
@@ -51,13 +52,13 @@ impl Wait {
 
 /// What is read.
 #[derive(Clone, Copy, Debug)]
-struct Work {
+pub(super) struct Work {
     /// Bytes of a read.
-    block: u32,
+    pub(super) block: u32,
     /// Reads under way.
-    depth: u32,
+    pub(super) depth: u32,
     /// At random places, or one after the other.
-    random: bool,
+    pub(super) random: bool,
 }
 
 impl Work {
@@ -77,9 +78,9 @@ impl fmt::Display for Work {
 
 /// What came of it.
 #[derive(Clone, Copy, Debug, PartialEq)]
-struct Measured {
+pub(super) struct Measured {
     /// Reads a second.
-    per_second: f64,
+    pub(super) per_second: f64,
     /// Median of a read's latency in microseconds.
-    p50: f64,
+    pub(super) p50: f64,
 }

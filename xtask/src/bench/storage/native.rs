@@ -90,7 +90,7 @@ pub struct Options {
 }
 
 /// One side's measurements of a row, in the order in which they were made.
-type Series = Vec<Measured>;
+pub type Series = Vec<Measured>;
 
 /// Measures everything.
 pub fn measure(options: Options) -> Result<Vec<Figure>> {
@@ -145,8 +145,11 @@ fn part(
 }
 
 /// Lets the sides take turns. One round that does not count comes first, for everybody to warm up.
-fn rounds(rounds: u32, sides: &mut [&mut dyn FnMut() -> Result<Measured>; 3]) -> Result<[Series; 3]> {
-    let mut series = [const { Series::new() }; 3];
+pub fn rounds<const SIDES: usize>(
+    rounds: u32,
+    sides: &mut [&mut dyn FnMut() -> Result<Measured>; SIDES],
+) -> Result<[Series; SIDES]> {
+    let mut series = [const { Series::new() }; SIDES];
     for round in 0..=rounds as usize {
         // Who goes first changes, so that a drift of the machine's speed favours nobody.
         for n in 0..sides.len() {

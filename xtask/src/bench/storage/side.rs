@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail, ensure};
 
 use super::{Cache, Measured, Wait, Work};
 
-/// How long QEMU's server may take until one can connect.
+/// How long a server may take until one can connect.
 const STARTS_WITHIN: Duration = Duration::from_secs(10);
 /// How often to look whether it is there.
 const LOOK: Duration = Duration::from_millis(20);
@@ -36,7 +36,15 @@ impl Side {
 
     /// QEMU's `vhost-user-blk` export, driven by a virtio driver.
     pub fn qemu(programs: &Path, disk: &Path, cache: Cache, aio: &str, wait: Wait) -> Result<Self> {
-        let server = Server::start(disk, cache, aio)?;
+        Self::driver(programs, wait, Server::qemu(disk, cache, aio)?)
+    }
+
+    /// Our `vsp-storage` as such a server, driven in the same way.
+    pub fn vhost_user(programs: &Path, disk: &Path, cache: Cache, wait: Wait) -> Result<Self> {
+        Self::driver(programs, wait, Server::ours(programs, disk, cache)?)
+    }
+
+    fn driver(programs: &Path, wait: Wait, server: Server) -> Result<Self> {
         let mut command = Command::new(programs.join("bulkhead-peer"));
         command.arg("--socket").arg(&server.socket);
         Self::start(command, wait, Some(server))
@@ -93,42 +101,65 @@ fn parse(answer: &str) -> Result<Measured> {
     Ok(Measured { per_second: number(reads)? * 1e9 / number(time)?, p50: number(p50)? / 1000.0 })
 }
 
-/// `qemu-storage-daemon`.
+/// A vhost-user-blk server: `qemu-storage-daemon`, or ours.
 struct Server {
     child: Child,
     socket: PathBuf,
 }
 
 impl Server {
-    fn start(disk: &Path, cache: Cache, aio: &str) -> Result<Self> {
-        let socket = std::env::temp_dir().join(format!("bulkhead-bench-{}.sock", std::process::id()));
-        let _ = std::fs::remove_file(&socket);
+    fn qemu(disk: &Path, cache: Cache, aio: &str) -> Result<Self> {
+        let socket = Self::place("qemu");
         let direct = if cache == Cache::Direct { "on" } else { "off" };
         // The other side has the file open too: no locks, and nobody writes.
         let file = format!(
             "driver=file,node-name=file,filename={},read-only=on,locking=off,cache.direct={direct},aio={aio}",
-            disk.display().to_string().replace(',', ",,")
+            doubled_commas(disk)
         );
         let export = format!(
             "type=vhost-user-blk,id=export,node-name=disk,iothread=io,addr.type=unix,addr.path={}",
             socket.display()
         );
-        let child = Command::new("qemu-storage-daemon")
+        let mut command = Command::new("qemu-storage-daemon");
+        command
             .args(["--object", "iothread,id=io", "--blockdev", &file])
             .args(["--blockdev", "driver=raw,node-name=disk,file=file,read-only=on", "--export", &export])
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .spawn()
-            .context("starting qemu-storage-daemon")?;
+            .stdout(Stdio::null());
+        Self::start(command, socket)
+    }
+
+    fn ours(programs: &Path, disk: &Path, cache: Cache) -> Result<Self> {
+        let socket = Self::place("ours");
+        let cache = if cache == Cache::Direct { ",cache=none" } else { "" };
+        let mut command = Command::new(programs.join("vsp-storage"));
+        command.args(["--device", "bench", "--log-level", "warn", "--vhost-user"]).arg(&socket);
+        command.args(["--disk", &format!("path={},ro{cache}", doubled_commas(disk))]);
+        Self::start(command, socket)
+    }
+
+    fn place(whose: &str) -> PathBuf {
+        let socket = std::env::temp_dir().join(format!("bulkhead-bench-{whose}-{}.sock", std::process::id()));
+        let _ = std::fs::remove_file(&socket);
+        socket
+    }
+
+    fn start(mut command: Command, socket: PathBuf) -> Result<Self> {
+        let name = command.get_program().to_string_lossy().into_owned();
+        let child = command.stdin(Stdio::null()).spawn().with_context(|| format!("starting {name}"))?;
         let mut server = Self { child, socket };
         let begin = Instant::now();
         while !server.socket.exists() {
-            ensure!(server.child.try_wait()?.is_none(), "qemu-storage-daemon has ended");
-            ensure!(begin.elapsed() < STARTS_WITHIN, "qemu-storage-daemon does not come up");
+            ensure!(server.child.try_wait()?.is_none(), "{name} has ended");
+            ensure!(begin.elapsed() < STARTS_WITHIN, "{name} does not come up");
             std::thread::sleep(LOOK);
         }
         Ok(server)
     }
+}
+
+/// A path as a value on a command line whose commas separate.
+fn doubled_commas(path: &Path) -> String {
+    path.display().to_string().replace(',', ",,")
 }
 
 impl Drop for Server {

@@ -25,12 +25,12 @@ fn echo(number: RawFd) -> ! {
     let mut waiting = 0;
     loop {
         let span = pages.span(0, pages.len()).unwrap();
-        match stream.receive(span).unwrap() {
+        match stream.receive([span]).unwrap() {
             Received::Frame { len, .. } => {
                 let rest = pages.span(10, len - 10).unwrap();
                 let mut head = [0; 10];
                 pages.copy_out(0, &mut head).unwrap();
-                while stream.send(&VnetHeader::default(), len, &head, &[rest]).unwrap() == Sent::Later {
+                while stream.send(&VnetHeader::default(), len, &head, [rest]).unwrap() == Sent::Later {
                     thread::yield_now();
                 }
                 waiting += 1;

@@ -51,7 +51,7 @@ fn passt_speaks_our_protocol() {
             let request = arp_request();
             pages.copy_in(100, &request[20..]).unwrap();
             let rest = pages.span(100, request.len() - 20).unwrap();
-            let sent = backend.send(0, &VnetHeader::default(), &request[..20], &[rest]);
+            let sent = backend.send(0, &VnetHeader::default(), &request[..20], [rest]);
             match sent {
                 Ok(sent) => assert_eq!(sent, Sent::Whole),
                 Err(_) => continue,

@@ -1,0 +1,147 @@
+//! Named kill points: every place between two stores that a successor can tell apart.
+//!
+//! Tests die at each of them. A build without debug assertions has none of it.
+
+/// A place on the way of a request at which a process may die. Each is named for the store that has just been made, or, if it ends with
+/// `Due`, for the one that comes next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum KillPoint {
+    /// A new region is about to count.
+    InitDue,
+    /// It counts.
+    Initialised,
+    /// A request is about to be taken.
+    TakeDue,
+    /// Its place in the order is noted; it is still in the ring.
+    Numbered,
+    /// It is in flight.
+    Taken,
+    /// It is in the used part behind the index.
+    UsedWritten,
+    /// The request before it in the batch is noted.
+    Linked,
+    /// It is the first of the batch.
+    Headed,
+    /// The used index is about to be published.
+    PublishDue,
+    /// It is published: the driver has the answers. The region says that they are in flight.
+    Published,
+    /// One of the batch is in flight no more.
+    Cleared,
+    /// The region's index has followed.
+    Followed,
+    /// The driver has been told.
+    Signalled,
+    /// A successor has settled one of its predecessor's batch.
+    Settled,
+    /// The region's index is the ring's.
+    Recovered,
+    /// The ring has been stopped, and the region is about to be one that says nothing.
+    StopDue,
+    /// It says nothing.
+    Stopped,
+}
+
+impl KillPoint {
+    /// All of them.
+    pub const ALL: [KillPoint; 17] = [
+        KillPoint::InitDue,
+        KillPoint::Initialised,
+        KillPoint::TakeDue,
+        KillPoint::Numbered,
+        KillPoint::Taken,
+        KillPoint::UsedWritten,
+        KillPoint::Linked,
+        KillPoint::Headed,
+        KillPoint::PublishDue,
+        KillPoint::Published,
+        KillPoint::Cleared,
+        KillPoint::Followed,
+        KillPoint::Signalled,
+        KillPoint::Settled,
+        KillPoint::Recovered,
+        KillPoint::StopDue,
+        KillPoint::Stopped,
+    ];
+
+    /// Its name on a command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            KillPoint::InitDue => "init-due",
+            KillPoint::Initialised => "initialised",
+            KillPoint::TakeDue => "take-due",
+            KillPoint::Numbered => "numbered",
+            KillPoint::Taken => "taken",
+            KillPoint::UsedWritten => "used-written",
+            KillPoint::Linked => "linked",
+            KillPoint::Headed => "headed",
+            KillPoint::PublishDue => "publish-due",
+            KillPoint::Published => "published",
+            KillPoint::Cleared => "cleared",
+            KillPoint::Followed => "followed",
+            KillPoint::Signalled => "signalled",
+            KillPoint::Settled => "settled",
+            KillPoint::Recovered => "recovered",
+            KillPoint::StopDue => "stop-due",
+            KillPoint::Stopped => "stopped",
+        }
+    }
+
+    /// The process is here.
+    #[inline]
+    pub(crate) fn reached(self) {
+        #[cfg(debug_assertions)]
+        armed::reached(self);
+    }
+}
+
+/// Has this process end without a trace, exit code 137, when this thread comes by a kill point for the given time: `NAME:COUNT`, from 1.
+/// An error in builds without kill points.
+pub fn arm(order: &str) -> Result<(), String> {
+    let (name, count) = order.split_once(':').unwrap_or((order, "1"));
+    let point = KillPoint::ALL.into_iter().find(|point| point.name() == name);
+    let point = point.ok_or_else(|| format!("there is no kill point `{name}`"))?;
+    let count = count.parse().ok().filter(|&count: &u32| count > 0);
+    let count = count.ok_or_else(|| format!("`{order}` does not end in a number from 1"))?;
+    #[cfg(debug_assertions)]
+    {
+        // What SIGKILL would leave; a signal handler's note would make a crash of it.
+        armed::arm(point, count, |_| std::process::exit(137));
+        Ok(())
+    }
+    #[cfg(not(debug_assertions))]
+    Err(format!("this build has no kill points, {} ({count}) included", point.name()))
+}
+
+/// Dying at kill points, for tests too.
+#[cfg(debug_assertions)]
+pub mod armed {
+    use std::cell::Cell;
+
+    use super::KillPoint;
+
+    /// What happens at a kill point.
+    pub type Death = fn(KillPoint);
+
+    thread_local! {
+        static ARMED: Cell<Option<(KillPoint, u32, Death)>> = const { Cell::new(None) };
+    }
+
+    /// Has `death` come when this thread reaches `point` for the `count`th time from now on.
+    pub fn arm(point: KillPoint, count: u32, death: Death) {
+        ARMED.set(Some((point, count, death)));
+    }
+
+    /// Takes it back; true if it has not come.
+    pub fn disarm() -> bool {
+        ARMED.take().is_some()
+    }
+
+    pub(super) fn reached(point: KillPoint) {
+        let Some((armed, count, death)) = ARMED.get().filter(|armed| armed.0 == point) else { return };
+        ARMED.set((count > 1).then_some((armed, count - 1, death)));
+        if count == 1 {
+            death(point);
+        }
+    }
+}

@@ -1,0 +1,131 @@
+//! What a front end may do, and what ends its connection.
+
+#![allow(clippy::unwrap_used, reason = "tests may panic")]
+
+mod common;
+
+use std::os::fd::AsFd;
+
+use common::{Holder, RAM, Seen, bench, send};
+use vhost_face::testing::{Bench, FrontEnd, message};
+use vhost_face::wire::request;
+
+fn silent() -> Bench<Holder> {
+    Bench::silent(Holder::default(), FrontEnd::new(RAM))
+}
+
+/// Whether these messages have the front end cut off, the last of them and none before.
+fn ends(bench: &mut Bench<Holder>, what: u32, payload: &[u8]) -> bool {
+    bench.turn(2);
+    assert!(bench.runtime.is_connected(), "before");
+    bench.tell(what, payload, &[]);
+    bench.turn(2);
+    !bench.runtime.is_connected()
+}
+
+fn words(all: &[u32]) -> Vec<u8> {
+    all.iter().flat_map(|word| word.to_ne_bytes()).collect()
+}
+
+#[test]
+fn features_that_were_not_offered_end_the_connection() {
+    assert!(ends(&mut silent(), request::SET_FEATURES, &(1u64 << 40).to_ne_bytes()));
+    assert!(ends(&mut silent(), request::SET_PROTOCOL_FEATURES, &(1u64 << 5).to_ne_bytes()));
+    assert!(!ends(&mut silent(), request::SET_FEATURES, &(1u64 << 32 | 1).to_ne_bytes()));
+}
+
+#[test]
+fn messages_in_the_wrong_order_end_the_connection() {
+    let seen = Seen::default();
+    for (what, payload) in [
+        (request::SET_VRING_NUM, words(&[0, 8])),
+        (request::SET_VRING_BASE, words(&[0, 8])),
+        (request::SET_FEATURES, 1u64.to_ne_bytes().to_vec()),
+        (request::SET_VRING_ADDR, [words(&[0, 0]), vec![0; 32]].concat()),
+    ] {
+        let (mut bench, _ring) = bench(Holder::patient(&seen));
+        assert!(ends(&mut bench, what, &payload), "{what}");
+    }
+    assert!(!ends(&mut silent(), request::SET_VRING_ENABLE, &words(&[0, 1])), "QEMU's NIC does that");
+    assert!(ends(&mut silent(), request::GET_INFLIGHT_FD, &[0; 24]), "not negotiated");
+    assert!(ends(&mut silent(), request::SET_VRING_NUM, &words(&[2, 8])), "there are two queues");
+    assert!(ends(&mut silent(), request::SET_VRING_BASE, &words(&[0, 0x10000])));
+    assert!(ends(&mut silent(), 6, &[0; 16]), "a log was not offered");
+    assert!(ends(&mut silent(), request::SET_FEATURES, &[0; 7]));
+}
+
+#[test]
+fn what_is_no_eventfd_is_not_rung() {
+    let mut bench = silent();
+    let file = std::fs::File::open("/dev/null").unwrap();
+    bench.tell(request::SET_VRING_KICK, &0u64.to_ne_bytes(), &[file.as_fd()]);
+    bench.turn(2);
+    assert!(!bench.runtime.is_connected());
+}
+
+#[test]
+fn rings_outside_of_memory_end_the_connection() {
+    let seen = Seen::default();
+    let (mut bench, _ring) = bench(Holder::patient(&seen));
+    bench.stop(0);
+    let bell = ipc::event::Doorbell::new().unwrap();
+    let longs = |all: &[u64]| all.iter().flat_map(|long| long.to_ne_bytes()).collect::<Vec<u8>>();
+    bench.tell(request::SET_VRING_ADDR, &[words(&[0, 0]), longs(&[0, 0, 0, 0])].concat(), &[]);
+    bench.tell(request::SET_VRING_KICK, &0u64.to_ne_bytes(), &[bell.as_fd()]);
+    bench.turn(2);
+    assert!(!bench.runtime.is_connected());
+}
+
+#[test]
+fn a_front_end_that_was_cut_off_leaves_room_for_the_next() {
+    let seen = Seen::default();
+    let (mut bench, mut ring) = bench(Holder::patient(&seen));
+    send(&mut ring, &bench.front_end, 1);
+    bench.kick(0);
+    bench.turn(2);
+    assert_eq!(bench.runtime.face().held.len(), 1);
+    assert!(bench.tell_raw(&message(99, &[]), &[]));
+    bench.turn(3);
+    assert!(!bench.runtime.is_connected());
+    // The same process goes on as its own successor: nothing was completed, so it runs again.
+    bench.reconnect();
+    bench.turn(2);
+    assert_eq!(*seen.borrow(), [1, 1]);
+    bench.runtime.with_face(|face, _| face.eager = true);
+    send(&mut ring, &bench.front_end, 2);
+    bench.kick(0);
+    assert_eq!(bench.wait(&mut ring, 2).len(), 2);
+}
+
+#[test]
+fn the_end_of_a_queue_is_said_when_its_requests_have_ended() {
+    let seen = Seen::default();
+    let (mut bench, mut ring) = bench(Holder::patient(&seen));
+    send(&mut ring, &bench.front_end, 1);
+    bench.kick(0);
+    bench.turn(2);
+    bench.tell(request::GET_VRING_BASE, &words(&[0, 0]), &[]);
+    bench.runtime.turn(Some(std::time::Duration::from_millis(1))).unwrap();
+    send(&mut ring, &bench.front_end, 2);
+    bench.kick(0);
+    bench.turn(5);
+    assert!(bench.try_hear().is_none(), "one is in flight");
+    assert_eq!(*seen.borrow(), [1], "and no other is taken");
+    bench.runtime.with_face(|face, queues| face.held.pop().unwrap().complete(queues, 8));
+    let heard = bench.hear();
+    assert_eq!((heard.request, &heard.payload[..]), (request::GET_VRING_BASE, &words(&[0, 1])[..]));
+    assert_eq!(bench.wait(&mut ring, 1).len(), 1);
+    bench.restart(0);
+    bench.turn(3);
+    assert_eq!(*seen.borrow(), [1, 2]);
+    bench.runtime.with_face(|face, queues| face.held.pop().unwrap().complete(queues, 8));
+}
+
+#[test]
+fn the_configuration_is_read_in_pieces() {
+    let mut bench = Bench::new(Holder::default(), FrontEnd::new(RAM));
+    bench.tell(request::GET_CONFIG, &[words(&[4, 3, 0]), vec![0; 3]].concat(), &[]);
+    let heard = bench.hear();
+    assert_eq!(heard.payload, [words(&[4, 3, 0]), vec![4, 5, 6]].concat());
+    assert!(ends(&mut bench, request::SET_CONFIG, &[words(&[0, 1, 0]), vec![1]].concat()));
+}
