@@ -9,6 +9,7 @@ use clap::{Args, Parser, Subcommand};
 use crate::device::command as device;
 use crate::disk::command as disk;
 use crate::net::command as net;
+use crate::pci::command as pci;
 use crate::screen::{command as screen, holder as seat};
 
 const ABOUT: &str = "Runs virtual machines whose devices are sandboxed processes";
@@ -26,16 +27,17 @@ Examples:
   bulkhead device ls          The device processes of the VMs that run
   bulkhead disk add debian disk0 path=data.img     A disk more
   bulkhead net ls             Bridges, ports, VLANs and limits
+  bulkhead pci ls             PCI devices of this host that a VM can have
   bulkhead console debian --web --open             Its screen in a browser
   bulkhead screenshot debian out.png; bulkhead type debian root --enter
 
-More: bulkhead run --help, bulkhead check --help, bulkhead device --help, bulkhead disk --help, bulkhead net --help, bulkhead console --help, bulkhead units --help";
+More: bulkhead run --help, bulkhead check --help, bulkhead device --help, bulkhead disk --help, bulkhead net --help, bulkhead pci --help, bulkhead console --help, bulkhead units --help";
 
 const RUN_ABOUT: &str = "Boots a VM and stays with it until it ends";
 
 const RUN_LONG_ABOUT: &str = "\
 Boots the VM that a spec describes and supervises its processes in the foreground: core-vmm, one vsp-storage for each [[storage]], \
-one vsp-net for each [[net]] and, where a NIC is connected to one, a passt; with [screen], one vsp-video, two vsp-hid (keyboard and mouse) \
+one vsp-net for each [[net]] and, where a NIC is connected to one, a passt; one vsp-pci for each [[pci]]; with [screen], one vsp-video, two vsp-hid (keyboard and mouse) \
 and one bulkhead-console. None of them outlives this command, however it ends.
 
 A device process that dies, hangs or makes a system call that its policy forbids is replaced by a new one at once, and what the guest \
@@ -135,17 +137,22 @@ A spec:
                                 # packet. Or \"full\": it maps all guest memory
   antispoof = false             # drop what the guest sends from another address than `mac`
   link = \"up\"                   # or \"down\": the cable is not plugged in at first
+  spare = false                 # a second process stands by
+
+  [[pci]]                       # a PCI device of the host that is the VM's own, one process. All of the VM's memory is pinned for it
+  address = \"0000:03:00.0\"      # bulkhead pci ls; it has to be bound (bulkhead pci bind)
+  name = \"nic1\"                 # if left out: made of the address, pci-03-00-0
   spare = false                 # a second process stands by";
 
 const UNITS_ABOUT: &str = "Writes the systemd units of a VM";
 
 const UNITS_LONG_ABOUT: &str = "\
 Writes what systemd needs to run the VM that a spec describes, every process as a unit of its own: bulkhead-vm@NAME.target is the \
-VM, bulkhead-core@NAME.service its core, vsp-storage@NAME:DEVICE.service or vsp-net@NAME:DEVICE.service a device, \
+VM, bulkhead-core@NAME.service its core, vsp-storage@NAME:DEVICE.service, vsp-net@NAME:DEVICE.service or vsp-pci@NAME:DEVICE.service a device, \
 bulkhead-net@NAME:DEVICE.service what a NIC is connected to, bulkhead-console@NAME:console.service the console of a screen and \
 bulkhead-seat@NAME.service what lies between that and its devices. Starts nothing. Doing it again after a change of the spec changes what has to change.
 
-A TAP has to be its device's: sudo bulkhead net port add tap0 --bridge br0 --owner NAME:DEVICE, once the units are written.
+A PCI device has to be bound when the VM starts (bulkhead pci bind, in a unit of yours before the VM's target for instance). A TAP has to be its device's: sudo bulkhead net port add tap0 --bridge br0 --owner NAME:DEVICE, once the units are written.
 
 The VM may run meanwhile. After systemctl daemon-reload, a process that is started again is what is written now: do not change the \
 disks of a VM that runs.
@@ -209,6 +216,9 @@ pub enum Command {
     #[command(about = net::ABOUT, long_about = net::LONG_ABOUT, after_help = net::AFTER_HELP)]
     /// Bridges, ports and cables.
     Net(net::Net),
+    #[command(about = pci::ABOUT, long_about = pci::LONG_ABOUT, after_help = pci::AFTER_HELP)]
+    /// PCI devices of the host.
+    Pci(pci::Pci),
     #[command(
         about = screen::CONSOLE_ABOUT, long_about = screen::CONSOLE_LONG_ABOUT, after_help = screen::CONSOLE_AFTER_HELP
     )]

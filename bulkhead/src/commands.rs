@@ -34,6 +34,7 @@ pub fn execute(cli: &Cli) -> anyhow::Result<ExitCode> {
             }
             crate::net::command::execute(options)
         }
+        Command::Pci(options) => crate::pci::command::execute(options),
         Command::Console(options) => screen::command::console(options),
         Command::Screenshot(options) => screen::command::screenshot(options),
         Command::Type(options) => screen::command::type_text(options),
@@ -175,6 +176,11 @@ fn summary(spec: &Spec) -> String {
             "    vsp-net {}{spare}\n      {}{mac}, MTU {}{queues}{link}\n",
             net.name, net.backend, net.mtu
         ));
+    }
+    for pci in &spec.pci {
+        let spare = if pci.spare { ", and a spare" } else { "" };
+        let (name, address, group) = (&pci.name, pci.address, pci.group);
+        out.push_str(&format!("    vsp-pci {name}{spare}\n      {address}, IOMMU group {group}\n"));
     }
     if let Some(screen) = &spec.screen {
         out.push_str(&of_screen(screen));

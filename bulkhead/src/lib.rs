@@ -9,6 +9,7 @@
 //! * [`device`]: what an operator sees of them and does about them
 //! * [`disk`]: disks that come, go and grow while a VM runs
 //! * [`net`]: what NICs are connected to; bridges and their ports
+//! * [`pci`]: PCI devices of the host that VMs can have
 //! * [`screen`]: what lies between the processes of a screen, and what people do with it
 //! * [`holder`]: keeps for systemd what has to outlive processes
 //! * [`units`]: the same with systemd as the supervisor
@@ -27,6 +28,7 @@ pub mod holder;
 pub mod host;
 pub mod man;
 pub mod net;
+pub mod pci;
 pub mod plan;
 pub mod programs;
 pub mod runtime_dir;

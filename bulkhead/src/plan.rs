@@ -1,5 +1,6 @@
 //! From a spec to processes: what is started, as which user, with which arguments. Pure: it starts nothing.
 
+mod pci;
 mod screen;
 
 use std::ffi::OsString;
@@ -13,6 +14,7 @@ use crate::programs::Programs;
 use crate::spec::net::{Backend, Exposure, Mac};
 use crate::spec::{self, Disk, Net, Spec, Storage};
 
+pub use self::pci::{Later, MOST_LATER, Passed, later};
 pub use self::screen::{Part, Seat};
 
 /// Numbers of the user and group ids that Bulkhead's processes run as when root starts them: from this one ("BH" in
@@ -39,6 +41,8 @@ pub struct Plan {
     pub devices: Vec<Device>,
     /// What lies between the processes of a screen, and where people get to it.
     pub seat: Option<Seat>,
+    /// What devices are made of that it is given while it runs.
+    pub later: Later,
 }
 
 /// One device process.
@@ -60,6 +64,8 @@ pub struct Device {
     pub network: Option<Network>,
     /// Its place at the seat, for what belongs to a screen.
     pub part: Option<Part>,
+    /// The device of the host that it passes on.
+    pub pci: Option<Passed>,
 }
 
 impl Device {
@@ -153,6 +159,17 @@ impl Plan {
             }));
             devices.extend(of_screen);
         }
+        let user = devices.last().map_or(1, |device| device.user + 1);
+        let seat = spec.screen.as_ref().map(|screen| Seat::of(screen, user));
+        // The last ones, so that no other user moves for them.
+        let first = user.max(devices.len() + count + 1) + usize::from(seat.is_some());
+        let program = programs.vsp_pci.clone().unwrap_or_default();
+        for (user, pci) in (first..).zip(&spec.pci) {
+            let device = pci::device(pci, program.clone(), users, user);
+            slots.push(pci::slot_of(&spec.name, &device));
+            devices.push(device);
+        }
+        let later = Later::new(&spec.name, programs, users, first + spec.pci.len());
         let core = CoreConfig {
             name: spec.name.clone(),
             vcpus: spec.machine.vcpus,
@@ -169,6 +186,7 @@ impl Plan {
                 spec::Console::Socket(path) => Console::Socket(path.clone()),
             },
             devices: slots,
+            later_uids: later.ids(),
             uid: users.id(0),
             gid: users.id(0),
             on_crash: match spec.on_crash {
@@ -177,9 +195,7 @@ impl Plan {
             },
             sandbox: true,
         };
-        let user = devices.last().map_or(1, |device| device.user + 1);
-        let seat = spec.screen.as_ref().map(|screen| Seat::of(screen, user));
-        Self { name: spec.name.clone(), core_program: programs.core_vmm.clone(), core, devices, seat }
+        Self { name: spec.name.clone(), core_program: programs.core_vmm.clone(), core, devices, seat, later }
     }
 }
 
@@ -192,6 +208,7 @@ fn slot(vm: &str, device: &Device) -> DeviceSlot {
         guest_ram: false,
         fetch: false,
         device_memory: 0,
+        passthrough: false,
     }
 }
 
@@ -210,6 +227,7 @@ fn storage_device(storage: &Storage, programs: &Programs, users: Users, user: us
         spare: storage.spare,
         network: None,
         part: None,
+        pci: None,
     }
 }
 
@@ -249,6 +267,7 @@ fn net_device(vm: &str, net: &Net, programs: &Programs, users: Users, user: usiz
         spare: net.spare,
         network: Some(network),
         part: None,
+        pci: None,
     }
 }
 

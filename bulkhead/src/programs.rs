@@ -19,6 +19,8 @@ pub struct Programs {
     pub vsp_net: Option<PathBuf>,
     /// `passt`, if a NIC is connected to one.
     pub passt: Option<PathBuf>,
+    /// `vsp-pci`, if it is there: a VM that has no PCI device can be given one while it runs.
+    pub vsp_pci: Option<PathBuf>,
     /// `vsp-video`, if the VM has a screen;
     pub vsp_video: Option<PathBuf>,
     /// `vsp-hid`,
@@ -65,6 +67,10 @@ impl Programs {
             vsp_storage: find("vsp-storage")?,
             vsp_net: (!spec.net.is_empty()).then(|| find("vsp-net")).transpose()?,
             passt: wants_passt.then(|| find_in(&everywhere, "passt", INSTALL_PASST)).transpose()?,
+            vsp_pci: match spec.pci.as_slice() {
+                [] => find("vsp-pci").ok(),
+                _ => Some(find("vsp-pci")?),
+            },
             vsp_video: of_screen("vsp-video")?,
             vsp_hid: of_screen("vsp-hid")?,
             console: of_screen("bulkhead-console")?,

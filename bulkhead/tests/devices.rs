@@ -348,3 +348,26 @@ fn a_supervisor_without_descriptors_left_waits_for_some() {
     drop(crowd);
     world.until("operators are answered again", serves);
 }
+
+#[test]
+fn a_pci_device_that_cannot_be_had_is_refused_and_the_vm_runs_on() {
+    let world = World::new("attach", FOREVER, &device(SERVES));
+    let running = world.start();
+    world.until("it serves", serves);
+    let told = |arguments: &[&str]| {
+        let output = world.device(arguments);
+        assert_eq!(output.status.code(), Some(1));
+        stderr(&output)
+    };
+    let why = told(&["attach", "toy", "--pci", "ffff7777:e3:1f.7"]);
+    assert!(why.contains("there is no PCI device ffff7777:e3:1f.7: bulkhead pci ls shows"), "{why}");
+    let why = told(&["attach", "toy", "--pci", "00:00.0", "--name", "disk0"]);
+    assert!(why.contains("has a device disk0 already"), "{why}");
+    let why = told(&["attach", "toy", "--pci", "00:00.0", "--name", "../x"]);
+    assert!(why.contains("the name \"../x\" may not contain"), "{why}");
+    let why = told(&["detach", "toy", "disk0"]);
+    assert!(why.contains("only PCI devices can be attached and detached"), "{why}");
+    assert!(told(&["detach", "toy", "nic"]).contains("disk0"), "what there is");
+    world.until("it still serves", serves);
+    drop(running);
+}

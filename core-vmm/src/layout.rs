@@ -54,6 +54,8 @@ pub const SERIAL_PORT: u16 = 0x3f8;
 pub const SERIAL_IRQ: u32 = 4;
 /// Index and data port of the clock.
 pub const RTC_PORT: u16 = 0x70;
+/// The hypercall page leaves the guest by this port, with a hypercall's registers: nothing answers there on a PC. One byte, as an immediate operand has.
+pub const HYPERCALL_PORT: u16 = 0xe4;
 /// The FADT's sleep control register; sleep status is the next port.
 pub const SLEEP_CONTROL_PORT: u16 = 0x600;
 /// The FADT's reset register.
@@ -62,6 +64,12 @@ pub const RESET_PORT: u16 = 0x604;
 pub const RESET_VALUE: u8 = 0x06;
 /// `SLP_TYP` of S5 in our `_S5` package.
 pub const S5_SLEEP_TYPE: u8 = 5;
+
+/// Whether all of these bytes, and there are some, lie in one of the windows that the guest gives to VMBus devices. There is no RAM in them.
+pub fn is_in_window(gpa: u64, bytes: u64, ram_end: u64) -> bool {
+    let Some(last) = bytes.checked_sub(1).and_then(|rest| gpa.checked_add(rest)) else { return false };
+    [VMBUS_LOW_MMIO, vmbus_high_mmio(ram_end)].iter().any(|&(first, end)| gpa >= first && last <= end)
+}
 
 /// The window above RAM: a pure function of where RAM ends.
 pub fn vmbus_high_mmio(ram_end: u64) -> (u64, u64) {

@@ -10,6 +10,7 @@
 
 pub mod boot;
 pub mod bus;
+pub mod hypercall;
 pub mod kvm;
 pub mod layout;
 pub mod legacy;

@@ -8,6 +8,15 @@ use crate::memory::donation::Follow;
 /// The SINT on which VMBus messages and events arrive (`VMBUS_MESSAGE_SINT` in Linux' `asm/mshyperv.h`).
 pub const VMBUS_SINT: u8 = 2;
 
+/// Where an interrupt goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Target {
+    /// Index of the VP.
+    pub vp: u32,
+    /// Its vector there, 16 or higher.
+    pub vector: u8,
+}
+
 /// Doorbells, interrupts and device memory of one partition; page moves come by [`Follow`], which KVM does by itself.
 pub trait Partition: Follow {
     /// From now on `HvSignalEvent` on `connection` writes `kick`.
@@ -22,12 +31,31 @@ pub trait Partition: Follow {
     /// Raises [`VMBUS_SINT`] on `vp` for a message of ours.
     fn message_interrupt(&self, vp: u32);
 
-    /// From now on the guest sees the first `bytes` bytes of `memfd` from `gpa` on: whole pages where there is neither RAM nor another such mapping.
-    /// The memfd is sealed against shrinking.
-    fn map_device_memory(&self, gpa: u64, memfd: BorrowedFd<'_>, bytes: u64) -> std::io::Result<()>;
+    /// From now on the guest sees `bytes` bytes of `file` from byte `offset` on at `gpa`: whole pages where there is neither RAM nor another such
+    /// mapping. The file may stop to answer at any moment, and nobody but the guest looks into it: see [`crate::server::Server::region_fault`].
+    fn map_device_memory(
+        &self,
+        gpa: u64,
+        file: BorrowedFd<'_>,
+        offset: u64,
+        bytes: u64,
+    ) -> std::io::Result<()>;
 
     /// Undoes [`Self::map_device_memory`]; nothing happens if nothing is mapped there. If it fails, the guest still sees it.
     fn unmap_device_memory(&self, gpa: u64) -> std::io::Result<()>;
+
+    /// VP `vp` waits for what [`crate::server::Server::access`] could not answer at once: this is it. One that does not wait any more has no use
+    /// for it.
+    fn access_done(&self, vp: u32, value: u64);
+
+    /// From now on `bell` raises an interrupt. `route` names it, a small number that is free; the bell is attached to nothing else of the partition's.
+    fn route_interrupt(&self, route: u32, to: Target, bell: BorrowedFd<'_>) -> std::io::Result<()>;
+
+    /// The interrupt is raised elsewhere from now on.
+    fn move_interrupt(&self, route: u32, to: Target) -> std::io::Result<()>;
+
+    /// Undoes [`Self::route_interrupt`].
+    fn end_interrupt(&self, route: u32, bell: BorrowedFd<'_>);
 
     /// While `on`, whoever runs the partition calls [`crate::server::Server::end_of_message`] each time
     /// `vp` ends a message. Asked for only while a message waits: the notification also comes with every

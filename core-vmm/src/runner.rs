@@ -25,7 +25,7 @@ use crate::{
         MemoryError, Ram,
         large::{self, Gatherer},
     },
-    partition::HvStatus,
+    partition::{HvStatus, Partition},
     server::Server,
     terminal::{CHUNK, Terminal},
 };
@@ -401,6 +401,22 @@ impl Runner {
             Question::Synic(registers) => {
                 self.parts.server.set_synic(machine, vp, registers);
                 machine.answer(vp, HvStatus::Success);
+            }
+            Question::Access { gpa, bytes, write } => {
+                if let Some(value) = self.parts.server.access(machine, vp, gpa, bytes, write) {
+                    machine.access_done(vp, value);
+                }
+            }
+            Question::Retarget(retarget) => {
+                let status = self.parts.server.retarget_interrupt(machine, &retarget);
+                machine.answer(vp, status);
+            }
+            Question::MemoryFault(gpa) => {
+                if self.parts.server.region_fault(machine, vp, gpa) {
+                    machine.answer(vp, HvStatus::Success);
+                } else {
+                    self.end(Outcome::Failed(format!("KVM_RUN on VP {vp}: memory does not answer")));
+                }
             }
             Question::Crash(parameters) => {
                 if let Some(times) = self.crashes.another() {

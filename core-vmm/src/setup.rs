@@ -162,7 +162,7 @@ fn restrict_vp() -> Result<(), String> {
 
 /// The namespaces of a core. `own_pids`: whoever started it was to start it in a PID namespace, else that is no gap.
 fn namespaces(config: &CoreConfig, own_pids: bool) -> Namespaces {
-    let peers = config.devices.iter().filter_map(|d| d.uid);
+    let peers = config.devices.iter().filter_map(|d| d.uid).chain(config.later_uids.iter().copied());
     let pid = if own_pids { Want::Try } else { Want::No };
     Namespaces { pid, ..Namespaces::all() }.recognising(peers.chain([0]))
 }

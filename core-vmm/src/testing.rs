@@ -15,7 +15,7 @@ use vmbus::{
 use crate::{
     layout::PAGE,
     memory::{Ram, donation::Follow},
-    partition::{Partition, SynicRegisters, VMBUS_SINT},
+    partition::{Partition, SynicRegisters, Target, VMBUS_SINT},
 };
 
 /// Remembers.
@@ -28,6 +28,10 @@ pub(crate) struct Mock {
     pub watched: RefCell<Vec<bool>>,
     /// Device memory that the guest sees: where, how much, and the file.
     pub mapped: RefCell<BTreeMap<u64, (u64, OwnedFd)>>,
+    /// Accesses that were answered later: whose, and what with.
+    pub accesses: RefCell<Vec<(u32, u64)>>,
+    /// Interrupts of devices, by route.
+    pub routes: RefCell<BTreeMap<u32, (Target, OwnedFd)>>,
     /// How many of the next attempts to map device memory fail,
     pub failing_maps: Cell<u32>,
     /// and whether taking it back does.
@@ -44,6 +48,8 @@ impl Mock {
             interrupts: RefCell::new(vec![0; vps]),
             watched: RefCell::new(vec![false; vps]),
             mapped: RefCell::default(),
+            accesses: RefCell::default(),
+            routes: RefCell::default(),
             failing_maps: Cell::new(0),
             fails_to_unmap: Cell::new(false),
             has_bells: true,
@@ -77,7 +83,26 @@ impl Partition for Mock {
         self.interrupts.borrow_mut()[vp as usize] += 1;
     }
 
-    fn map_device_memory(&self, gpa: u64, memfd: BorrowedFd<'_>, bytes: u64) -> std::io::Result<()> {
+    fn access_done(&self, vp: u32, value: u64) {
+        self.accesses.borrow_mut().push((vp, value));
+    }
+
+    fn route_interrupt(&self, route: u32, to: Target, bell: BorrowedFd<'_>) -> std::io::Result<()> {
+        let before = self.routes.borrow_mut().insert(route, (to, bell.try_clone_to_owned()?));
+        assert!(before.is_none(), "route {route} is taken");
+        Ok(())
+    }
+
+    fn move_interrupt(&self, route: u32, to: Target) -> std::io::Result<()> {
+        self.routes.borrow_mut().get_mut(&route).expect("a route").0 = to;
+        Ok(())
+    }
+
+    fn end_interrupt(&self, route: u32, _: BorrowedFd<'_>) {
+        assert!(self.routes.borrow_mut().remove(&route).is_some(), "route {route} is free");
+    }
+
+    fn map_device_memory(&self, gpa: u64, memfd: BorrowedFd<'_>, _: u64, bytes: u64) -> std::io::Result<()> {
         if let Some(left) = self.failing_maps.get().checked_sub(1) {
             self.failing_maps.set(left);
             return Err(std::io::ErrorKind::OutOfMemory.into());

@@ -62,6 +62,27 @@ fn channel_messages() -> Vec<Vec<u8>> {
     guest.chain(host.iter().map(|message| message.encode().to_vec())).chain(gpadl_messages(64)).collect()
 }
 
+/// `HVCALL_RETARGET_INTERRUPT` with a mask of processors, with a set of them, and with one that is cut short.
+fn hypercalls() -> Vec<Vec<u8>> {
+    let call = |variable: u64, flags: u32, target: &[u64]| {
+        let mut bytes = Vec::new();
+        let longs = |bytes: &mut Vec<u8>, longs: &[u64]| {
+            longs.iter().for_each(|long| bytes.extend(long.to_le_bytes()));
+        };
+        longs(&mut bytes, &[0x7e | variable << 17, 0, u64::MAX, 0x9102_0300]);
+        longs(&mut bytes, &[1, 0xfee0_0000 | 7 << 32, 0, 0x41 | u64::from(flags) << 32]);
+        longs(&mut bytes, target);
+        bytes
+    };
+    vec![
+        call(0, 0, &[6]),
+        call(2, 2, &[0, 1, 6]),
+        call(3, 2, &[0, 3, 0, 1]),
+        call(0, 2, &[1]),
+        call(1, 2, &[0, 9]),
+    ]
+}
+
 fn gpadl_messages(pages: u64) -> Vec<Vec<u8>> {
     let pfns: Vec<u64> = (0x1000..0x1000 + pages).collect();
     gpadl::messages(1, 0xe1e10, &pfns).iter().map(|message| message.to_vec()).collect()
@@ -135,6 +156,18 @@ fn ipc_messages() -> Vec<Vec<u8>> {
         r#"{"MemoryMapped":{"gpa":4160749568,"result":{"Err":"no"}}}"#,
         r#"{"Memory":{"gpa":4160749568,"bytes":33554432}}"#,
         r#"{"UnmapMemory":{"gpa":4160749568}}"#,
+        r#"{"Keep":{"key":1,"note":"irq 0-7"}}"#,
+        r#"{"Kept":{"key":1}}"#,
+        r#"{"MapRegion":{"gpa":4160749568,"bytes":8192,"offset":1099511627776}}"#,
+        r#"{"Region":{"gpa":4160749568,"bytes":8192,"offset":0}}"#,
+        r#"{"Trap":{"gpa":4160749568,"bytes":4096}}"#,
+        r#"{"Trapped":{"gpa":4160749568,"result":{"Ok":null}}}"#,
+        r#"{"Access":{"id":7,"gpa":4160749572,"bytes":4,"write":1}}"#,
+        r#"{"AccessDone":{"id":7,"value":18446744073709551615}}"#,
+        r#"{"Interrupt":{"id":3,"vector":64,"vp":1}}"#,
+        r#"{"InterruptReady":{"id":3,"result":{"Err":"no"}}}"#,
+        r#"{"DeviceAdd":{"slot":{"name":"pci0","instance":"b01ce4ad-0000-4000-8000-000000000001","guest_ram":true,"passthrough":true}}}"#,
+        r#"{"DeviceRemove":{"device":"pci0","force":true}}"#,
     ]
     .map(|text| text.as_bytes().to_vec())
     .to_vec()
@@ -638,6 +671,49 @@ fn mouse_scripts() -> Vec<Vec<u8>> {
     [alone, whole].concat()
 }
 
+/// Lives of a PCI function, as [`bulkhead_fuzz::vpci`] reads them.
+fn functions() -> Vec<Vec<u8>> {
+    let step = |what: u8, bytes: &[u8]| [&[what, bytes.len() as u8][..], bytes].concat();
+    let words = |words: &[u32]| words.iter().flat_map(|word| word.to_le_bytes()).collect::<Vec<u8>>();
+    let say = |message: &[u32]| step(16, &words(message));
+    let bytes = |size: u8, at: u16| [&[size][..], &at.to_le_bytes()].concat();
+    // Sizes are in the highest bits: 0x40 is two bytes, 0x80 is four; the first trap is the configuration window.
+    let read = |at: u16| step(2, &bytes(0x80, 0x1000 + at));
+    let write =
+        |trap: u8, at: u16, value: u32| step(3, &[bytes(0x80 | trap, at), words(&[value, 0])].concat());
+    let config = |at: u16, value: u32| write(0, 0x1000 + at, value);
+    let create = |vector: u32| {
+        let mut message = words(&[0x4249_001b, 0, vector]);
+        message.extend([0, 0, 1, 0, 1, 0, 0, 0]);
+        message.resize(82, 0);
+        step(16, &message)
+    };
+    let place = [config(0x10, 0xf900_0000), config(0x18, 0xfa00_0000), config(4, 0x406)].concat();
+    let entry = |vector: u16, data: u32| {
+        let at = vector * 16;
+        [write(1, at, 0xfee0_0000), write(1, at + 8, data), write(1, at + 12, 0)].concat()
+    };
+    let messages = [config(0xc0, 0x8000_0011), create(0x41), create(0x42), entry(0, 0), entry(1, 1)].concat();
+    let delete = say(&[0x4249_0015, 0, 0x1_0000, 0, 0xfee0_0000, 0]);
+    let few = [create(0x20), config(0xa4, 0xfee0_0000), config(0xac, 0), config(0xa0, 0x0001_0005)].concat();
+    let relations = [say(&[0x4249_0001]), say(&[0x4249_0005, 0]), step(4, &[])].concat();
+    let ejection = [step(22, &[]), say(&[0x4249_000f, 0, 0]), step(4, &[])].concat();
+    let exit = [say(&[0x4249_0011, 0]), say(&[0x4249_0008])].concat();
+    let (begin, follow) = ([&[0, 0][..], &step(1, &[])].concat(), step(6, &[]));
+    let (wide, trapped) = ([&[1, 0][..], &step(1, &[])].concat(), [&[2, 0][..], &step(1, &[])].concat());
+    let strange = [&[4][..], &[2, 7, 4], &step(1, &[])].concat();
+    vec![
+        [&begin[..], &relations, &place, &messages, &delete, &create(0x51), &entry(0, 0), &exit].concat(),
+        [&begin[..], &place, &messages, &follow, &read(0), &entry(2, 1), &step(5, &[])].concat(),
+        [&begin[..], &place, &few, &follow, &step(7, &[]), &read(0x10), &ejection].concat(),
+        [&wide[..], &place, &config(0x14, 0x12), &messages, &step(21, &[1]), &place, &step(21, &[0])]
+            .concat(),
+        [&trapped[..], &place, &write(1, 8, 7), &follow, &write(2, 8, 7), &step(23, &[]), &relations]
+            .concat(),
+        [&strange[..], &place, &messages, &read(0x34), &config(0x10, !0), &read(0x10)].concat(),
+    ]
+}
+
 /// Datagrams of a seat, each behind its length, as [`bulkhead_fuzz::seat`] reads them.
 fn seat_datagrams() -> Vec<Vec<u8>> {
     use seat::shape::Shape;
@@ -835,6 +911,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     write("channel_message", &channel_messages())?;
     let two = [gpadl_messages(40), gpadl_messages(3)].concat();
     write("gpadl", &[strings(&gpadl_messages(3)), strings(&gpadl_messages(100)), strings(&two)])?;
+    write("hypercall", &hypercalls())?;
     write("ledger", &ledgers())?;
     write("web", &web_requests())?;
     write("ring_reader", &rings())?;
@@ -854,6 +931,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     write("rfb", &rfb_sessions())?;
     write("seat", &seat_datagrams())?;
     write("synthvid", &screens())?;
+    write("vpci", &functions())?;
     write("keyboard", &keyboard_scripts())?;
     write("mouse", &mouse_scripts())?;
     write("nvsp", &nvsp_messages())?;

@@ -41,6 +41,10 @@ pub struct CoreConfig {
     /// The devices that may attach, each once.
     #[serde(default)]
     pub devices: Vec<DeviceSlot>,
+    /// Users that devices may run as which are added later ([`crate::operator::Request::DeviceAdd`]): the core has to be able to tell them apart
+    /// once its compartment is closed.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub later_uids: Vec<u32>,
     /// User that the core becomes once everything is open; `None`: stays what it is.
     #[serde(default)]
     pub uid: Option<u32>,
@@ -96,6 +100,10 @@ pub struct DeviceSlot {
     /// Most bytes of its own memory that the process may have the guest see at a time ([`crate::message::ToCore::MapMemory`]).
     #[serde(default, skip_serializing_if = "is_zero")]
     pub device_memory: u64,
+    /// Whether the process passes a device of the host's through: it may have the core keep descriptors, map parts of a device for the guest, trap
+    /// accesses and route interrupts ([`crate::message::PASSTHROUGH_VERSION`]).
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub passthrough: bool,
 }
 
 fn yes() -> bool {
@@ -144,7 +152,9 @@ mod tests {
                 guest_ram: true,
                 fetch: false,
                 device_memory: 32 << 20,
+                passthrough: true,
             }],
+            later_uids: vec![70009],
             uid: None,
             gid: None,
             on_crash: OnCrash::Continue,

@@ -15,8 +15,8 @@ use serde::{Deserialize, Serialize};
 ///
 /// Version 1, without ledgers and standbys, was in no release. Version 3 has [`ToVsp::Control`] and
 /// [`ToVsp::Adopted`], version 4 [`ToCore::ShareGpadl`] and [`ToCore::Fetch`], version 5 [`ToCore::MapMemory`], version 6
-/// [`ToVsp::ChannelPrepare`].
-pub const VERSIONS: Versions = Versions { min: 2, max: 6 };
+/// [`ToVsp::ChannelPrepare`], version 7 [`ToCore::Keep`], [`ToCore::MapRegion`], [`ToCore::Trap`] and [`ToCore::Interrupt`].
+pub const VERSIONS: Versions = Versions { min: 2, max: 7 };
 
 /// The first version in which a process understands [`ToVsp::Control`] and waits for [`ToVsp::Adopted`].
 pub const CONTROL_VERSION: u32 = 3;
@@ -26,6 +26,25 @@ pub const GPADL_VERSION: u32 = 4;
 pub const MEMORY_VERSION: u32 = 5;
 /// The first version in which a process understands [`ToVsp::ChannelPrepare`] and [`ToVsp::ChannelForget`].
 pub const PREPARE_VERSION: u32 = 6;
+/// The first version in which a core understands what devices of the host's need that are passed through ([`ToCore::Keep`], [`ToCore::MapRegion`],
+/// [`ToCore::Trap`], [`ToCore::Interrupt`]), and a process what it hears of that. All of it is for devices whose slot says so
+/// ([`crate::config::DeviceSlot::passthrough`]).
+pub const PASSTHROUGH_VERSION: u32 = 7;
+/// Things under keys of their own that the core keeps for a device.
+pub const MAX_KEPT: usize = 64;
+/// Descriptors that the core keeps for a device under all keys together: an eventfd for each of [`MAX_INTERRUPTS`], what a group of devices needs, and
+/// room for what is being replaced.
+pub const MAX_KEPT_FDS: usize = 512;
+/// Longest [note](ToCore::Keep) to something kept, in bytes.
+pub const MAX_NOTE: usize = 1024;
+/// Pieces of a host device that the guest may see at a time: six base address registers, each around a table in its midst, and some room.
+pub const MAX_REGIONS: usize = 16;
+/// Ranges that a device may have trapped at a time.
+pub const MAX_TRAPS: usize = 16;
+/// Interrupts that a device may have routed at a time.
+pub const MAX_INTERRUPTS: usize = 128;
+/// The lowest vector that an interrupt can have: those before are exceptions of the processor's, and an APIC does not accept them.
+pub const MIN_VECTOR: u8 = 16;
 /// Pieces of its own memory that a device may have mapped at a time. A PCI function has six base address registers, of which two make a 64-bit
 /// one; a screen needs one.
 pub const MAX_DEVICE_MAPPINGS: usize = 4;
@@ -178,6 +197,69 @@ pub enum ToCore {
         /// As in [`ToCore::MapMemory`].
         gpa: u64,
     },
+    /// The core is to hold these descriptors beyond the process, for the next one ([`ToVsp::Kept`]), in the place of what it holds under this key. Without
+    /// descriptors: it forgets the key. At most [`MAX_KEPT`] keys and [`MAX_KEPT_FDS`] descriptors a device; more is a breach. They end with the core, or
+    /// when the device's slot is removed. From version [`PASSTHROUGH_VERSION`] on. No answer. Descriptors: at most
+    /// [`crate::socket::MAX_FDS`], of any kind.
+    Keep {
+        /// Names them.
+        key: u32,
+        /// What they are, for the process that gets them; at most [`MAX_NOTE`] bytes that the core does not read.
+        #[serde(default)]
+        note: String,
+    },
+    /// The guest is to see a part of a host device from this guest-physical address on. As [`ToCore::MapMemory`] in everything but that the core
+    /// maps a file as it is, which may stop answering at any moment, and at most [`MAX_REGIONS`] a device. Answered by [`ToVsp::MemoryMapped`], taken back by
+    /// [`ToCore::UnmapMemory`]; a successor is told of it by [`ToVsp::Region`]. From version [`PASSTHROUGH_VERSION`] on. Descriptors: a
+    /// file with `mmap`.
+    MapRegion {
+        /// Where the guest is to see it.
+        gpa: u64,
+        /// How much of it; whole pages.
+        bytes: u64,
+        /// Where it begins in the file, in bytes; whole pages.
+        offset: u64,
+    },
+    /// The guest's accesses to these addresses are the device's to answer ([`ToVsp::Access`]): whole pages in a window for MMIO that the guest gives to
+    /// VMBus devices, where nothing is mapped or trapped, while the primary channel is open. At most [`MAX_TRAPS`] at a time. Answered by
+    /// [`ToVsp::Trapped`]. Ends as mappings do; a successor is told of it by [`ToVsp::TrapThere`]. The very same again is no error. From version
+    /// [`PASSTHROUGH_VERSION`] on. No descriptors.
+    Trap {
+        /// From here on.
+        gpa: u64,
+        /// So many bytes.
+        bytes: u64,
+    },
+    /// The guest's accesses are not trapped any more that were from this address on: it finds nothing there. No answer, no descriptors.
+    Untrap {
+        /// As in [`ToCore::Trap`].
+        gpa: u64,
+    },
+    /// The answer to [`ToVsp::Access`]. No descriptors.
+    AccessDone {
+        /// Of the access.
+        id: u64,
+        /// What the guest has read; of a write it says nothing.
+        #[serde(default)]
+        value: u64,
+    },
+    /// From now on this eventfd raises an interrupt in the guest, without anybody in between, in the place of the one with this number. The guest may
+    /// have its vector and processor changed by itself ([`ToVsp::InterruptReady`]). At most [`MAX_INTERRUPTS`] a device, while the primary channel is
+    /// open. Ends as mappings do, and outlives the process as they do. From version [`PASSTHROUGH_VERSION`] on. Descriptors: the eventfd, which nothing else
+    /// of the core's may be attached to.
+    Interrupt {
+        /// The device's number of it.
+        id: u32,
+        /// [`MIN_VECTOR`] or higher.
+        vector: u8,
+        /// Index of the VP.
+        vp: u32,
+    },
+    /// This interrupt is no more. No answer, no descriptors.
+    InterruptDelete {
+        /// As in [`ToCore::Interrupt`].
+        id: u32,
+    },
     /// The answer to [`ToVsp::ChannelOpen`]. No descriptors.
     OpenResult {
         /// Channel of the request.
@@ -312,6 +394,67 @@ pub enum ToVsp {
         gpa: u64,
         /// How much of it, from its beginning on.
         bytes: u64,
+    },
+    /// What the core holds for this device ([`ToCore::Keep`]). Once for each key, right before [`ToVsp::Serve`]; to a process that serves again as
+    /// well. From version [`PASSTHROUGH_VERSION`] on. Descriptors: those that were kept.
+    Kept {
+        /// Names them.
+        key: u32,
+        /// What they are.
+        #[serde(default)]
+        note: String,
+    },
+    /// As [`ToVsp::Memory`], of a [region](ToCore::MapRegion). No descriptors: the process has the file, or gets on without.
+    Region {
+        /// Where the guest sees it.
+        gpa: u64,
+        /// How much of it.
+        bytes: u64,
+        /// Where it begins in the file.
+        offset: u64,
+    },
+    /// The guest has met a region that did not answer. It is as if the device had [taken it back](ToCore::UnmapMemory); so may be others that
+    /// did answer, each with a message of its own. No answer, no descriptors.
+    RegionLost {
+        /// Where the guest saw it.
+        gpa: u64,
+    },
+    /// The answer to [`ToCore::Trap`]. No descriptors.
+    Trapped {
+        /// Of the question.
+        gpa: u64,
+        /// Or why not, a sentence.
+        result: Result<(), String>,
+    },
+    /// As [`ToVsp::Memory`], of a [trap](ToCore::Trap). No descriptors.
+    TrapThere {
+        /// From here on.
+        gpa: u64,
+        /// So many bytes.
+        bytes: u64,
+    },
+    /// A VP has met a [trap](ToCore::Trap), and waits for [`ToCore::AccessDone`]. One at a time for each VP. If the process dies or hands over without an
+    /// answer, the next one is asked, after [`ToVsp::Adopted`]: it may be the second time, and the device makes that harmless. No
+    /// descriptors.
+    Access {
+        /// Names it; never used again.
+        id: u64,
+        /// Where; a multiple of `bytes`.
+        gpa: u64,
+        /// 1, 2, 4 or 8.
+        bytes: u8,
+        /// What the guest writes; `None`: it reads.
+        #[serde(default)]
+        write: Option<u64>,
+    },
+    /// The answer to [`ToCore::Interrupt`]. If it is there, the guest can move it to another vector and VP by a hypercall
+    /// (`HVCALL_RETARGET_INTERRUPT`) that names the device by its instance GUID, and the interrupt by the data of an MSI, which is its number. No
+    /// descriptors.
+    InterruptReady {
+        /// Of the question.
+        id: u32,
+        /// Or why not, a sentence; then the one with this number before is no more, if there was one.
+        result: Result<(), String>,
     },
     /// The guest closed the channel (or was reset); answered by [`ToCore::Closed`].
     ChannelClose {

@@ -6,6 +6,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::config::DeviceSlot;
+
 /// From an operator to the core. Each is answered by one [`Reply`], in order: while a hand-over or a control is under way, what this
 /// operator asks besides waits. An operator that does not read its replies is disconnected.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -30,6 +32,22 @@ pub enum Request {
         /// At most [`crate::message::MAX_CONTROL`] bytes.
         payload: String,
     },
+    /// The VM is to have one device more, which may attach from now on and is offered to the guest when it does; answered by [`Reply::Added`], or by
+    /// [`Reply::Failed`].
+    DeviceAdd {
+        /// As in the configuration. A user other than root and the core's own has to be one of [`crate::config::CoreConfig::later_uids`].
+        slot: DeviceSlot,
+    },
+    /// A device is to go: its offer is taken back from the guest, for good. Its processes are told to end once its channels are closed, what the core
+    /// keeps for it is given up; then [`Reply::Removed`] is the answer. [`Reply::Failed`]: there is none such, or the guest has it open and
+    /// `force` is not said, or another operator waits for it already.
+    DeviceRemove {
+        /// Name of the device slot.
+        device: String,
+        /// Also if the guest has it open. It loses what it does with the device.
+        #[serde(default)]
+        force: bool,
+    },
 }
 
 /// From the core to an operator.
@@ -50,6 +68,16 @@ pub enum Reply {
         device: String,
         /// As in [`crate::message::ToCore::ControlDone`]. The process may be in a guest's hands: this is not fit for a terminal as it is.
         result: Result<String, String>,
+    },
+    /// The answer to [`Request::DeviceAdd`].
+    Added {
+        /// Name of the device slot.
+        device: String,
+    },
+    /// The answer to [`Request::DeviceRemove`]: the name is free again.
+    Removed {
+        /// Name of the device slot.
+        device: String,
     },
     /// It could not be done; everything is as it was, unless the reason says that both processes are lost.
     Failed {

@@ -11,10 +11,11 @@ use std::ptr;
 use libc::{CMSG_DATA, CMSG_FIRSTHDR, CMSG_LEN, CMSG_NXTHDR, CMSG_SPACE, c_int, c_void};
 
 /// Most descriptors with one datagram.
-pub(crate) const MAX_FDS: usize = 8;
+pub(crate) const MAX_FDS: usize = 16;
 
-/// Room for the control message; `u64` for its alignment. `CMSG_SPACE(8 * 4)` is 48 bytes.
-type ControlBuffer = [u64; 8];
+/// Room for the control message; `u64` for its alignment. `CMSG_SPACE(16 * 4)` is 80 bytes.
+const CONTROL: usize = 10;
+type ControlBuffer = [u64; CONTROL];
 
 /// What one `recvmsg` brought.
 pub(crate) struct Datagram {
@@ -29,7 +30,7 @@ pub(crate) struct Datagram {
 /// Sends `bytes` and `fds` as one datagram. At most [`MAX_FDS`] descriptors (the caller checks).
 pub(crate) fn send(socket: BorrowedFd<'_>, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> io::Result<()> {
     assert!(fds.len() <= MAX_FDS, "the caller bounds the descriptors");
-    let mut control: ControlBuffer = [0; 8];
+    let mut control: ControlBuffer = [0; CONTROL];
     let payload = fds.len() * size_of::<RawFd>();
     let mut iov = libc::iovec { iov_base: bytes.as_ptr() as *mut c_void, iov_len: bytes.len() };
     // SAFETY: msghdr is plain data, all zeroes is its empty value; the pointers set below outlive the call,
@@ -78,7 +79,7 @@ pub(crate) fn peek(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<Data
 
 fn receive_with(socket: BorrowedFd<'_>, buffer: &mut [u8], flags: c_int) -> io::Result<Datagram> {
     let flags = flags | libc::MSG_CMSG_CLOEXEC;
-    let mut control: ControlBuffer = [0; 8];
+    let mut control: ControlBuffer = [0; CONTROL];
     let mut fds = Vec::new();
     let mut iov = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
     // SAFETY: the buffers outlive the call and their true lengths are given. The kernel leaves a well-formed

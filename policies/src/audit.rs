@@ -282,7 +282,7 @@ mod tests {
     fn inherit_and_stack(child: &str) {
         let log = format!(
             "7 {}\n7 clone(0x3d0f00, 0, 0, 0, 0, 0 <unfinished ...>\n9 rseq(0x1)\n7 <... clone resumed>) = {child}\n\
-             9 {}\n9 ioctl(0x5, 0xae80, 0) = 0\n7 futex(0x1, 0, 0) = 0\n",
+             9 {}\n9 ioctl(0x5, 0xae80, 0) = 0\n9 ioctl(0x5, 0x4008ae89, 0) = 1\n9 ioctl(0x5, 0xc008ae88, 0) = 1\n7 futex(0x1, 0, 0) = 0\n",
             filter(&CORE),
             filter(&VCPU)
         );

@@ -15,9 +15,9 @@ use crate::{Done, Entered, Error, Kind, Namespaces, Policy, crash, empty_root, i
 /// What Rust's own runtime exits with after a panic in `main`.
 const PANIC_EXIT: i32 = 101;
 
-/// Enough for a core with 64 vCPUs and as many channels, each with a handful of eventfds and memfds; an
+/// Enough for a core with 64 vCPUs, 512 channels with a handful of eventfds and memfds each, and all that it holds for devices of the host's; an
 /// attacker who floods a process with descriptors harms that process only.
-const DESCRIPTORS: u64 = 2048;
+const DESCRIPTORS: u64 = 4096;
 
 /// A user and a group of a compartment's own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

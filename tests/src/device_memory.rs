@@ -19,9 +19,10 @@ pub struct DeviceMemory {
 
 impl DeviceMemory {
     /// From now on this is seen from `gpa` on.
-    pub fn map(&self, gpa: u64, bytes: u64, memfd: OwnedFd) -> Result<(), String> {
-        let memory = SharedMemory::from_fd(memfd, bytes).map_err(|e| e.to_string())?;
-        let mapping = Mapping::new(&memory, 0, bytes).map_err(|e| e.to_string())?;
+    pub fn map(&self, gpa: u64, offset: u64, bytes: u64, memfd: OwnedFd) -> Result<(), String> {
+        let end = offset.checked_add(bytes).ok_or("it ends nowhere")?;
+        let memory = SharedMemory::from_fd(memfd, end).map_err(|e| e.to_string())?;
+        let mapping = Mapping::new(&memory, offset, bytes).map_err(|e| e.to_string())?;
         self.pieces.write().unwrap_or_else(PoisonError::into_inner).push((gpa, mapping));
         Ok(())
     }
@@ -59,23 +60,36 @@ impl DeviceMemory {
         false
     }
 
-    /// Reads as a processor does: true if the address is one of device memory's, whether or not something is there.
-    pub fn load(&self, gpa: u64, into: &mut [u8], ram_end: u64) -> bool {
+    /// Reads as a processor does: false if the address is none of device memory's, whether or not something is there. Where nothing is, a processor's access
+    /// leaves the guest: `ask` brings what it finds.
+    pub fn load(&self, gpa: u64, into: &mut [u8], ram_end: u64, ask: impl Fn(u64, u8) -> u64) -> bool {
         let is_ours = is_in_window(gpa, ram_end);
         if is_ours && !self.read(gpa, into) {
             into.fill(NOTHING);
+            for (gpa, at, len) in pieces(gpa, into.len()) {
+                into[at..at + len].copy_from_slice(&ask(gpa, len as u8).to_le_bytes()[..len]);
+            }
         }
         is_ours
     }
 
-    /// Writes as a processor does; what is written where nothing is is lost.
-    pub fn store(&self, gpa: u64, from: &[u8], ram_end: u64) -> bool {
+    /// Writes as a processor does.
+    pub fn store(&self, gpa: u64, from: &[u8], ram_end: u64, ask: impl Fn(u64, u8, u64)) -> bool {
         let is_ours = is_in_window(gpa, ram_end);
-        if is_ours {
-            self.write(gpa, from);
+        if is_ours && !self.write(gpa, from) {
+            for (gpa, at, len) in pieces(gpa, from.len()) {
+                let mut value = [0; 8];
+                value[..len].copy_from_slice(&from[at..at + len]);
+                ask(gpa, len as u8, u64::from_le_bytes(value));
+            }
         }
         is_ours
     }
+}
+
+/// The accesses of a processor that reads or writes so much at a time; none if no instruction does.
+fn pieces(gpa: u64, len: usize) -> impl Iterator<Item = (u64, usize, usize)> {
+    core_vmm::kvm::mmio::pieces(gpa, if len <= 8 { len } else { 0 })
 }
 
 fn is_in_window(gpa: u64, ram_end: u64) -> bool {

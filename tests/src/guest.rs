@@ -29,6 +29,7 @@ use vsc::{
 use crate::bench::wait::readable;
 use crate::device_memory::DeviceMemory;
 use crate::line::{ToGuest, ToPartition};
+use crate::passing::Passing;
 
 const PAGE: u64 = 4096;
 /// SynIC pages: two a VP, from here on. The page at zero stays unused, as in a real guest.
@@ -39,6 +40,7 @@ const SYNIC_PAGES: u64 = PAGE;
 struct Shared {
     ram: Ram,
     device_memory: DeviceMemory,
+    passing: Passing,
     line: Arc<Peer>,
     doorbells: Mutex<HashMap<u32, Doorbell>>,
     /// Interrupts each VP has had.
@@ -102,6 +104,8 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// How long a device may leave a VP waiting, before this guest goes on as if nothing were there: longer than any test means it to.
+const ACCESSES_WITHIN: Duration = Duration::from_secs(60);
 /// How long a partition may take to come up.
 const STARTS_WITHIN: Duration = Duration::from_secs(20);
 
@@ -136,6 +140,7 @@ impl SoftPlatform {
         let shared = Arc::new(Shared {
             ram,
             device_memory: DeviceMemory::default(),
+            passing: Passing::new(vps),
             line: Arc::new(line),
             doorbells: Mutex::default(),
             interrupts: Mutex::new(vec![0; vps as usize]),
@@ -181,6 +186,19 @@ impl SoftPlatform {
     /// Reads of a device's own memory; false if these bytes are not all in one piece that is there.
     pub fn try_read_device(&self, gpa: u64, into: &mut [u8]) -> bool {
         self.shared.device_memory.read(gpa, into)
+    }
+
+    /// A VP meets a region that does not answer. False: nothing that could be concerned is there, and the VM cannot go on.
+    pub fn region_fault(&self, gpa: Option<u64>) -> anyhow::Result<bool> {
+        let status = self.ask(&ToPartition::Fault { gpa }).map_err(anyhow::Error::from_boxed)?;
+        Ok(status == 0)
+    }
+
+    fn access(&self, gpa: u64, bytes: u8, write: Option<u64>) -> u64 {
+        let ask = |vp| {
+            let _ = self.shared.line.send(&ToPartition::Access { vp, gpa, bytes, write }, &[]);
+        };
+        self.shared.passing.access(ACCESSES_WITHIN, ask).unwrap_or(u64::MAX)
     }
 
     /// Switches a VP's SynIC on or off.
@@ -277,6 +295,18 @@ impl Platform for SoftPlatform {
         }
     }
 
+    fn hypercall(&self, control: u64, input: u64) -> Result<u64, BoxError> {
+        self.ask(&ToPartition::Hypercall { control, input }).map(u64::from)
+    }
+
+    fn vector_interrupts(&self, vp: u32, vector: u8) -> u64 {
+        self.shared.passing.count(vp, vector)
+    }
+
+    fn wait_vector(&self, vp: u32, vector: u8, seen: u64, timeout: Duration) {
+        self.shared.passing.wait(vp, vector, seen, timeout);
+    }
+
     fn take_message(&self, vp: u32) -> Result<Option<Vec<u8>>, BoxError> {
         let at = self.message_slot(vp);
         let ram = &self.shared.ram;
@@ -350,14 +380,18 @@ impl Platform for SoftPlatform {
     }
 
     fn read(&self, address: u64, into: &mut [u8]) {
-        if self.shared.device_memory.load(address, into, self.shared.ram.end()) {
+        let ask = |gpa, bytes| self.access(gpa, bytes, None);
+        if self.shared.device_memory.load(address, into, self.shared.ram.end(), ask) {
             return;
         }
         self.shared.ram.read(address, into).unwrap_or_else(|e| panic!("{e}"));
     }
 
     fn write(&self, address: u64, from: &[u8]) {
-        if self.shared.device_memory.store(address, from, self.shared.ram.end()) {
+        let ask = |gpa, bytes, value| {
+            self.access(gpa, bytes, Some(value));
+        };
+        if self.shared.device_memory.store(address, from, self.shared.ram.end(), ask) {
             return;
         }
         self.shared.ram.write(address, from).unwrap_or_else(|e| panic!("{e}"));
@@ -405,6 +439,9 @@ impl Shared {
         loop {
             let mut fds = vec![PollFd::new(self.line.as_fd(), PollFlags::POLLIN)];
             fds.extend(wires.iter().map(|w| PollFd::new(w.as_fd(), PollFlags::POLLIN)));
+            // Nobody but this thread changes them.
+            let routes = self.passing.routes();
+            fds.extend(routes.values().map(|r| PollFd::new(r.bell().as_fd(), PollFlags::POLLIN)));
             if poll(&mut fds, PollTimeout::NONE).is_err() {
                 continue;
             }
@@ -416,6 +453,12 @@ impl Shared {
                     self.interrupted.notify_all();
                 }
             }
+            for (route, ready) in routes.values().zip(&ready[wires.len() + 1..]) {
+                if *ready {
+                    self.passing.rung(route);
+                }
+            }
+            drop(routes);
             if ready[0] {
                 match self.line.recv::<ToGuest>() {
                     Ok((message, fds)) => self.hear(message, fds, &mut wires),
@@ -456,10 +499,18 @@ impl Shared {
                     .unwrap_or_else(|e| panic!("cannot follow a page: {e}"));
                 let _ = self.line.send(&ToPartition::Followed, &[]);
             }
-            ToGuest::DeviceMemory { gpa, bytes } => {
+            ToGuest::Value { vp, value } => self.passing.answer(vp, value),
+            ToGuest::Route { route, vp, vector } => {
+                if let Some(bell) = bell(&mut fds) {
+                    self.passing.route(route, (vp, vector), bell);
+                }
+            }
+            ToGuest::Reroute { route, vp, vector } => self.passing.reroute(route, (vp, vector)),
+            ToGuest::NoRoute { route } => self.passing.end_route(route),
+            ToGuest::DeviceMemory { gpa, offset, bytes } => {
                 let memfd = fds.pop().ok_or_else(|| "no descriptor".to_owned());
                 memfd
-                    .and_then(|memfd| self.device_memory.map(gpa, bytes, memfd))
+                    .and_then(|memfd| self.device_memory.map(gpa, offset, bytes, memfd))
                     .unwrap_or_else(|e| panic!("cannot see a device's memory: {e}"));
                 let _ = self.line.send(&ToPartition::Followed, &[]);
             }

@@ -34,6 +34,29 @@ pub enum ToPartition {
     /// A change of the address space has been followed; the answer to [`ToGuest::Moved`], [`ToGuest::DeviceMemory`] and
     /// [`ToGuest::NoDeviceMemory`].
     Followed,
+    /// A VP reads or writes where it has no memory; answered by [`ToGuest::Value`]. One at a time for each VP.
+    Access {
+        /// VP index.
+        vp: u32,
+        /// Where.
+        gpa: u64,
+        /// 1, 2, 4 or 8.
+        bytes: u8,
+        /// What it writes.
+        write: Option<u64>,
+    },
+    /// A VP has met a region that does not answer; answered by [`ToGuest::Status`], not 0 if there is none.
+    Fault {
+        /// Where, if it is known.
+        gpa: Option<u64>,
+    },
+    /// A hypercall with its input in memory; answered by [`ToGuest::Status`].
+    Hypercall {
+        /// Control word.
+        control: u64,
+        /// Where its input lies.
+        input: u64,
+    },
     /// The guest resets; answered by [`ToGuest::Status`] once everything is closed.
     Reset,
 }
@@ -79,12 +102,44 @@ pub enum ToGuest {
         /// Byte offset in the backing.
         offset: u64,
     },
-    /// Memory of a device's own is seen from now on; answered by [`ToPartition::Followed`]. Descriptor: the memfd, from its beginning on.
+    /// Memory of a device's own is seen from now on; answered by [`ToPartition::Followed`]. Descriptor: the memfd.
     DeviceMemory {
         /// From here on.
         gpa: u64,
+        /// Where it begins in the memfd.
+        offset: u64,
         /// Length.
         bytes: u64,
+    },
+    /// The answer to an access.
+    Value {
+        /// Whose.
+        vp: u32,
+        /// What was read.
+        value: u64,
+    },
+    /// An eventfd raises an interrupt from now on. Descriptor: the eventfd.
+    Route {
+        /// Names it.
+        route: u32,
+        /// VP index.
+        vp: u32,
+        /// Vector.
+        vector: u8,
+    },
+    /// The interrupt goes elsewhere.
+    Reroute {
+        /// Names it.
+        route: u32,
+        /// VP index.
+        vp: u32,
+        /// Vector.
+        vector: u8,
+    },
+    /// There is no such interrupt any more.
+    NoRoute {
+        /// Names it.
+        route: u32,
     },
     /// It is not seen any more; answered by [`ToPartition::Followed`].
     NoDeviceMemory {

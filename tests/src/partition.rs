@@ -6,7 +6,10 @@ use std::{
     os::fd::{AsFd, BorrowedFd},
 };
 
-use core_vmm::{memory::donation::Follow, partition::Partition};
+use core_vmm::{
+    memory::donation::Follow,
+    partition::{Partition, Target},
+};
 use ipc::socket::{Peer, SocketError};
 use nix::{
     poll::{PollFd, PollFlags, PollTimeout, poll},
@@ -88,8 +91,14 @@ impl Partition for SoftPartition {
         let _ = self.wires[vp as usize].write(1);
     }
 
-    fn map_device_memory(&self, gpa: u64, memfd: BorrowedFd<'_>, bytes: u64) -> std::io::Result<()> {
-        self.say(&ToGuest::DeviceMemory { gpa, bytes }, &[memfd]);
+    fn map_device_memory(
+        &self,
+        gpa: u64,
+        file: BorrowedFd<'_>,
+        offset: u64,
+        bytes: u64,
+    ) -> std::io::Result<()> {
+        self.say(&ToGuest::DeviceMemory { gpa, offset, bytes }, &[file]);
         self.wait_until_followed();
         Ok(())
     }
@@ -98,6 +107,24 @@ impl Partition for SoftPartition {
         self.say(&ToGuest::NoDeviceMemory { gpa }, &[]);
         self.wait_until_followed();
         Ok(())
+    }
+
+    fn access_done(&self, vp: u32, value: u64) {
+        self.say(&ToGuest::Value { vp, value }, &[]);
+    }
+
+    fn route_interrupt(&self, route: u32, to: Target, bell: BorrowedFd<'_>) -> std::io::Result<()> {
+        self.say(&ToGuest::Route { route, vp: to.vp, vector: to.vector }, &[bell]);
+        Ok(())
+    }
+
+    fn move_interrupt(&self, route: u32, to: Target) -> std::io::Result<()> {
+        self.say(&ToGuest::Reroute { route, vp: to.vp, vector: to.vector }, &[]);
+        Ok(())
+    }
+
+    fn end_interrupt(&self, route: u32, _: BorrowedFd<'_>) {
+        self.say(&ToGuest::NoRoute { route }, &[]);
     }
 
     fn watch_end_of_message(&self, vp: u32, on: bool) {

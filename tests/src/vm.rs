@@ -38,6 +38,8 @@ struct DeviceSpec {
     fetch: bool,
     /// Most bytes of its own memory that it may have the guest see.
     device_memory: u64,
+    /// It passes a device of the host's through.
+    passthrough: bool,
     /// The same descriptors for each process of the device, from 4 on.
     fds: Vec<Arc<OwnedFd>>,
 }
@@ -89,6 +91,11 @@ impl VmBuilder {
         self.device("test-device", name, vec![], false)
     }
 
+    /// Adds the device that [`crate::passer`] speaks to.
+    pub fn passing_device(self, name: &str) -> Self {
+        self.device("passing-device", name, vec![], false).passthrough()
+    }
+
     /// Adds a SCSI controller; each disk is what follows `--disk`.
     pub fn storage(self, name: &str, disks: &[String]) -> Self {
         let args = disks.iter().flat_map(|d| ["--disk".to_owned(), d.clone()]).collect();
@@ -109,7 +116,16 @@ impl VmBuilder {
         let program = Some(PathBuf::from(program));
         let name = name.into();
         let fds = Vec::new();
-        self.devices.push(DeviceSpec { program, name, args, guest_ram, fetch: false, device_memory: 0, fds });
+        self.devices.push(DeviceSpec {
+            program,
+            name,
+            args,
+            guest_ram,
+            fetch: false,
+            device_memory: 0,
+            passthrough: false,
+            fds,
+        });
         self
     }
 
@@ -142,6 +158,14 @@ impl VmBuilder {
     pub fn device_memory(mut self, bytes: u64) -> Self {
         if let Some(device) = self.devices.last_mut() {
             device.device_memory = bytes;
+        }
+        self
+    }
+
+    /// Lets the device that was added last pass a device of the host's through.
+    pub fn passthrough(mut self) -> Self {
+        if let Some(device) = self.devices.last_mut() {
+            device.passthrough = true;
         }
         self
     }
@@ -183,6 +207,7 @@ impl VmBuilder {
             efi: false,
             console: Console::Stdio,
             devices: self.devices.iter().enumerate().map(|(i, d)| slot(i, d)).collect(),
+            later_uids: Vec::new(),
             uid: None,
             gid: None,
             on_crash: OnCrash::Exit,
@@ -241,6 +266,7 @@ fn slot(index: usize, device: &DeviceSpec) -> DeviceSlot {
         guest_ram: device.guest_ram,
         fetch: device.fetch,
         device_memory: device.device_memory,
+        passthrough: device.passthrough,
     }
 }
 
@@ -371,6 +397,14 @@ impl Vm {
     pub fn played(&self, name: &str) -> &Peer {
         let found = self.played.iter().find(|(n, _)| n == name);
         &found.unwrap_or_else(|| panic!("the test plays no device {name}")).1
+    }
+
+    /// Has the test play another device, which the core knows of and nobody serves yet.
+    pub fn play(&mut self, name: &str) -> anyhow::Result<()> {
+        let peer = introduce(Peer::connect(&self.socket())?, name)?;
+        self.played.retain(|(known, _)| known != name);
+        self.played.push((name.to_owned(), peer));
+        Ok(())
     }
 
     /// Where device processes connect.

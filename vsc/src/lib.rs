@@ -18,6 +18,7 @@ pub mod keyboard;
 pub mod memory;
 pub mod mouse;
 pub mod net;
+pub mod pci;
 pub mod platform;
 pub mod storage;
 #[cfg(test)]

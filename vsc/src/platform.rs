@@ -38,6 +38,36 @@ pub trait Platform: Send + Sync {
     /// Signals a connection (`HvSignalEvent`).
     fn signal_event(&self, connection: u32) -> Result<(), BoxError>;
 
+    /// A hypercall with its input in memory and no output: the control word, where the input lies, and the status (TLFS, "Hypercall Interface").
+    fn hypercall(&self, control: u64, input: u64) -> Result<u64, BoxError> {
+        let _ = (control, input);
+        Err("this platform has no such hypercalls".into())
+    }
+
+    /// How many interrupts a vector of virtual processor `vp` has had so far that are none of the VMBus's: those that a device raises which is
+    /// passed through.
+    fn vector_interrupts(&self, vp: u32, vector: u8) -> u64 {
+        let _ = (vp, vector);
+        0
+    }
+
+    /// Waits until [`Self::vector_interrupts`] is not `seen` any more, or the time is over.
+    fn wait_vector(&self, vp: u32, vector: u8, seen: u64, timeout: Duration) {
+        let _ = (vp, vector, seen, timeout);
+    }
+
+    /// Reads 1, 2, 4 or 8 bytes at once, as from a register of a device's.
+    fn read_mmio(&self, address: u64, bytes: usize) -> u64 {
+        let mut value = [0; 8];
+        self.read(address, &mut value[..bytes]);
+        u64::from_le_bytes(value)
+    }
+
+    /// Writes as many.
+    fn write_mmio(&self, address: u64, bytes: usize, value: u64) {
+        self.write(address, &value.to_le_bytes()[..bytes]);
+    }
+
     /// Takes the payload of the message in the VMBus slot of virtual processor `vp`, if there is one, frees the slot
     /// and tells the host if it asked for that (end of message).
     fn take_message(&self, vp: u32) -> Result<Option<Vec<u8>>, BoxError>;

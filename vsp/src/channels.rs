@@ -20,12 +20,13 @@ mod gpadls;
 mod loans;
 mod memory;
 mod notices;
+mod passthrough;
 
 pub(crate) use gpadls::Ask;
 use gpadls::Gpadls;
 pub use loans::Lend;
-pub(crate) use memory::Order;
 use memory::Orders;
+pub(crate) use memory::{Order, Question};
 pub use notices::Notify;
 
 /// Names an open channel inside the process. Used again after the channel has closed, which is after all its
@@ -315,7 +316,7 @@ impl Channels {
             slot.as_ref().is_some_and(|slot| slot.state == State::Closing && slot.with_device == 0)
         };
         let place = self.slots.iter().position(drained)?;
-        self.forget(place, registry)
+        self.let_go(place, registry)
     }
 
     /// Whether the device has no request any more, and whatever it has answered is in the rings or in the ledgers.
@@ -327,7 +328,7 @@ impl Channels {
     /// Forgets all channels; somebody else takes them up where they are.
     pub(crate) fn forget_all(&mut self, registry: &Registry) {
         for place in 0..self.slots.len() {
-            self.forget(place, registry);
+            self.let_go(place, registry);
         }
         self.slots.clear();
         self.subchannels = None;
@@ -336,7 +337,7 @@ impl Channels {
         self.orders = Orders::default();
     }
 
-    fn forget(&mut self, place: usize, registry: &Registry) -> Option<u32> {
+    fn let_go(&mut self, place: usize, registry: &Registry) -> Option<u32> {
         let slot = self.slots.get_mut(place)?.take()?;
         self.gpadls.forget(ChannelId::at(place));
         // Closing our descriptor would not do: the eventfd lives on in the core, and with it its place in
@@ -349,7 +350,7 @@ impl Channels {
 
     /// Forgets a channel that the device has refused.
     pub(crate) fn remove(&mut self, id: ChannelId, registry: &Registry) {
-        self.forget(id.slot(), registry);
+        self.let_go(id.slot(), registry);
     }
 
     /// The doorbell of a channel rang.

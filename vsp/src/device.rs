@@ -1,6 +1,6 @@
 //! What a device implements, and what it is given.
 
-use std::os::fd::RawFd;
+use std::os::fd::{OwnedFd, RawFd};
 use std::time::Instant;
 
 use ipc::message::{Offer, STATUS_REFUSED};
@@ -151,6 +151,47 @@ pub trait Device {
         let _ = (gpa, result, channels);
     }
 
+    /// What this device's processes have had the core [keep](Channels::keep). Once for each key, before [`Device::fence`]; again if the process is told to serve
+    /// again. Nothing may be done with it before the device fences. The default closes the descriptors.
+    fn kept(&mut self, key: u32, note: String, fds: Vec<OwnedFd>) {
+        let _ = (key, note, fds);
+    }
+
+    /// As [`Device::memory`], of a [region](Channels::map_region): the guest sees `bytes` bytes of the file that was mapped, from its byte `offset` on.
+    fn region(&mut self, gpa: u64, bytes: u64, offset: u64) {
+        let _ = (gpa, bytes, offset);
+    }
+
+    /// The guest has looked at a [region](Channels::map_region) when the host's device did not answer. The mapping has ended, as if the
+    /// device had taken it back; the guest finds nothing there.
+    fn region_lost(&mut self, gpa: u64, channels: &mut Channels) {
+        let _ = (gpa, channels);
+    }
+
+    /// As [`Device::memory`], of a [trap](Channels::trap).
+    fn trap(&mut self, gpa: u64, bytes: u64) {
+        let _ = (gpa, bytes);
+    }
+
+    /// The answer to [`Channels::trap`]: the guest's accesses come, or why not. Not called any more if the primary channel has been closed meanwhile, which ends
+    /// all traps.
+    fn trapped(&mut self, gpa: u64, result: Result<(), String>, channels: &mut Channels) {
+        let _ = (gpa, result, channels);
+    }
+
+    /// A VP has met a [trap](Channels::trap) and waits for [`Channels::access_done`], now or later, but soon: a core ends a process that takes
+    /// seconds. One at a time for each VP. Asked after [`Device::adopted`], and of a successor again if the process has died meanwhile: a second time must do no
+    /// harm, and no ledger knows of it.
+    fn access(&mut self, access: Access, channels: &mut Channels) {
+        channels.access_done(access.id, u64::MAX);
+    }
+
+    /// The answer to [`Channels::interrupt`]: it is raised from now on, or why not, and then nothing is any more under this number. Not called any more if the
+    /// primary channel has been closed meanwhile, which ends all interrupts.
+    fn interrupt_ready(&mut self, id: u32, result: Result<(), String>, channels: &mut Channels) {
+        let _ = (id, result, channels);
+    }
+
     /// How many bytes of the guest pages that this GPA-direct packet names the device wants to see as [`Packet::fetched`]; 0 is none,
     /// [`MAX_FETCH`](ipc::message::MAX_FETCH) the most. For devices without guest RAM, and dear: a question to the core, which is
     /// waited for. The packet has been neither taken nor handed out yet.
@@ -209,6 +250,12 @@ pub trait Device {
         control.answer(channels, Err("this device can do nothing of the kind".into()));
     }
 
+    /// Whether what closed channels have left behind has ended, besides their requests: the core is told that a channel is closed when it has. Asked
+    /// again in each turn; [`Device::wake_at`] has them come.
+    fn is_clean(&self) -> bool {
+        true
+    }
+
     /// The guest closed the channel: no packet follows. Requests still in flight are completed as ever (the
     /// guest does not see it); the sooner they are, the sooner the guest goes on.
     fn closing(&mut self, channel: ChannelId) {
@@ -227,6 +274,19 @@ pub struct Vm {
     pub memory: u64,
     /// Its RAM, for devices whose slot has it.
     pub ram: Option<GuestRam>,
+}
+
+/// A VP reads or writes where the device has a [trap](Channels::trap). It is the guest's word, but for its form.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Access {
+    /// Names it in [`Channels::access_done`].
+    pub id: u64,
+    /// Where; a multiple of `bytes`, in one of the device's traps when it was made.
+    pub gpa: u64,
+    /// 1, 2, 4 or 8.
+    pub bytes: u8,
+    /// What it writes, in the lowest `bytes` bytes; `None`: it reads.
+    pub write: Option<u64>,
 }
 
 /// What is known of a channel when it opens.

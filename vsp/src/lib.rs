@@ -43,7 +43,7 @@ pub use channel::RETURN_PAYLOAD;
 pub use channels::{ChannelId, Channels, Lend, Notify};
 pub use cli::Common;
 pub use control::Control;
-pub use device::{Device, OpenRequest, Packet, Refused, Vm};
+pub use device::{Access, Device, OpenRequest, Packet, Refused, Vm};
 pub use ipc::message::{Offer, OfferFlags};
 pub use ipc::shm::{GuestBuffer, GuestRam, RamError, SharedMemory, Span};
 pub use request::Request;

@@ -29,7 +29,7 @@ use crate::attach::{AttachError, hello, join};
 use crate::channel::Recovery;
 use crate::channels::{ChannelId, Channels, NewChannel, OpenError};
 use crate::control::Control;
-use crate::device::{Device, OpenRequest, Packet, Refused};
+use crate::device::{Access, Device, OpenRequest, Packet, Refused};
 use crate::notify::Notifier;
 use crate::polling::Polling;
 use crate::request::Request;
@@ -206,6 +206,7 @@ impl<D: Device> Runtime<D> {
             _ => {}
         }
         self.end_adoption();
+        self.deliver_accesses();
         if self.device.wake_at().is_some_and(|then| then <= Instant::now()) {
             self.device.submit(&mut self.channels);
         }
@@ -268,6 +269,7 @@ impl<D: Device> Runtime<D> {
             return Ok(());
         }
         self.channels.forget_all(self.poll.registry());
+        self.mapper.forget();
         self.device.release();
         self.role = Role::Quiet;
         self.setting.notifier.status(false, "quiet");
@@ -394,6 +396,8 @@ impl<D: Device> Runtime<D> {
                         // What was completed before the close is still the guest's, if it looks.
                         self.report_closed()?;
                     }
+                    // A predecessor had it: the device does what is to be done about that in `adopted`.
+                    None if self.adoption.is_pending() => self.mapper.closes.push(channel),
                     // It failed to open, or is closed already: nothing of ours is in flight.
                     None => self.tell(&ToCore::Closed { channel })?,
                 },
@@ -411,6 +415,15 @@ impl<D: Device> Runtime<D> {
                 }
                 ToVsp::MemoryMapped { gpa, result } => self.memory_mapped(gpa, result),
                 ToVsp::Memory { gpa, bytes } => self.memory_found(gpa, bytes, fds),
+                ToVsp::Kept { key, note } => self.device.kept(key, note, fds),
+                ToVsp::Region { gpa, bytes, offset } => self.device.region(gpa, bytes, offset),
+                ToVsp::RegionLost { gpa } => self.device.region_lost(gpa, &mut self.channels),
+                ToVsp::Trapped { gpa, result } => self.trapped(gpa, result),
+                ToVsp::TrapThere { gpa, bytes } => self.device.trap(gpa, bytes),
+                ToVsp::Access { id, gpa, bytes, write } => {
+                    self.accessed(Access { id, gpa, bytes, write });
+                }
+                ToVsp::InterruptReady { id, result } => self.interrupt_ready(id, result),
                 // Whoever asks waits for it.
                 ToVsp::Fetched { channel, .. } => {
                     tracing::warn!(channel, "something was fetched that nobody wants")
@@ -541,8 +554,16 @@ impl<D: Device> Runtime<D> {
         // What the device gives back with a channel is the channel's.
         self.report_gpadls()?;
         self.report_orders()?;
+        if !self.device.is_clean() {
+            return Ok(());
+        }
         while let Some(channel) = self.channels.reap(self.poll.registry()) {
             self.tell(&ToCore::Closed { channel })?;
+        }
+        if !self.adoption.is_pending() {
+            for channel in std::mem::take(&mut self.mapper.closes) {
+                self.tell(&ToCore::Closed { channel })?;
+            }
         }
         Ok(())
     }

@@ -8,6 +8,7 @@
 mod bench;
 mod mapping;
 mod memory;
+mod passthrough;
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
@@ -22,6 +23,7 @@ use vmbus::packet::{Outgoing, PacketHeader};
 use vmbus::ring::{PushError, RingReader, RingWriter};
 
 pub use bench::Bench;
+pub use passthrough::Target;
 
 /// How long a test waits for anything before it fails.
 pub const PATIENCE: Duration = Duration::from_secs(20);
@@ -48,6 +50,7 @@ pub struct FakeCore {
     mappings: RefCell<Vec<mapping::Mapped>>,
     /// Why nothing is mapped.
     refusal: RefCell<Option<String>>,
+    passed: passthrough::Passed,
     /// What the device has said and nobody has asked for.
     heard: RefCell<VecDeque<ToCore>>,
 }
@@ -101,6 +104,7 @@ impl FakeCore {
             gpadls: RefCell::default(),
             mappings: RefCell::default(),
             refusal: RefCell::default(),
+            passed: passthrough::Passed::default(),
             heard: RefCell::default(),
         };
         (core, vsp)
@@ -251,6 +255,7 @@ impl FakeCore {
         let closed = self.channels.borrow_mut().extract_if(.., is_it).last();
         if closed.is_some_and(|held| held.subchannel == 0) {
             self.mappings.borrow_mut().clear();
+            self.end_passed();
         }
         self.send(&ToVsp::ChannelClose { channel });
         self.given(channel);
@@ -270,9 +275,14 @@ impl FakeCore {
     /// Sends a message without descriptors. Whoever is told to serve is told as well what is mapped, and that it has been given all
     /// channels: at once if none is open, else with the last that it is given.
     pub fn send(&self, message: &ToVsp) {
+        let serve = matches!(message, ToVsp::Serve { .. });
+        if serve {
+            self.give_kept();
+        }
         self.peer.send(message, &[]).expect("sent");
-        if matches!(message, ToVsp::Serve { .. }) {
+        if serve {
             self.give_mappings();
+            self.give_passed();
             *self.owed.borrow_mut() = Some(self.open_channels());
             self.given(u32::MAX);
         }

@@ -8,13 +8,14 @@ use anyhow::{Context, Result, ensure};
 use crate::sh;
 
 /// The programs that the product consists of.
-pub const BINARIES: [&str; 8] = [
+pub const BINARIES: [&str; 9] = [
     "bulkhead",
     "core-vmm",
     "vsp-storage",
     "vsp-net",
     "vsp-video",
     "vsp-hid",
+    "vsp-pci",
     "bulkhead-console",
     "vsp-echo",
 ];

@@ -34,6 +34,23 @@ pub struct Job {
     pub results: Option<PathBuf>,
     /// Who comes from outside.
     pub visit: Option<Visit>,
+    /// What is put into the slots of the lab host before the script runs. With a card it has an IOMMU, too.
+    pub cards: Vec<Card>,
+}
+
+/// A PCI device that is put into a slot of the lab host while that runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Card {
+    /// An Intel 82574L (`e1000e`), with a cable to [`Card::Neighbour`].
+    Nic,
+    /// Another one on the same wire.
+    OtherNic,
+    /// The NIC of the lab host itself at the other end of that cable.
+    Neighbour,
+    /// An NVMe drive of 256 MiB.
+    Nvme,
+    /// QEMU's device for teaching: it does DMA where it is told to.
+    Edu,
 }
 
 /// Somebody outside the lab who comes once the job is ready for it, a viewer of a guest's screen for instance.
@@ -103,6 +120,7 @@ impl Job {
             keep: false,
             results: None,
             visit: None,
+            cards: Vec::new(),
         }
     }
 

@@ -80,6 +80,9 @@ struct LabArguments {
     /// Which build of the binaries to take.
     #[arg(long, default_value = "release")]
     profile: String,
+    /// Put a PCI device into a slot of the lab host, which has an IOMMU then; may be repeated.
+    #[arg(long = "card", value_name = "CARD")]
+    cards: Vec<job::Card>,
     /// Kill the lab after so many seconds.
     #[arg(long, default_value_t = 1800)]
     timeout: u64,
@@ -113,7 +116,7 @@ fn run(arguments: Arguments) -> Result<ExitCode> {
         Command::Bench(arguments) => bench::run(&arguments),
         Command::Images => {
             let images = images::Images::ready(images::With::Trixie)?;
-            let frozen = lab::freeze::frozen_host(&images)?;
+            let frozen = lab::freeze::frozen_host(&images, false)?;
             println!("{images}\nfrozen lab host: {}", frozen.directory().display());
             Ok(ExitCode::SUCCESS)
         }
@@ -144,6 +147,7 @@ fn run_lab(arguments: &LabArguments) -> Result<ExitCode> {
     if arguments.trixie {
         job.with(images::With::Trixie);
     }
+    job.cards.clone_from(&arguments.cards);
     job.keep = arguments.keep;
     job.verbose = arguments.verbose;
     job.results = arguments.out.clone();

@@ -7,15 +7,17 @@ use clap::{Args, Subcommand};
 
 use super::protocol::Row;
 use super::{Error, check_binary, find, running, stats, table};
+use crate::pci::Address;
 use crate::runtime_dir;
 
 /// What it is, in a line.
-pub const ABOUT: &str = "Lists, restarts and replaces the device processes of running VMs";
+pub const ABOUT: &str =
+    "Lists, restarts and replaces the device processes of running VMs; attaches and detaches PCI devices";
 
 /// What it is.
 pub const LONG_ABOUT: &str = "\
 Every device of a VM is a process of its own, which may die or be replaced while the guest runs: its requests wait for a moment, \
-none is lost, and none is done twice. These commands work for VMs under `bulkhead run` and for VMs under systemd alike, for root and \
+none is lost, and none is done twice. PCI devices of the host can be given to a VM and taken back while it runs. These commands work for VMs under `bulkhead run` and for VMs under systemd alike, for root and \
 for the user who runs the VM.";
 
 /// Below its options.
@@ -26,7 +28,9 @@ Examples:
   bulkhead device ls debian --stats        What each disk does
   bulkhead device restart debian disk0     A new process, as after a crash
   bulkhead device swap debian disk0        A new process, which takes over in order
-  bulkhead device swap debian disk0 --binary ./vsp-storage";
+  bulkhead device swap debian disk0 --binary ./vsp-storage
+  bulkhead device attach debian --pci 0000:03:00.0    Which bulkhead pci bind has taken from the host
+  bulkhead device detach debian pci-03-00-0           The guest lets go of it first";
 
 const LS_ABOUT: &str = "Shows the devices, the processes that serve them, and how the last one died";
 
@@ -40,7 +44,8 @@ Shows a line for each device:
   UPTIME      Since when the process serves
   LAST DEATH  When and how the last one of those ended: its exit code, its signal,
               the forbidden system call that it made, or that it hung
-  EXPOSED     Guest memory that the process maps; the core copies more to a confined NIC's when a packet names it
+  EXPOSED     Guest memory that the process maps; the core copies more to a confined NIC's when a packet names it.
+              Of a PCI device: all of it, which the device itself reaches, too
 
 With --stats, a line for each disk instead: commands and bytes of the guest, and how long half of the commands and 99 of a hundred took at \
 most, since the process that serves began to.";
@@ -59,6 +64,22 @@ one does not start, or cannot read what the old one leaves it, the old one goes 
 
 With --binary the new process is of another build. That build stays in force: later restarts and spares of this device are of it, \
 until the next swap or the end of the VM. Without --binary the program is the one in force, as it is on disk now.";
+
+const ATTACH_ABOUT: &str = "Gives a running VM a PCI device of the host";
+
+const ATTACH_LONG_ABOUT: &str = "\
+Gives a running VM a PCI device of the host, which has to be bound (bulkhead pci bind). The guest finds it by itself and drives it \
+with its own driver. All of the VM's memory is pinned for it. The device is the VM's until it is detached or the VM ends; for the next \
+start, write it into the spec ([[pci]]).
+
+What cannot be done is undone, and the VM runs on without the device.";
+
+const DETACH_ABOUT: &str = "Takes a PCI device from a running VM";
+
+const DETACH_LONG_ABOUT: &str = "\
+Takes a PCI device from a running VM: the guest's driver is asked to let go of it, then the device is reset and nobody's. If the guest does \
+not let go, the command fails after half a minute and the VM keeps it. With --force the guest is not asked: like pulling a card \
+out of a machine that runs. The device is quiet and reset in either case before the command ends.";
 
 /// `bulkhead device`.
 #[derive(Debug, Args)]
@@ -80,6 +101,12 @@ pub enum Command {
     #[command(about = SWAP_ABOUT, long_about = SWAP_LONG_ABOUT)]
     /// A new process, the smooth way.
     Swap(Swap),
+    #[command(about = ATTACH_ABOUT, long_about = ATTACH_LONG_ABOUT)]
+    /// A device more.
+    Attach(Attach),
+    #[command(about = DETACH_ABOUT, long_about = DETACH_LONG_ABOUT)]
+    /// A device less.
+    Detach(Detach),
 }
 
 /// `bulkhead device ls`.
@@ -138,6 +165,50 @@ pub struct Swap {
     pub place: Place,
 }
 
+/// `bulkhead device attach`.
+#[derive(Debug, Args)]
+pub struct Attach {
+    /// The VM's name
+    #[arg(value_name = "VM")]
+    pub vm: String,
+
+    /// The PCI device, as bulkhead pci ls shows it
+    #[arg(long, value_name = "ADDRESS")]
+    pub pci: Address,
+
+    /// What it is called from now on [default: made of its address, pci-03-00-0]
+    #[arg(long, value_name = "NAME")]
+    pub name: Option<String>,
+
+    /// Have a second process stand by
+    #[arg(long)]
+    pub spare: bool,
+
+    /// Where to look.
+    #[command(flatten)]
+    pub place: Place,
+}
+
+/// `bulkhead device detach`.
+#[derive(Debug, Args)]
+pub struct Detach {
+    /// The VM's name
+    #[arg(value_name = "VM")]
+    pub vm: String,
+
+    /// The device's name
+    #[arg(value_name = "DEVICE")]
+    pub device: String,
+
+    /// Do not ask the guest
+    #[arg(long)]
+    pub force: bool,
+
+    /// Where to look.
+    #[command(flatten)]
+    pub place: Place,
+}
+
 /// Where running VMs are.
 #[derive(Debug, Args)]
 pub struct Place {
@@ -162,6 +233,13 @@ pub fn execute(device: &Device) -> anyhow::Result<ExitCode> {
         Command::Ls(ls) => list(ls)?,
         Command::Restart(restart) => {
             println!("{}", find(&restart.place.base(), &restart.vm)?.restart(&restart.device)?);
+        }
+        Command::Attach(attach) => {
+            let mut backend = find(&attach.place.base(), &attach.vm)?;
+            println!("{}", backend.attach(attach.pci, attach.name.as_deref(), attach.spare)?);
+        }
+        Command::Detach(detach) => {
+            println!("{}", find(&detach.place.base(), &detach.vm)?.detach(&detach.device, detach.force)?);
         }
         Command::Swap(swap) => {
             let binary = swap.binary.as_deref().map(check_binary).transpose()?;

@@ -6,6 +6,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use ipc::config::DeviceSlot;
 use ipc::message::{ToCore, VERSIONS};
 use ipc::operator::{Device, Reply, Request};
 use ipc::socket::{Peer, SocketError};
@@ -63,6 +64,25 @@ impl Operator {
         let wait_ms = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
         match self.ask(&Request::Swap { device: device.to_owned(), wait_ms }, wait + SWAP_PATIENCE)? {
             Reply::Swapped { pause_us, .. } => Ok(Duration::from_micros(pause_us)),
+            Reply::Failed { reason, .. } => Err(CoreError::Failed(reason)),
+            _ => Err(CoreError::Strange),
+        }
+    }
+
+    /// Has the VM have one device more.
+    pub fn add(&mut self, slot: &DeviceSlot) -> Result<(), CoreError> {
+        match self.ask(&Request::DeviceAdd { slot: slot.clone() }, PATIENCE)? {
+            Reply::Added { .. } => Ok(()),
+            Reply::Failed { reason, .. } => Err(CoreError::Failed(reason)),
+            _ => Err(CoreError::Strange),
+        }
+    }
+
+    /// Has the guest lose a device, whatever it does with it.
+    pub fn remove(&mut self, device: &str) -> Result<(), CoreError> {
+        let request = Request::DeviceRemove { device: device.to_owned(), force: true };
+        match self.ask(&request, CONTROL_PATIENCE)? {
+            Reply::Removed { .. } => Ok(()),
             Reply::Failed { reason, .. } => Err(CoreError::Failed(reason)),
             _ => Err(CoreError::Strange),
         }

@@ -17,6 +17,7 @@ use std::path::{Path, PathBuf};
 
 use crate::disk::Told;
 use crate::disk::words::Change;
+use crate::pci::Address;
 use crate::runtime_dir::SUPERVISOR_SOCKET;
 
 pub use self::protocol::{Row, State};
@@ -44,6 +45,11 @@ pub trait Backend {
     ) -> Result<Told, Error>;
     /// Says something to the process that serves `device`.
     fn tell(&mut self, device: &str, payload: &str) -> Result<Told, Error>;
+    /// Gives the VM a PCI device of the host, called `name` or as its place, with a second process that stands by if `spare`. What was done, as a
+    /// sentence.
+    fn attach(&mut self, address: Address, name: Option<&str>, spare: bool) -> Result<String, Error>;
+    /// Takes a PCI device from the VM; with `force` without asking the guest. What was done, as a sentence.
+    fn detach(&mut self, device: &str, force: bool) -> Result<String, Error>;
     /// The user whose processes open the disks.
     fn opener(&self) -> u32;
     /// The directory with the VM's sockets.

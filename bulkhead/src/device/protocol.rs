@@ -42,6 +42,25 @@ pub enum Request {
         /// What the process that serves is told. The descriptors beside this message are for it.
         payload: String,
     },
+    /// A PCI device of the host for the VM; answered by [`Reply::Done`] when a process serves it.
+    Attach {
+        /// Where it is.
+        address: String,
+        /// What it is to be called; `None`: as its place.
+        #[serde(default)]
+        name: Option<String>,
+        /// A second process is to stand by.
+        #[serde(default)]
+        spare: bool,
+    },
+    /// A PCI device is to be the VM's no more; answered by [`Reply::Done`] when nobody has it.
+    Detach {
+        /// The device's name.
+        device: String,
+        /// Without asking the guest.
+        #[serde(default)]
+        force: bool,
+    },
 }
 
 /// From `bulkhead run`.

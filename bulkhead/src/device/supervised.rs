@@ -11,6 +11,7 @@ use super::protocol::{Reply, Request, Row};
 use super::{Backend, Error};
 use crate::disk::words::Change;
 use crate::disk::{Told, shown};
+use crate::pci::Address;
 use crate::runtime_dir::CORE_SOCKET;
 
 /// Nobody can be asked.
@@ -130,6 +131,15 @@ impl Backend for Supervised {
             Reply::Again { reason } => Ok(Told::Again(reason)),
             _ => Err(self.strange()),
         }
+    }
+
+    fn attach(&mut self, address: Address, name: Option<&str>, spare: bool) -> Result<String, Error> {
+        let (address, name) = (address.to_string(), name.map(str::to_owned));
+        self.done(&Request::Attach { address, name, spare }, "")
+    }
+
+    fn detach(&mut self, device: &str, force: bool) -> Result<String, Error> {
+        self.done(&Request::Detach { device: device.to_owned(), force }, device)
     }
 
     /// The core is asked without a detour: nothing changes for the supervisor.

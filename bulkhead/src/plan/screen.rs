@@ -86,6 +86,7 @@ pub(super) fn devices(
             spare: screen.spare && part != Part::Console,
             network: None,
             part: Some(part),
+            pci: None,
         }
     };
     (first..).zip(Part::ALL).map(device).collect()

@@ -1,7 +1,7 @@
 //! From specs to arguments.
 
 use super::*;
-use crate::spec::{Boot, Cache, KernelKind, Machine, Options};
+use crate::spec::{Boot, Cache, KernelKind, Machine, Options, Pci};
 
 fn spec() -> Spec {
     let disk = |path: &str, readonly, lun| Disk {
@@ -31,6 +31,7 @@ fn spec() -> Spec {
             Storage { name: "disk1".to_owned(), disks: vec![disk("/c.img", false, 0)], spare: false },
         ],
         net: Vec::new(),
+        pci: Vec::new(),
         screen: None,
     }
 }
@@ -42,6 +43,7 @@ fn programs() -> Programs {
         vsp_storage: "/bin/vsp-storage".into(),
         vsp_net: Some("/bin/vsp-net".into()),
         passt: Some("/bin/passt".into()),
+        vsp_pci: Some("/bin/vsp-pci".into()),
         vsp_video: Some("/bin/vsp-video".into()),
         vsp_hid: Some("/bin/vsp-hid".into()),
         console: Some("/bin/bulkhead-console".into()),
@@ -226,4 +228,41 @@ fn id_blocks_stay_in_their_range() {
         assert!(preferred_id_block(&format!("vm{n}")) < ID_BLOCKS);
     }
     assert!(spec::MOST_DEVICES < IDS_PER_VM as usize);
+}
+
+#[test]
+fn a_pci_device_is_told_where_it_is_and_has_all_memory() {
+    let mut spec = spec();
+    spec.net = vec![nic("nic0", Backend::Passt)];
+    spec.screen = Some(screen());
+    let nic = Pci { name: "pci-03-00-0".into(), address: "03:00.0".parse().unwrap(), group: 7, spare: true };
+    spec.pci = vec![nic.clone()];
+    let plan = Plan::new(&spec, &programs(), Some(1000));
+    let device = plan.devices.last().unwrap();
+    // Behind the one that keeps what lies between the screen and its console.
+    let expected = "--device pci-03-00-0 --address 0000:03:00.0 --group 7 --uid 1010 --gid 1010";
+    assert_eq!(device.args.join(" ".as_ref()), expected);
+    assert!(device.spare && device.is_of_core());
+    let slot = plan.core.devices.last().unwrap();
+    assert!(slot.guest_ram && slot.passthrough && !slot.fetch && slot.device_memory == 0);
+    assert_eq!(plan.core.devices.iter().filter(|slot| slot.passthrough).count(), 1);
+    assert_eq!(plan.core.later_uids, (1011..1011 + 8).collect::<Vec<u32>>());
+}
+
+#[test]
+fn a_vm_is_given_devices_while_it_runs_until_it_has_enough() {
+    let plan = Plan::new(&spec(), &programs(), Some(1000));
+    let nic = Pci { name: "nic".into(), address: "03:00.0".parse().unwrap(), group: 7, spare: false };
+    let mut taken = Vec::new();
+    for _ in 0..MOST_LATER {
+        let (device, slot) = plan.later.device(&nic, &taken).unwrap();
+        assert!(plan.core.later_uids.contains(&slot.uid.unwrap()));
+        taken.push(device.user);
+    }
+    assert!(plan.later.device(&nic, &taken).unwrap_err().contains("detach one first"));
+    let unprivileged = Plan::new(&spec(), &programs(), None);
+    assert!(unprivileged.core.later_uids.is_empty());
+    assert_eq!(unprivileged.later.device(&nic, &[]).unwrap().1.uid, None);
+    let without = Plan::new(&spec(), &Programs { vsp_pci: None, ..programs() }, None);
+    assert!(without.later.device(&nic, &[]).unwrap_err().contains("install it"));
 }

@@ -8,6 +8,7 @@ mod disk;
 mod files;
 mod kernel;
 pub mod net;
+pub mod pci;
 mod reader;
 pub mod screen;
 pub mod size;
@@ -21,12 +22,14 @@ use toml::de::DeTable;
 pub use self::disk::{Cache, Options};
 pub use self::kernel::KernelKind;
 pub use self::net::Net;
+pub use self::pci::Pci;
 pub use self::reader::Located;
 pub use self::screen::Screen;
 
 use self::diagnostic::Report;
 use self::reader::{Section, Shape};
 use self::size::{Bytes, MIB};
+use crate::pci::Host;
 
 /// Virtual processors that a VM may have.
 pub const VCPUS: std::ops::RangeInclusive<u64> = 1..=64;
@@ -47,14 +50,15 @@ const LONGEST_SOCKET_PATH: usize = 107;
 
 const TOP: Shape = Shape {
     title: "the top of the file",
-    keys: &["name", "machine", "boot", "console", "on", "screen", "storage", "net"],
+    keys: &["name", "machine", "boot", "console", "on", "screen", "storage", "net", "pci"],
 };
 const MACHINE: Shape = Shape { title: "[machine]", keys: &["vcpus", "memory", "hugepages", "prefault"] };
 const BOOT: Shape = Shape { title: "[boot]", keys: &["kernel", "initrd", "cmdline"] };
 const CONSOLE: Shape = Shape { title: "[console]", keys: &["mode", "path"] };
 const ON: Shape = Shape { title: "[on]", keys: &["crash"] };
 /// Where a key that is out of place may belong.
-const HOMES: [&Shape; 7] = [&MACHINE, &BOOT, &CONSOLE, &ON, &screen::SCREEN, &storage::DISK, &net::NET];
+const HOMES: [&Shape; 8] =
+    [&MACHINE, &BOOT, &CONSOLE, &ON, &screen::SCREEN, &storage::DISK, &net::NET, &pci::PCI];
 
 /// A VM, checked.
 #[derive(Clone, Debug)]
@@ -73,6 +77,8 @@ pub struct Spec {
     pub storage: Vec<Storage>,
     /// Its NICs, each a process.
     pub net: Vec<Net>,
+    /// Devices of the host that are its own, each served by a process.
+    pub pci: Vec<Pci>,
     /// Its screen, keyboard and mouse, each a process, and what shows them to people.
     pub screen: Option<Screen>,
 }
@@ -211,6 +217,36 @@ fn reason(error: &std::io::Error) -> String {
     chars.next().map(|first| first.to_ascii_lowercase().to_string() + chars.as_str()).unwrap_or_default()
 }
 
+fn is_of_name(c: char) -> bool {
+    c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-'
+}
+
+/// What is wrong with the name of a VM or a device, as the rest of a sentence.
+fn bad_name(text: &str) -> Option<String> {
+    if text.is_empty() {
+        Some("is empty".to_owned())
+    } else if let Some(bad) = text.chars().find(|c| !is_of_name(*c)) {
+        Some(format!("may not contain {bad:?}"))
+    } else if text.starts_with('-') || text.ends_with('-') {
+        Some("may not start or end with `-`".to_owned())
+    } else if text.len() > LONGEST_NAME {
+        Some(format!("is longer than {LONGEST_NAME} characters"))
+    } else {
+        None
+    }
+}
+
+/// Whether a device can be called that; why not, as a sentence.
+pub fn device_name(text: &str) -> Result<(), String> {
+    match bad_name(text) {
+        Some(problem) => Err(format!("the name {text:?} {problem}: use lower-case letters, digits and `-`")),
+        None if text == "core" => {
+            Err("a device cannot be called \"core\": that is the VM's own process".to_owned())
+        }
+        None => Ok(()),
+    }
+}
+
 struct Loader<'a> {
     directory: &'a Path,
     host: HostLimits,
@@ -245,6 +281,13 @@ impl Loader<'_> {
         // A second one for what each NIC is connected to.
         let users = names.len() + net.as_ref().map_or(0, Vec::len);
         let screen = self.screen(&top, &names, users);
+        if screen.as_ref().is_some_and(Option::is_some) {
+            names
+                .extend(screen::DEVICES.iter().chain([&screen::CONSOLE]).map(|name| ((*name).to_owned(), 0)));
+        }
+        // Two more for what lies between a screen and its console, and for the core.
+        let users = names.len() + net.as_ref().map_or(0, Vec::len) + 2;
+        let pci = self.pci(&top, &Host::this(), &mut names, users);
         Some(Spec {
             name: name?.value,
             machine: machine?,
@@ -253,6 +296,7 @@ impl Loader<'_> {
             on_crash: on_crash?,
             storage: storage?,
             net: net?,
+            pci: pci?,
             screen: screen?,
         })
     }
@@ -262,21 +306,9 @@ impl Loader<'_> {
             section.missing(key, example, self.report);
             return None;
         };
-        let allowed = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
         let text = &name.value;
-        let problem = if text.is_empty() {
-            Some("is empty".to_owned())
-        } else if let Some(bad) = text.chars().find(|c| !allowed(*c)) {
-            Some(format!("may not contain {bad:?}"))
-        } else if text.starts_with('-') || text.ends_with('-') {
-            Some("may not start or end with `-`".to_owned())
-        } else if text.len() > LONGEST_NAME {
-            Some(format!("is longer than {LONGEST_NAME} characters"))
-        } else {
-            None
-        };
-        let Some(problem) = problem else { return Some(name) };
-        let lower = text.to_lowercase().replace(|c: char| !allowed(c), "-");
+        let Some(problem) = bad_name(text) else { return Some(name) };
+        let lower = text.to_lowercase().replace(|c: char| !is_of_name(c), "-");
         let better: String = lower.trim_matches('-').chars().take(LONGEST_NAME).collect();
         let fix = if better.is_empty() {
             "use lower-case letters, digits and `-`".to_owned()

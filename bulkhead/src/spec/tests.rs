@@ -2,6 +2,7 @@
 
 mod disks;
 mod net;
+mod pci;
 mod screen;
 
 use std::fs;
@@ -288,7 +289,7 @@ fn values_out_of_range_or_of_another_type() {
     assert_eq!(
         with("[[storage]]", "[network]\nmac = 1\n[[storage]]"),
         "9:2 there is no `network` in the top of the file / remove it; the top of the file knows `name`, `machine`, \
-         `boot`, `console`, `on`, `screen`, `storage` and `net`"
+         `boot`, `console`, `on`, `screen`, `storage`, `net` and `pci`"
     );
     assert_eq!(
         with(" console=ttyS0", ""),

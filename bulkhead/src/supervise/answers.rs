@@ -31,6 +31,11 @@ impl Supervisor {
                     Ok(device) => self.change_disks(client, device, change, payload, &fds, now),
                     Err(reply) => self.control.answer(client, &reply, now),
                 },
+                Request::Attach { address, name, spare } => self.attach(client, &address, name, spare, now),
+                Request::Detach { device, force } => match self.number(&device) {
+                    Ok(device) => self.detach(client, device, force, now),
+                    Err(reply) => self.control.answer(client, &reply, now),
+                },
                 Request::Restart { device } => match self.number(&device) {
                     Ok(device) => {
                         let old = self.vm.devices().nth(device).and_then(|(_, view)| view.main);
@@ -64,13 +69,14 @@ impl Supervisor {
     }
 
     fn number(&self, name: &str) -> Result<usize, Reply> {
-        let known = || self.slots.iter().map(|slot| slot.plan.name.clone()).collect();
-        let found = self.slots.iter().position(|slot| slot.plan.name == name);
+        let there = || self.slots.iter().enumerate().filter(|(_, slot)| slot.is_there());
+        let known = || there().map(|(_, slot)| slot.plan.name.clone()).collect();
+        let found = there().find(|(_, slot)| slot.plan.name == name).map(|(number, _)| number);
         found.ok_or_else(|| Reply::NoSuchDevice { known: known() })
     }
 
     pub(super) fn is_swapping(&self, name: &str) -> bool {
-        let number = self.slots.iter().position(|slot| slot.plan.name == name);
+        let number = self.slots.iter().rposition(|slot| slot.plan.name == name);
         number.is_some_and(|device| {
             let view = self.vm.devices().nth(device).map(|(_, view)| view);
             self.control.is_wished(Wish::Swap { device }) || view.is_some_and(|view| view.is_swapping)
@@ -132,7 +138,8 @@ impl Supervisor {
             Wish::Nothing => None,
             Wish::List => Some(Reply::Devices(rows.clone())),
             Wish::Restart { device, .. } => {
-                let row = rows.get(device)?;
+                let name = &self.slots.get(device)?.plan.name;
+                let row = rows.iter().find(|row| row.name == *name)?;
                 let death =
                     row.last_death.as_ref().map_or(String::new(), |death| format!("; the last one {death}"));
                 let reason =
@@ -140,8 +147,15 @@ impl Supervisor {
                 Some(Reply::Failed { reason })
             }
             Wish::Change { .. } => Some(Reply::Again { reason: "the core does not answer".to_owned() }),
+            Wish::Attach { .. } => Some(Reply::Failed {
+                reason: "nobody serves the device yet; see `bulkhead device ls`, and the log".to_owned(),
+            }),
+            Wish::Detach { device } => {
+                let name = self.slots.get(device).map_or("the device", |slot| slot.plan.name.as_str());
+                Some(Reply::Failed { reason: format!("{name}: it is not gone yet; see the log") })
+            }
             Wish::Swap { device } => {
-                let name = rows.get(device).map_or("the device", |row| row.name.as_str());
+                let name = self.slots.get(device).map_or("the device", |slot| slot.plan.name.as_str());
                 Some(Reply::Failed {
                     reason: format!("{name}: the swap takes too long; see `bulkhead device ls`"),
                 })
@@ -154,6 +168,7 @@ impl Supervisor {
         let now = Instant::now();
         let devices = self.vm.devices().zip(&self.slots);
         devices
+            .filter(|(_, slot)| slot.is_there())
             .map(|((name, view), slot)| {
                 let known = known.iter().find(|known| known.name == name).cloned().unwrap_or_default();
                 let pid = |id: Option<ProcessId>| self.processes.get(&id?)?.member.pid();

@@ -31,6 +31,15 @@ const RESTART_PATIENCE: Duration = Duration::from_secs(15);
 const SWAP_ANSWER: Duration = Duration::from_secs(60);
 const _: () = assert!(CANDIDATE_PATIENCE.as_secs() + SWAP_PATIENCE.as_secs() + 10 < SWAP_ANSWER.as_secs());
 
+/// How long an operator waits for a device that is new. Its memory has to be pinned first, all of it: some seconds for a large VM whose memory was
+/// not there yet.
+const ATTACH_PATIENCE: Duration = Duration::from_secs(60);
+
+/// How long an operator waits for the end of a device: the guest's driver may take its time, which is limited by its process, and then processes have
+/// to end and memory to be unpinned.
+const DETACH_PATIENCE: Duration = Duration::from_secs(60);
+const _: () = assert!(CONTROL_PATIENCE.as_secs() + 10 < DETACH_PATIENCE.as_secs());
+
 /// When nobody can be taken in, because there are no descriptors left, the next attempt is after this time: who waits is still there,
 /// and trying without a pause would be all that we do.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -56,6 +65,16 @@ pub enum Wish {
     },
     /// That the process that serves the device has answered about its disks.
     Change {
+        /// The device's number.
+        device: usize,
+    },
+    /// That a device is served that was not there before.
+    Attach {
+        /// Which of those that were wanted so far.
+        ticket: u64,
+    },
+    /// That a device is gone.
+    Detach {
         /// The device's number.
         device: usize,
     },
@@ -148,6 +167,8 @@ impl Control {
             Wish::Restart { .. } => RESTART_PATIENCE,
             Wish::Swap { .. } => SWAP_ANSWER,
             Wish::Change { .. } => CONTROL_PATIENCE,
+            Wish::Attach { .. } => ATTACH_PATIENCE,
+            Wish::Detach { .. } => DETACH_PATIENCE,
         };
         if let Some(client) = self.clients.get_mut(place) {
             client.wish = wish;

@@ -58,6 +58,12 @@ pub enum Event {
     Swap(usize),
     /// What the device's processes are started with has changed; the one that serves is told otherwise.
     Renew(usize),
+    /// The VM has one device more; its number is the next one.
+    Attached(Wanted),
+    /// The core has been asked to give this device up (`true`), or has refused to.
+    Detaching(usize, bool),
+    /// The core has this device no more.
+    Detached(usize),
     /// We were asked to end by a signal.
     Signalled(Signal),
     /// The operator asked for the end on the console.
@@ -95,6 +101,13 @@ pub enum Action {
     Adopt {
         /// The device's number.
         device: usize,
+    },
+    /// A device that was attached while the VM runs cannot be served: take it back.
+    TakeBack {
+        /// The device's number.
+        device: usize,
+        /// How its process ended.
+        death: Death,
     },
     /// Tell whoever asked for a swap what came of it.
     SwapDone {
@@ -289,6 +302,16 @@ impl Vm {
                 device.restart(Death::Recabled, out, now);
             }),
             Event::Renew(number) => self.one(number, Device::renew_spare),
+            Event::Attached(wanted) if self.is_running() => {
+                let number = self.devices.len();
+                self.devices.push(Device::new(number, wanted, &mut self.out, now).added());
+            }
+            // Numbers stay what they are: there is a device that nobody serves.
+            Event::Attached(wanted) => self.devices.push(Device::gone(self.devices.len(), wanted)),
+            Event::Detaching(number, expected) => {
+                self.one(number, |device, _| device.expect_end(expected));
+            }
+            Event::Detached(number) => self.one(number, |device, out| device.leave(out, now)),
             Event::Swap(number) => self.one(number, |device, out| {
                 if let Err(why) = device.swap(out, now) {
                     out.act(Action::SwapDone { device: number, outcome: Err(why) });
@@ -321,6 +344,11 @@ impl Vm {
         self.devices.iter().map(|device| (device.name.as_str(), device.view()))
     }
 
+    /// Whether nobody serves the device any more, nor ever will, and all its processes have ended.
+    pub fn has_left(&self, number: usize) -> bool {
+        self.devices.get(number).is_none_or(|device| device.has_left())
+    }
+
     /// Whether processes that end are followed by others.
     pub fn is_running(&self) -> bool {
         matches!(self.phase, Phase::Running)
@@ -335,6 +363,12 @@ impl Vm {
             match self.devices[number].on_ended(id, death.clone(), &mut self.out, now) {
                 None => {}
                 Some(Aftermath::Recovering) => return,
+                Some(Aftermath::CannotStart(death)) if self.devices[number].is_added() => {
+                    // The VM has run without it.
+                    self.devices[number].leave(&mut self.out, now);
+                    self.out.act(Action::TakeBack { device: number, death });
+                    return;
+                }
                 Some(Aftermath::CannotStart(death)) => {
                     let until = now + BENEFIT_OF_DOUBT;
                     self.phase = Phase::AwaitingCore { device: number, death, until };

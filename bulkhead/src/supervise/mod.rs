@@ -6,11 +6,13 @@
 //! must never hold what would let it: it owns no disk, no guest memory, no copy of the core's listener.
 
 mod answers;
+mod attach;
 mod control;
 mod disks;
 mod fate;
 pub mod machine;
 pub(crate) mod member;
+mod memory;
 mod notices;
 mod notify;
 mod operator;
@@ -31,6 +33,9 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 pub use self::fate::{Death, Fate, Seconds};
 pub use self::process::{Logging, Options};
 
+pub(crate) use self::attach::EJECT;
+
+use self::attach::{Coming, Going};
 use self::control::Control;
 use self::machine::{Action, Event, Notice, ProcessId, Program, Vm, Wanted};
 use self::member::{DeviceProcess, Member};
@@ -40,7 +45,7 @@ use self::process::{Input, StartError, Switchboard};
 use crate::console::{self, Request, Terminal};
 use crate::disk::words::Change;
 use crate::net::backend::{Backend, Step};
-use crate::plan::{self, Plan};
+use crate::plan::{self, Later, Plan};
 use crate::runtime_dir::RuntimeDir;
 use crate::screen::seat::{Doors, Seat};
 
@@ -91,6 +96,10 @@ struct Slot {
     change: Option<(Change, String)>,
     /// What a NIC is connected to: every process of the device is given the same.
     backend: Option<Backend>,
+    /// Who waits for it, if it was attached while the VM runs and is not served yet.
+    ticket: Option<u64>,
+    /// How far it has gone.
+    going: Going,
 }
 
 impl Slot {
@@ -107,7 +116,14 @@ impl Slot {
             candidate: None,
             in_trouble: false,
             change: None,
+            ticket: None,
+            going: Going::No,
         })
+    }
+
+    /// Whether it is the VM's.
+    fn is_there(&self) -> bool {
+        !matches!(self.going, Going::Ending | Going::Gone)
     }
 }
 
@@ -121,6 +137,14 @@ struct Supervisor {
     control: Control,
     core: Member,
     slots: Vec<Slot>,
+    /// Devices that the core has been told of, and that nobody serves yet.
+    coming: Vec<Coming>,
+    /// How many have been wanted so far.
+    tickets: u64,
+    /// What such devices are made of.
+    later: Later,
+    /// The guest's memory in bytes.
+    memory: u64,
     /// What lies between the processes of a screen.
     seat: Option<Seat>,
     processes: BTreeMap<ProcessId, DeviceProcess>,
@@ -144,6 +168,9 @@ impl Supervisor {
             None => (None, Input::None),
         };
         // First what may well fail, and costs nothing.
+        if plan.devices.iter().any(|device| device.pci.is_some()) {
+            memory::allow(plan.core.memory).map_err(StartError::Memory)?;
+        }
         let slots = plan.devices.iter().map(Slot::new).collect::<Result<_, _>>()?;
         let doors = || Doors::open(&runtime.vnc_socket(), &runtime.screen_socket());
         let seat = plan.seat.as_ref().map(|seat| Seat::new(seat.listen, seat.web, doors()?)).transpose()?;
@@ -171,6 +198,10 @@ impl Supervisor {
             control,
             core,
             slots,
+            coming: Vec::new(),
+            tickets: 0,
+            later: plan.later.clone(),
+            memory: plan.core.memory,
             seat,
             processes: BTreeMap::new(),
             vm,
@@ -235,6 +266,7 @@ impl Supervisor {
             }
             self.events.push_back(Event::Tick);
             self.settle();
+            self.answer_detached();
             self.answer_late();
             self.publish();
         }
@@ -285,6 +317,7 @@ impl Supervisor {
                     slot.program = program;
                 }
             }
+            Action::TakeBack { device, death } => self.take_back(device, &death),
             Action::SwapDone { device, outcome } => self.answer_swap(device, outcome),
             Action::Tell(notice) => self.notices.push(notice),
         }
@@ -338,7 +371,7 @@ impl Supervisor {
 
     fn hear_core(&mut self) {
         while let Some(said) = self.operator.listen() {
-            let number = |name: &str| self.slots.iter().position(|slot| slot.plan.name == name);
+            let number = |name: &str| self.slots.iter().rposition(|slot| slot.plan.name == name);
             let event = match said {
                 Said::Devices(known) => {
                     self.answer_lists(&known);
@@ -351,9 +384,19 @@ impl Supervisor {
                     number(&device).map(|device| Event::SwapFailed(device, notify::printable(&reason)))
                 }
                 Said::Told(device, answer) => {
-                    if let Some(device) = number(&device) {
+                    if let Some(device) = number(&device)
+                        && let Some(answer) = self.answer_eject(device, answer)
+                    {
                         self.answer_change(device, answer);
                     }
+                    None
+                }
+                Said::Added(device, result) => {
+                    self.core_added(&device, result);
+                    None
+                }
+                Said::Removed(device, result) => {
+                    self.core_removed(&device, result);
                     None
                 }
                 Said::CutOff { device, reason, had_channels } => {

@@ -78,6 +78,7 @@ impl Supervisor {
         if was_in_trouble {
             self.tell_terminal(&format!("device {name} serves again"));
         }
+        self.answer_attached(device, pid);
         self.answer_restarts(device, process, pid, pause);
     }
 

@@ -6,6 +6,7 @@ use std::collections::VecDeque;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
+use ipc::config::DeviceSlot;
 use ipc::message::{ToCore, VERSIONS};
 use ipc::operator::{Device, Reply, Request};
 use ipc::socket::{Peer, SocketError};
@@ -19,6 +20,10 @@ enum Question {
     Swap,
     /// Something of the process that serves the device with this name.
     Tell(String),
+    /// To have one device more, with this name.
+    Add(String),
+    /// To have the device with this name no more.
+    Remove(String),
 }
 
 /// What comes of something that was said to a device's process.
@@ -41,6 +46,10 @@ pub enum Said {
     SwapFailed(String, String),
     /// What the process that serves this device has answered, if one has.
     Told(String, Answer),
+    /// It has one device more, with this name, or why not.
+    Added(String, Result<(), String>),
+    /// It has the device with this name no more, or why it still has.
+    Removed(String, Result<(), String>),
     /// It has cut off a process of a device.
     CutOff {
         /// The device's name.
@@ -98,6 +107,17 @@ impl Operator {
         self.ask(&request, &fds, Question::Tell(device.to_owned()))
     }
 
+    /// Has the VM have one device more. `false`: the core cannot be asked.
+    pub fn add(&mut self, slot: &DeviceSlot) -> bool {
+        self.ask(&Request::DeviceAdd { slot: slot.clone() }, &[], Question::Add(slot.name.clone()))
+    }
+
+    /// Has the guest lose a device, whatever it does with it. `false`: the core cannot be asked.
+    pub fn remove(&mut self, device: &str) -> bool {
+        let request = Request::DeviceRemove { device: device.to_owned(), force: true };
+        self.ask(&request, &[], Question::Remove(device.to_owned()))
+    }
+
     /// Whether the process that serves `device` was told something and has not answered.
     pub fn has_told(&self, device: &str) -> bool {
         self.asked.iter().any(|question| matches!(question, Question::Tell(name) if name == device))
@@ -153,6 +173,18 @@ impl Operator {
                     }
                     (Some(Question::Tell(name)), Reply::Failed { device, reason }) if name == device => {
                         return Some(Said::Told(device, Answer::Missing(reason)));
+                    }
+                    (Some(Question::Add(name)), Reply::Added { device }) if name == device => {
+                        return Some(Said::Added(device, Ok(())));
+                    }
+                    (Some(Question::Add(name)), Reply::Failed { device, reason }) if name == device => {
+                        return Some(Said::Added(device, Err(reason)));
+                    }
+                    (Some(Question::Remove(name)), Reply::Removed { device }) if name == device => {
+                        return Some(Said::Removed(device, Ok(())));
+                    }
+                    (Some(Question::Remove(name)), Reply::Failed { device, reason }) if name == device => {
+                        return Some(Said::Removed(device, Err(reason)));
                     }
                     (question, reply) => {
                         tracing::warn!(?question, ?reply, "the core answered something else than was asked");

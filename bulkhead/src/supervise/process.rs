@@ -85,6 +85,9 @@ pub enum StartError {
         /// Why not.
         error: backend::Error,
     },
+    /// The guest's memory cannot be pinned.
+    #[error("{0}")]
+    Memory(String),
     /// What lies between the processes of a screen.
     #[error("the screen: {0}")]
     Seat(#[from] seat::Error),

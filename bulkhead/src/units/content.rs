@@ -12,12 +12,12 @@ use ipc::config::Console;
 use super::escape::{self, Unwritable};
 use super::nic::Nic;
 use super::screen::Screen;
-use super::{Names, SYSUSERS, UNITS, ids};
+use super::{Names, SYSUSERS, UNITS, ids, pci};
 use crate::plan::{Device, Plan};
 use crate::spec::{self, Spec, Storage};
 
 /// The templates, by name.
-pub const TEMPLATES: [(&str, &str); 12] = [
+pub const TEMPLATES: [(&str, &str); 13] = [
     ("bulkhead-vm@.target", include_str!("../../../policies/systemd/bulkhead-vm@.target")),
     ("bulkhead-core@.socket", include_str!("../../../policies/systemd/bulkhead-core@.socket")),
     ("bulkhead-core@.service", include_str!("../../../policies/systemd/bulkhead-core@.service")),
@@ -27,6 +27,7 @@ pub const TEMPLATES: [(&str, &str); 12] = [
     ("bulkhead-net@.socket", include_str!("../../../policies/systemd/bulkhead-net@.socket")),
     ("vsp-video@.service", include_str!("../../../policies/systemd/vsp-video@.service")),
     ("vsp-hid@.service", include_str!("../../../policies/systemd/vsp-hid@.service")),
+    ("vsp-pci@.service", include_str!("../../../policies/systemd/vsp-pci@.service")),
     ("bulkhead-console@.service", include_str!("../../../policies/systemd/bulkhead-console@.service")),
     ("bulkhead-seat@.service", include_str!("../../../policies/systemd/bulkhead-seat@.service")),
     ("bulkhead-seat@.socket", include_str!("../../../policies/systemd/bulkhead-seat@.socket")),
@@ -100,6 +101,7 @@ pub fn files(
                 Some(screen) => screen.device(device, part, &user)?,
                 None => continue,
             },
+            _ if device.pci.is_some() => pci::device_unit(device, names, &user)?,
             (.., Some(storage)) => storage_device(device, storage, names, user, &is_device)?,
             (None, None, None) => continue,
         };
@@ -154,7 +156,8 @@ fn sysusers(plan: &Plan, block: u32) -> String {
     let seat =
         plan.seat.iter().map(|seat| (seat.user, "what lies between its screen and its console".to_owned()));
     let core = std::iter::once((0, "core".to_owned()));
-    core.chain(devices).chain(helpers).chain(seat).for_each(member);
+    let later = plan.later.numbers().map(|number| (number, "a device that is attached later".to_owned()));
+    core.chain(devices).chain(helpers).chain(seat).chain(later).for_each(member);
     out
 }
 

@@ -12,12 +12,13 @@ use ipc::config::CoreConfig;
 use nix::time::{ClockId, clock_gettime};
 
 use super::systemctl::{self, Systemctl, Unit};
-use super::{CONFIG, Names, UNITS, content, disks, swap};
+use super::{CONFIG, Names, UNITS, content, disks, pci, swap};
 use crate::device::core::Operator;
 use crate::device::supervised::tell;
 use crate::device::{Backend, Error, Row, State};
 use crate::disk::Told;
 use crate::disk::words::{self, Change};
+use crate::pci::Address;
 use crate::spec::screen::CONSOLE;
 
 /// What is asked of each unit.
@@ -101,8 +102,21 @@ pub(super) fn failed(error: impl std::fmt::Display) -> Error {
 }
 
 impl Systemd {
-    fn names(&self) -> Names<'_> {
+    pub(super) fn names(&self) -> Names<'_> {
         Names::of(&self.vm)
+    }
+
+    /// What the VM is called.
+    pub(super) fn name(&self) -> &str {
+        &self.vm
+    }
+
+    /// A program of ours: where the core's is.
+    pub(super) fn program_beside_core(&self, name: &str) -> Result<PathBuf, Error> {
+        let shown = Systemctl.show(&["ExecStart"], &[&self.names().core()]).map_err(failed)?;
+        let core = shown.first().and_then(|unit| systemctl::program(unit.text("ExecStart")));
+        let found = core.map(|core| core.with_file_name(name)).filter(|path| path.is_file());
+        found.ok_or_else(|| Error::Failed(format!("there is no {name} beside core-vmm: install it there")))
     }
 
     /// The names of the devices, in the order of the spec.
@@ -116,6 +130,7 @@ impl Systemd {
         if self.kind(CONSOLE) == content::CONSOLE {
             devices.push(CONSOLE.to_owned());
         }
+        devices.extend(pci::attached(&self.vm));
         Ok(devices)
     }
 
@@ -134,7 +149,8 @@ impl Systemd {
     /// The template that the device's units are instances of: whose drop-in there is.
     fn kind(&self, device: &str) -> String {
         let tail = format!("@{}:{device}.service.d", self.vm);
-        let entries = fs::read_dir(Path::new("/").join(UNITS)).into_iter().flatten().flatten();
+        let places = [Path::new("/").join(UNITS), systemctl::RUNTIME_UNITS.into()];
+        let entries = places.iter().flat_map(|place| fs::read_dir(place).into_iter().flatten().flatten());
         let mut kinds = entries
             .filter_map(|entry| entry.file_name().into_string().ok()?.strip_suffix(&tail).map(str::to_owned))
             .filter(|kind| kind.starts_with("vsp-") || kind == content::CONSOLE);
@@ -183,7 +199,9 @@ impl Systemd {
 impl Backend for Systemd {
     fn list(&mut self) -> Result<Vec<Row>, Error> {
         let known = self.operator()?.devices().map_err(failed)?;
-        self.devices()?.iter().map(|name| self.row(name, &known)).collect()
+        // The core does not know the console, and no device any more that was detached.
+        let is_there = |name: &&String| known.iter().any(|device| device.name == **name) || **name == CONSOLE;
+        self.devices()?.iter().filter(is_there).map(|name| self.row(name, &known)).collect()
     }
 
     fn restart(&mut self, device: &str) -> Result<String, Error> {
@@ -224,6 +242,14 @@ impl Backend for Systemd {
 
     fn tell(&mut self, device: &str, payload: &str) -> Result<Told, Error> {
         tell(&self.core_socket(), device, payload, Vec::new())
+    }
+
+    fn attach(&mut self, address: Address, name: Option<&str>, spare: bool) -> Result<String, Error> {
+        pci::attach(self, address, name, spare)
+    }
+
+    fn detach(&mut self, device: &str, force: bool) -> Result<String, Error> {
+        pci::detach(self, device, force)
     }
 
     /// Its processes may open whatever root can, until their compartments are closed.

@@ -2,7 +2,7 @@
 //! [`crate::supervise`].
 //!
 //! * [`content`]: from a VM to files, pure; [`escape`]: values in them that no path can break out of; [`ids`]: users
-//! * `nic`: the units of NICs; `screen`: those of a screen
+//! * `nic`: the units of NICs; `screen`: those of a screen; `pci`: those of PCI devices
 //! * [`install`]: writes them, once, and removes them; [`command`]: the command
 //! * [`systemctl`]: asks systemd and tells it; [`device`]: `ls` and `restart` with it; `swap`: one process for another without a break; `disks`:
 //!   what a device is started with changes
@@ -18,6 +18,7 @@ pub mod escape;
 pub mod ids;
 pub mod install;
 mod nic;
+mod pci;
 mod screen;
 mod swap;
 pub mod systemctl;

@@ -180,6 +180,22 @@ pub fn hyperv_exit(vcpu: &mut VcpuFd) -> HypervExit {
     }
 }
 
+/// Where in the guest's memory KVM could not go on, if it says so (from Linux 6.8 on, with `KVM_CAP_MEMORY_FAULT_INFO`); right after `KVM_RUN` has answered
+/// `EFAULT`.
+pub fn fault_address(vcpu: &mut VcpuFd) -> Option<u64> {
+    let run = vcpu.get_kvm_run();
+    if run.exit_reason != kvm_bindings::KVM_EXIT_MEMORY_FAULT {
+        return None;
+    }
+    // SAFETY: the exit reason says that this variant of the union was written; integers only.
+    Some(unsafe { run.__bindgen_anon_1.memory_fault.gpa })
+}
+
+/// Says how the guest's write of a register went that just exited; not 0: it has a fault for it.
+pub fn set_msr_error(vcpu: &mut VcpuFd, error: u8) {
+    vcpu.get_kvm_run().__bindgen_anon_1.msr.error = error;
+}
+
 /// Sets the status that the guest sees of the hypercall that just exited.
 pub fn set_hypercall_result(vcpu: &mut VcpuFd, status: u64) {
     vcpu.get_kvm_run().__bindgen_anon_1.hyperv.u.hcall.result = status;

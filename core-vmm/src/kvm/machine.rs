@@ -18,23 +18,22 @@ use std::{
     time::Duration,
 };
 
-use kvm_bindings::{
-    CpuId, KVM_IRQ_ROUTING_HV_SINT, KVM_IRQ_ROUTING_IRQCHIP, KVM_IRQCHIP_IOAPIC, KvmIrqRouting,
-    kvm_enable_cap, kvm_irq_routing_entry,
-};
+use kvm_bindings::{CpuId, kvm_enable_cap};
 use kvm_ioctls::{VcpuFd, VmFd};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use super::{
-    Host, cpuid, ioctl, regs, signal,
-    vcpu::{self, Asked, Line},
+    Host, cpuid, ioctl, page, regs,
+    routes::Routes,
+    signal,
+    vcpu::{self, Answer, Asked, Line},
 };
 use crate::{
     boot::Entry,
     layout,
     legacy::Platform,
     memory::{Ram, device::DeviceMemory, donation::Follow},
-    partition::{HvStatus, Partition, VMBUS_SINT},
+    partition::{HvStatus, Partition, Target},
 };
 
 /// Why a machine could not be made.
@@ -56,9 +55,6 @@ pub enum MachineError {
 fn kvm(what: &'static str) -> impl Fn(kvm_ioctls::Error) -> MachineError {
     move |e| MachineError::Kvm { what, source: e.into() }
 }
-
-/// Pins of the I/O APIC; SINT routes come after them.
-const IOAPIC_PINS: u32 = 24;
 
 /// KVM's memory slots for device memory begin with this number; those of RAM, two at most, come before.
 const DEVICE_SLOTS: u32 = 16;
@@ -119,9 +115,10 @@ pub struct Machine {
     ram: Ram,
     /// KVM's memory slots from [`DEVICE_SLOTS`] on point into these, which go after `vm` as well. None: the slot is free.
     device_memory: RefCell<Vec<Option<Shown>>>,
+    routes: RefCell<Routes>,
     wires: Arc<Wires>,
     vcpus: Vec<VcpuFd>,
-    threads: Vec<(JoinHandle<()>, mpsc::Sender<HvStatus>)>,
+    threads: Vec<(JoinHandle<()>, mpsc::Sender<Answer>)>,
     stop: Arc<AtomicBool>,
 }
 
@@ -139,12 +136,15 @@ impl Machine {
         for vp in 0..vps {
             vcpus.push(make_vcpu(host, &vm, vp, vps)?);
         }
-        route_interrupts(&vm, vps)?;
+        let routes = Routes::new(vps);
+        routes.give(&vm).map_err(kvm("cannot route interrupts"))?;
+        page::watch(&vm).map_err(kvm("cannot watch the hypercall page"))?;
         attach_wires(&vm, &wires, vps)?;
         Ok(Self {
             vm,
             ram: ram.clone(),
             device_memory: RefCell::default(),
+            routes: RefCell::new(routes),
             wires,
             vcpus,
             threads: Vec::new(),
@@ -187,9 +187,13 @@ impl Machine {
 
     /// Answers VP `vp`'s question.
     pub fn answer(&self, vp: u32, status: HvStatus) {
+        self.send(vp, Answer::Status(status));
+    }
+
+    fn send(&self, vp: u32, message: Answer) {
         if let Some((_, answer)) = self.threads.get(vp as usize) {
             // A thread that has ended has no use for an answer.
-            let _ = answer.send(status);
+            let _ = answer.send(message);
         }
     }
 
@@ -242,8 +246,14 @@ impl Partition for Machine {
         let _ = self.wires.device[vp as usize].write(1);
     }
 
-    fn map_device_memory(&self, gpa: u64, memfd: BorrowedFd<'_>, bytes: u64) -> std::io::Result<()> {
-        let memory = DeviceMemory::new(memfd, bytes)?;
+    fn map_device_memory(
+        &self,
+        gpa: u64,
+        file: BorrowedFd<'_>,
+        offset: u64,
+        bytes: u64,
+    ) -> std::io::Result<()> {
+        let memory = DeviceMemory::new(file, offset, bytes)?;
         let mut shown = self.device_memory.borrow_mut();
         let at = shown.iter().position(Option::is_none).unwrap_or_else(|| {
             shown.push(None);
@@ -264,12 +274,40 @@ impl Partition for Machine {
         Ok(())
     }
 
+    fn access_done(&self, vp: u32, value: u64) {
+        self.send(vp, Answer::Value(value));
+    }
+
+    fn route_interrupt(&self, route: u32, to: Target, bell: BorrowedFd<'_>) -> std::io::Result<()> {
+        let mut routes = self.routes.borrow_mut();
+        routes.set(&self.vm, route, Some(to))?;
+        let attached = ioctl::irqfd(&self.vm, routes.device(route), bell, None);
+        if attached.is_err() {
+            // One that nothing raises does no harm.
+            let _ = routes.set(&self.vm, route, None);
+        }
+        attached
+    }
+
+    fn move_interrupt(&self, route: u32, to: Target) -> std::io::Result<()> {
+        Ok(self.routes.borrow_mut().set(&self.vm, route, Some(to))?)
+    }
+
+    fn end_interrupt(&self, route: u32, bell: BorrowedFd<'_>) {
+        let mut routes = self.routes.borrow_mut();
+        let ended = ioctl::remove_irqfd(&self.vm, routes.device(route), bell)
+            .and_then(|()| Ok(routes.set(&self.vm, route, None)?));
+        if let Err(error) = ended {
+            tracing::error!(route, %error, "an interrupt cannot be taken back");
+        }
+    }
+
     fn watch_end_of_message(&self, vp: u32, on: bool) {
         let (watch, ended) = (&self.wires.watch[vp as usize], &self.wires.ended[vp as usize]);
         let result = if on {
-            ioctl::irqfd(&self.vm, sint_gsi(vp), watch.as_fd(), Some(ended.as_fd()))
+            ioctl::irqfd(&self.vm, Routes::sint(vp), watch.as_fd(), Some(ended.as_fd()))
         } else {
-            ioctl::remove_irqfd(&self.vm, sint_gsi(vp), watch.as_fd())
+            ioctl::remove_irqfd(&self.vm, Routes::sint(vp), watch.as_fd())
         };
         if let Err(error) = result {
             tracing::error!(vp, on, %error, "cannot watch for the end of messages");
@@ -297,36 +335,11 @@ fn make_vcpu(host: &Host, vm: &VmFd, vp: u32, vps: u32) -> Result<VcpuFd, Machin
     Ok(vcpu)
 }
 
-fn sint_gsi(vp: u32) -> u32 {
-    IOAPIC_PINS + vp
-}
-
-fn route_interrupts(vm: &VmFd, vps: u32) -> Result<(), MachineError> {
-    let mut routes = Vec::new();
-    for pin in 0..IOAPIC_PINS {
-        let mut route =
-            kvm_irq_routing_entry { gsi: pin, type_: KVM_IRQ_ROUTING_IRQCHIP, ..Default::default() };
-        route.u.irqchip = kvm_bindings::kvm_irq_routing_irqchip { irqchip: KVM_IRQCHIP_IOAPIC, pin };
-        routes.push(route);
-    }
-    for vp in 0..vps {
-        let mut route =
-            kvm_irq_routing_entry { gsi: sint_gsi(vp), type_: KVM_IRQ_ROUTING_HV_SINT, ..Default::default() };
-        route.u.hv_sint = kvm_bindings::kvm_irq_routing_hv_sint { vcpu: vp, sint: u32::from(VMBUS_SINT) };
-        routes.push(route);
-    }
-    let table = KvmIrqRouting::from_entries(&routes).map_err(|_| MachineError::Kvm {
-        what: "too many interrupt routes",
-        source: std::io::ErrorKind::InvalidInput.into(),
-    })?;
-    vm.set_gsi_routing(&table).map_err(kvm("cannot route interrupts"))
-}
-
 fn attach_wires(vm: &VmFd, wires: &Wires, vps: u32) -> Result<(), MachineError> {
     ioctl::irqfd(vm, layout::SERIAL_IRQ, wires.serial.as_fd(), None)
         .map_err(|source| MachineError::Kvm { what: "cannot attach the serial interrupt", source })?;
     for vp in 0..vps as usize {
-        let gsi = sint_gsi(vp as u32);
+        let gsi = Routes::sint(vp as u32);
         let failed = |source| MachineError::Kvm { what: "cannot attach SINT interrupts", source };
         ioctl::irqfd(vm, gsi, wires.device[vp].as_fd(), None).map_err(failed)?;
         wake_reader(&wires.device[vp]);

@@ -5,7 +5,10 @@ pub mod cpuid;
 #[allow(unsafe_code)]
 pub mod ioctl;
 pub mod machine;
+pub mod mmio;
+mod page;
 pub mod regs;
+mod routes;
 #[allow(unsafe_code)]
 pub mod signal;
 pub mod vcpu;
@@ -45,7 +48,7 @@ pub enum HostError {
 }
 
 /// Capabilities without which there is no VMBus, by number and name.
-const NEEDED: [(u32, &str); 7] = [
+const NEEDED: [(u32, &str); 9] = [
     (kvm_bindings::KVM_CAP_IRQFD_RESAMPLE, "KVM_CAP_IRQFD_RESAMPLE"),
     (kvm_bindings::KVM_CAP_HYPERV, "KVM_CAP_HYPERV"),
     (kvm_bindings::KVM_CAP_HYPERV_SYNIC2, "KVM_CAP_HYPERV_SYNIC2"),
@@ -53,6 +56,8 @@ const NEEDED: [(u32, &str); 7] = [
     (kvm_bindings::KVM_CAP_HYPERV_EVENTFD, "KVM_CAP_HYPERV_EVENTFD"),
     (kvm_bindings::KVM_CAP_SYS_HYPERV_CPUID, "KVM_CAP_SYS_HYPERV_CPUID"),
     (kvm_bindings::KVM_CAP_IMMEDIATE_EXIT, "KVM_CAP_IMMEDIATE_EXIT"),
+    (kvm_bindings::KVM_CAP_X86_USER_SPACE_MSR, "KVM_CAP_X86_USER_SPACE_MSR"),
+    (kvm_bindings::KVM_CAP_X86_MSR_FILTER, "KVM_CAP_X86_MSR_FILTER"),
 ];
 
 /// An open `/dev/kvm` that can do what we need.

@@ -12,9 +12,11 @@ use nix::sys::eventfd::EventFd;
 
 use super::{
     ioctl::{self, HypervExit},
-    regs,
+    mmio, page, regs,
 };
 use crate::{
+    hypercall::{self, Retarget},
+    layout,
     legacy::{Outcome, Platform},
     memory::Ram,
     partition::{HvStatus, SynicRegisters},
@@ -32,10 +34,33 @@ pub enum Question {
     },
     /// SynIC MSRs changed.
     Synic(SynicRegisters),
+    /// Where there is no memory, in a window for VMBus devices, a VP reads or writes (`write`) 1, 2, 4 or 8 bytes; it wants an
+    /// [`Answer::Value`].
+    Access {
+        /// A multiple of `bytes`.
+        gpa: u64,
+        /// How many.
+        bytes: u8,
+        /// What.
+        write: Option<u64>,
+    },
+    /// A device's interrupt is to go elsewhere.
+    Retarget(Retarget),
+    /// KVM could not go on because of memory that does not answer (where, if it says so). Answered, it tries again.
+    MemoryFault(Option<u64>),
     /// The guest reports a crash and goes on if it is answered.
     Crash([u64; 5]),
     /// The guest is done, one way or another; the VP's thread has ended and no answer follows.
     End(Outcome),
+}
+
+/// What it is answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Answer {
+    /// How it went.
+    Status(HvStatus),
+    /// What was read.
+    Value(u64),
 }
 
 /// A question and who asks.
@@ -57,7 +82,7 @@ pub struct Line {
     /// ...and this wakes the main thread.
     pub wake: Arc<EventFd>,
     /// Answers.
-    pub answers: mpsc::Receiver<HvStatus>,
+    pub answers: mpsc::Receiver<Answer>,
     /// Set when the VP is to stop.
     pub stop: Arc<AtomicBool>,
 }
@@ -70,7 +95,25 @@ impl Line {
 
     /// `None`: the machine is being taken down.
     fn ask(&self, question: Question) -> Option<HvStatus> {
+        match self.answer_to(question)? {
+            Answer::Status(status) => Some(status),
+            Answer::Value(_) => None,
+        }
+    }
+
+    fn answer_to(&self, question: Question) -> Option<Answer> {
         if self.send(question) { self.answers.recv().ok() } else { None }
+    }
+
+    /// What an access brings, if one of the windows for devices is concerned; elsewhere is nothing. `None`: the machine is being taken down.
+    fn access(&self, ram_end: u64, gpa: u64, bytes: usize, write: Option<u64>) -> Option<u64> {
+        if !layout::is_in_window(gpa, bytes as u64, ram_end) {
+            return Some(u64::MAX);
+        }
+        match self.answer_to(Question::Access { gpa, bytes: bytes as u8, write })? {
+            Answer::Value(value) => Some(value),
+            Answer::Status(_) => None,
+        }
     }
 }
 
@@ -118,20 +161,40 @@ fn step(vcpu: &mut VcpuFd, line: &Line, ram: &Ram, platform: &Platform) -> Resul
     let exit = match vcpu.run() {
         Ok(exit) => exit,
         Err(e) if matches!(e.errno(), libc::EINTR | libc::EAGAIN) => return Ok(()),
+        Err(e) if e.errno() == libc::EFAULT => {
+            let question = Question::MemoryFault(ioctl::fault_address(vcpu));
+            return line.ask(question).map(|_| ()).ok_or(None);
+        }
         Err(e) => return Err(Some(Outcome::Failed(format!("KVM_RUN on VP {}: {e}", line.vp)))),
     };
     match exit {
+        VcpuExit::IoOut(layout::HYPERCALL_PORT, _) => hypercall(vcpu, line, ram),
         VcpuExit::IoOut(port, data) => platform.write(port, data).map_or(Ok(()), |end| Err(Some(end))),
         VcpuExit::IoIn(port, data) => {
             platform.read(port, data);
             Ok(())
         }
-        // Nothing of ours is memory-mapped yet: an empty bus floats high.
-        VcpuExit::MmioRead(_, data) => {
-            data.fill(0xff);
+        VcpuExit::MmioRead(gpa, data) => {
+            for (gpa, at, len) in mmio::pieces(gpa, data.len()) {
+                let value = line.access(ram.end(), gpa, len, None).ok_or(None)?;
+                mmio::fill(&mut data[at..at + len], value);
+            }
             Ok(())
         }
-        VcpuExit::MmioWrite(..) | VcpuExit::Intr | VcpuExit::IrqWindowOpen => Ok(()),
+        VcpuExit::MmioWrite(gpa, data) => {
+            for (gpa, at, len) in mmio::pieces(gpa, data.len()) {
+                let value = mmio::value(&data[at..at + len]);
+                line.access(ram.end(), gpa, len, Some(value)).ok_or(None)?;
+            }
+            Ok(())
+        }
+        VcpuExit::X86Wrmsr(write) => {
+            let (index, value) = (write.index, write.data);
+            let error = u8::from(!page::write(vcpu, ram, index, value));
+            ioctl::set_msr_error(vcpu, error);
+            Ok(())
+        }
+        VcpuExit::Intr | VcpuExit::IrqWindowOpen => Ok(()),
         VcpuExit::Hyperv => hyperv(vcpu, line, ram),
         VcpuExit::Shutdown => Err(Some(Outcome::TripleFault)),
         VcpuExit::SystemEvent(kind, _) => match kind {
@@ -145,6 +208,23 @@ fn step(vcpu: &mut VcpuFd, line: &Line, ram: &Ram, platform: &Platform) -> Resul
         },
         other => Err(Some(Outcome::Failed(format!("VP {}: KVM exit {other:?}", line.vp)))),
     }
+}
+
+/// A hypercall that our page has sent here, with its registers as they are: the input's address in RDX, the control word in RCX, the status in RAX (TLFS,
+/// "Hypercall Interface").
+fn hypercall(vcpu: &VcpuFd, line: &Line, ram: &Ram) -> Result<(), Option<Outcome>> {
+    let failed = |e| Some(Outcome::Failed(format!("VP {}: registers of a hypercall: {e}", line.vp)));
+    let mut registers = vcpu.get_regs().map_err(failed)?;
+    if registers.rcx as u16 != hypercall::RETARGET_INTERRUPT {
+        // Whoever writes to the port without our page finds nothing there.
+        return Ok(());
+    }
+    let status = match hypercall::retarget(ram, registers.rcx, registers.rdx) {
+        Ok(retarget) => line.ask(Question::Retarget(retarget)).ok_or(None)?,
+        Err(status) => status,
+    };
+    registers.rax = status as u64;
+    vcpu.set_regs(&registers).map_err(failed)
 }
 
 fn hyperv(vcpu: &mut VcpuFd, line: &Line, ram: &Ram) -> Result<(), Option<Outcome>> {

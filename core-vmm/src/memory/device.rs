@@ -1,4 +1,4 @@
-//! Memory of a device's own that the guest is to see: a memfd that a device process has made, in our address space, where KVM finds it.
+//! Memory of a device's own that the guest is to see: a file that a device process has sent, in our address space, where KVM finds it.
 //!
 //! It is never read or written here.
 
@@ -6,7 +6,7 @@ use std::os::fd::BorrowedFd;
 
 use super::mapping::{self, Area};
 
-/// The first bytes of a memfd, mapped as long as this lives.
+/// A part of a file, mapped as long as this lives.
 #[derive(Debug)]
 pub struct DeviceMemory {
     area: Area,
@@ -14,11 +14,10 @@ pub struct DeviceMemory {
 }
 
 impl DeviceMemory {
-    /// Maps `bytes` bytes (whole pages) of a memfd that is sealed against shrinking, has as many, and
-    /// [is fit for it](has_small_pages).
-    pub fn new(memfd: BorrowedFd<'_>, bytes: u64) -> std::io::Result<Self> {
+    /// Maps `bytes` bytes of a file from byte `offset` on, whole pages. A memfd [is fit for it](has_small_pages).
+    pub fn new(file: BorrowedFd<'_>, offset: u64, bytes: u64) -> std::io::Result<Self> {
         let len = usize::try_from(bytes).map_err(|_| std::io::ErrorKind::InvalidInput)?;
-        Ok(Self { area: Area::new(memfd, 0, len)?, bytes })
+        Ok(Self { area: Area::new(file, offset, len)?, bytes })
     }
 
     /// Where it lies in our address space.
@@ -52,7 +51,7 @@ mod tests {
         for bytes in [4096, 8192, 4 << 20] {
             let memory = SharedMemory::create("test", bytes).unwrap();
             assert!(has_small_pages(memory.as_fd()));
-            let mapped = DeviceMemory::new(memory.as_fd(), bytes).unwrap();
+            let mapped = DeviceMemory::new(memory.as_fd(), 0, bytes).unwrap();
             assert_eq!(mapped.bytes(), bytes);
             assert_ne!(mapped.address(), 0);
         }

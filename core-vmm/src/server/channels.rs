@@ -11,7 +11,7 @@ use ipc::{
 
 use super::{
     PRIMARIES, Server, TELL_AGAIN,
-    device::{CLOSE_GRACE, Device, OPEN_GRACE},
+    device::Device,
     live::{Hold, Live, Wish, Word},
     memory::Desk,
     prepare,
@@ -73,7 +73,7 @@ impl Server {
             let ledger = SharedMemory::create("bulkhead-ledger", process.ledger);
             live.ledger = Some(ledger.map_err(|e| format!("its ledger: {e}"))?);
         }
-        live.hold = Hold::Asked(Instant::now() + OPEN_GRACE);
+        live.hold = Hold::Asked(Instant::now() + self.devices[live.device].open_grace());
         self.tell(partition, relid, Word::Open);
         Ok(())
     }
@@ -94,14 +94,15 @@ impl Server {
                 self.refuse_open(partition, relid, STATUS_UNSUCCESSFUL, &reason);
             }
         }
-        self.tell_all_given(device);
+        self.tell_all_given(partition, device);
         self.check_adopted(partition, device);
     }
 
     /// Tells the process that serves that there are no more channels to take over, as soon as it has been told of all.
-    fn tell_all_given(&mut self, device: usize) {
+    fn tell_all_given<P: Partition>(&mut self, partition: &P, device: usize) {
         let is_told = !self.live.iter().any(|l| l.device == device && l.is_untold());
-        let Device { slot, owes_adopted, .. } = &mut self.devices[device];
+        let Device { slot, owes_adopted, is_adopted, .. } = &mut self.devices[device];
+        *is_adopted = true;
         *owes_adopted = match slot.taker() {
             Some((_, process)) if process.version >= CONTROL_VERSION => {
                 let is_over = is_told && process.peer.send(&ToVsp::Adopted {}, &[]).is_ok();
@@ -109,6 +110,7 @@ impl Server {
             }
             _ => None,
         };
+        self.tell_accesses(partition, device);
     }
 
     /// No process has any of the device's channels.
@@ -116,21 +118,34 @@ impl Server {
         for live in self.live.iter_mut().filter(|l| l.device == device) {
             (live.hold, live.owed) = (Hold::Free, None);
         }
-        self.devices[device].owes_adopted = None;
+        (self.devices[device].owes_adopted, self.devices[device].is_adopted) = (None, false);
+        self.traps.release(device);
         self.devices[device].desk = Desk::default();
         self.settle(partition, device);
     }
 
     /// Finishes what the guest has closed and nobody has, if nothing can be under way to its memory any more.
-    fn settle<P: Partition>(&mut self, partition: &P, device: usize) {
-        if !self.devices[device].may_close() {
-            return;
-        }
+    pub(super) fn settle<P: Partition>(&mut self, partition: &P, device: usize) {
+        let owner = &self.devices[device];
+        let may_close = owner.may_close();
+        let may_ask = owner.acts_by_itself() && owner.slot.taker().is_some();
         let left = self.live.iter().filter(|l| l.device == device && l.is_left());
         let relids: Vec<Relid> = left.map(|l| l.relid).collect();
         for relid in relids {
-            self.finish_close(partition, relid);
+            if may_close {
+                self.finish_close(partition, relid);
+            } else if may_ask {
+                self.ask_close(partition, relid);
+            }
         }
+    }
+
+    /// Has the process that serves let go of a channel.
+    fn ask_close<P: Partition>(&mut self, partition: &P, relid: Relid) {
+        if let Some(live) = self.live.iter_mut().find(|l| l.relid == relid) {
+            live.hold = Hold::Leaving(Instant::now() + self.devices[live.device].close_grace());
+        }
+        self.tell(partition, relid, Word::Close);
     }
 
     /// A process says what became of a request to open. `Err`: it cannot serve.
@@ -203,23 +218,26 @@ impl Server {
         }
         let (device, hold) = (live.device, live.hold);
         if self.devices.get(device).is_some_and(|d| d.is_primary(relid)) {
-            self.unmap_all(partition, device);
+            self.take_away(partition, device);
         }
         match hold {
             Hold::Free => {
-                let Some(device) = self.devices.get(device) else { return };
+                let place = device;
+                let Some(device) = self.devices.get(place) else { return };
                 if device.may_close() {
                     self.finish_close(partition, relid);
+                    return;
+                }
+                if device.slot.taker().is_some() {
+                    // It has not been told of the channel, and may have to do something about it all the same.
+                    self.settle(partition, place);
                     return;
                 }
                 tracing::warn!(device = %device.name, channel = relid, "its process has gone; the guest's close waits for the next one");
             }
             // A process that hands over lets go of all channels anyway.
             Hold::Asked(_) | Hold::Served if self.devices[device].slot.taker().is_some() => {
-                if let Some(live) = self.live(relid) {
-                    live.hold = Hold::Leaving(Instant::now() + CLOSE_GRACE);
-                }
-                self.tell(partition, relid, Word::Close);
+                self.ask_close(partition, relid);
             }
             Hold::Asked(_) | Hold::Served | Hold::Leaving(_) => {}
         }
@@ -303,7 +321,7 @@ impl Server {
         }
         for device in 0..self.devices.len() {
             if self.devices[device].owes_adopted.is_some_and(|when| when <= now) {
-                self.tell_all_given(device);
+                self.tell_all_given(partition, device);
             }
         }
         let late = self.live.iter().filter(|l| l.answer_by().is_some_and(|by| by <= now));

@@ -60,7 +60,7 @@ impl Server {
         payload: String,
         fds: &[OwnedFd],
     ) -> Result<(), String> {
-        let device = self.devices.iter().position(|d| d.name == name).ok_or("this VM has no such device")?;
+        let device = self.device_named(name).ok_or("this VM has no such device")?;
         if payload.len() > MAX_CONTROL || fds.len() > MAX_CONTROL_FDS {
             return Err(format!(
                 "it is too long: {MAX_CONTROL} bytes and {MAX_CONTROL_FDS} descriptors are the most"

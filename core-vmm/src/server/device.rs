@@ -19,8 +19,9 @@ use vmbus::{
 use super::{
     ServerError,
     allowance::Allowance,
+    kept::Kept,
     memory::Desk,
-    slot::{Role, Slot},
+    slot::{OperatorId, Role, Slot},
 };
 use crate::bus::Relid;
 
@@ -28,6 +29,9 @@ use crate::bus::Relid;
 pub(super) const CLOSE_GRACE: Duration = Duration::from_secs(5);
 /// How long a device process may take to answer a request to open.
 pub(super) const OPEN_GRACE: Duration = Duration::from_secs(10);
+/// The same two for one that has a device of the host's reach guest memory: all of that is pinned when it opens, and released when it closes, some seconds for
+/// each 16 GiB.
+const PINNING_GRACE: Duration = Duration::from_secs(60);
 /// Characters that are kept of what a process says for people to read.
 const TEXT_MAX: usize = 200;
 
@@ -41,12 +45,20 @@ pub(super) struct Device {
     pub may_fetch: bool,
     /// Most bytes of its own that it may have mapped.
     pub device_memory: u64,
+    /// It passes a device of the host's through.
+    pub passthrough: bool,
+    /// What its processes hand down to each other.
+    pub kept: Kept,
+    /// An operator waits for it to be gone.
+    pub removal: Option<OperatorId>,
     /// How often something else of it may be mapped.
     pub allowance: Allowance,
     pub offered: Option<Offered>,
     pub slot: Slot<Process>,
     /// The process that serves has still to be told that it has been given all channels; when to try.
     pub owes_adopted: Option<Instant>,
+    /// It has been given all channels, or is about to be told so.
+    pub is_adopted: bool,
     /// What the process that has the device asks for besides its rings.
     pub desk: Desk,
     /// Times that somebody had to be asked again to end a process of this device.
@@ -103,13 +115,36 @@ impl Device {
             guest_ram: slot.guest_ram,
             may_fetch: slot.fetch,
             device_memory: slot.device_memory,
+            passthrough: slot.passthrough,
+            ..Self::vacant()
+        })
+    }
+
+    /// A place that a device has left.
+    pub fn vacant() -> Self {
+        Self {
+            name: String::new(),
+            instance: Guid::ZERO,
+            uid: None,
+            guest_ram: false,
+            may_fetch: false,
+            device_memory: 0,
+            passthrough: false,
+            kept: Kept::default(),
+            removal: None,
             allowance: Allowance::new(Instant::now()),
             offered: None,
             slot: Slot::new(),
             owes_adopted: None,
+            is_adopted: false,
             desk: Desk::default(),
             lingers: Ration::new(),
-        })
+        }
+    }
+
+    /// Nobody's place.
+    pub fn is_vacant(&self) -> bool {
+        self.name.is_empty()
     }
 
     /// Its process at the other end of descriptor `fd`.
@@ -119,7 +154,28 @@ impl Device {
 
     /// Whether a channel that the guest closes is nobody's, once no process has it: nothing can be on its way into guest memory.
     pub fn may_close(&self) -> bool {
-        !self.guest_ram || self.slot.is_fenced()
+        !self.guest_ram || (self.slot.is_fenced() && !self.acts_by_itself()) || self.is_let_go()
+    }
+
+    /// How long its process may take to open a channel.
+    pub fn open_grace(&self) -> Duration {
+        if self.acts_by_itself() { PINNING_GRACE } else { OPEN_GRACE }
+    }
+
+    /// How long it may take to let go of one.
+    pub fn close_grace(&self) -> Duration {
+        if self.acts_by_itself() { PINNING_GRACE } else { CLOSE_GRACE }
+    }
+
+    /// Whether a device of the host's may reach guest memory whatever its process does, and until a process has told it not to.
+    pub fn acts_by_itself(&self) -> bool {
+        self.passthrough && self.guest_ram
+    }
+
+    /// Whether it is to go, passes a device of the host's through, and nobody has that any more.
+    fn is_let_go(&self) -> bool {
+        let is_held = self.slot.all().next().is_some() || !self.kept.is_empty();
+        self.removal.is_some() && self.passthrough && !is_held
     }
 
     pub fn is_primary(&self, relid: Relid) -> bool {

@@ -1,4 +1,5 @@
-//! Memory of devices' own that the guest sees: where it may lie, how much of it there may be, how long it stays.
+//! Memory of devices that the guest sees, be it of their own making or a part of a device of the host's: where it may lie, how much of it there may be, how
+//! long it stays.
 //!
 //! It is the device's, not the guest's: what is checked here is that it can be in nobody's way. What it is for is no business of the core's.
 //! A mapping belongs to the device and not to the process that has asked for it, as a channel does.
@@ -9,7 +10,7 @@ use std::{
 };
 
 use ipc::{
-    message::{MAX_DEVICE_MAPPINGS, MEMORY_VERSION, ToVsp},
+    message::{MAX_DEVICE_MAPPINGS, MAX_REGIONS, MEMORY_VERSION, PASSTHROUGH_VERSION, ToVsp},
     shm::SharedMemory,
     socket::SocketError,
 };
@@ -20,13 +21,13 @@ use super::{
     slot::{Leave, Role},
 };
 use crate::{
-    layout::{PAGE, VMBUS_LOW_MMIO, vmbus_high_mmio},
+    layout::{PAGE, is_in_window},
     memory::device,
     partition::Partition,
 };
 
-/// Mappings of a VM at a time, each a descriptor and a memory slot of KVM's: 16 devices with all that one may have.
-const MAPPINGS_MAX: usize = 64;
+/// Mappings of a VM at a time, each a descriptor and a memory slot of KVM's: 8 devices with all that one may have.
+const MAPPINGS_MAX: usize = 128;
 
 /// What the guest sees of a device's memory.
 #[derive(Debug)]
@@ -35,22 +36,56 @@ pub(super) struct Mapping {
     device: usize,
     gpa: u64,
     bytes: u64,
-    memory: SharedMemory,
+    backing: Backing,
+}
+
+/// What is behind a mapping.
+#[derive(Debug)]
+enum Backing {
+    /// Memory that the device has made.
+    Own(SharedMemory),
+    /// A file from an offset on, of which nothing is known.
+    Region { file: OwnedFd, offset: u64 },
+}
+
+/// Which of them is wanted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    Own,
+    /// From this offset on.
+    Region(u64),
 }
 
 impl Mapping {
-    fn overlaps(&self, gpa: u64, bytes: u64) -> bool {
+    pub fn overlaps(&self, gpa: u64, bytes: u64) -> bool {
         // Neither sum overflows: both ranges lie in a window.
         self.gpa < gpa + bytes && gpa < self.gpa + self.bytes
     }
+
+    fn contains(&self, gpa: u64) -> bool {
+        gpa.checked_sub(self.gpa).is_some_and(|at| at < self.bytes)
+    }
+
+    fn is_region(&self) -> bool {
+        matches!(self.backing, Backing::Region { .. })
+    }
+
+    fn show<P: Partition>(&self, partition: &P) -> std::io::Result<()> {
+        let (file, offset) = match &self.backing {
+            Backing::Own(memory) => (memory.as_fd(), 0),
+            Backing::Region { file, offset } => (file.as_fd(), *offset),
+        };
+        partition.map_device_memory(self.gpa, file, offset, self.bytes)
+    }
 }
 
-/// Whether whole pages from `gpa` on lie in one of the windows that the guest gives to VMBus devices. There is no RAM in them.
-fn is_in_window(gpa: u64, bytes: u64, ram_end: u64) -> bool {
-    let is_whole = bytes > 0 && gpa.is_multiple_of(PAGE) && bytes.is_multiple_of(PAGE);
-    let Some(last) = bytes.checked_sub(1).and_then(|rest| gpa.checked_add(rest)) else { return false };
-    let windows = [VMBUS_LOW_MMIO, vmbus_high_mmio(ram_end)];
-    is_whole && windows.iter().any(|&(first, end)| gpa >= first && last <= end)
+/// Whether these are whole pages in one of the windows that the guest gives to VMBus devices; a sentence if not.
+pub(super) fn check_window(gpa: u64, bytes: u64, ram_end: u64) -> Result<(), String> {
+    let is_whole = gpa.is_multiple_of(PAGE) && bytes.is_multiple_of(PAGE);
+    if is_whole && is_in_window(gpa, bytes, ram_end) {
+        return Ok(());
+    }
+    Err(format!("{bytes:#x} bytes at {gpa:#x} are not whole pages in a window for VMBus devices"))
 }
 
 /// Why the VM cannot go on: the guest, or the next one, would share memory with a device that it has taken leave of.
@@ -64,13 +99,13 @@ impl Server {
         &mut self,
         partition: &P,
         i: usize,
-        (gpa, bytes): (u64, u64),
+        (gpa, bytes, kind): (u64, u64, Kind),
         fds: Vec<OwnedFd>,
     ) -> Result<Option<()>, Leave> {
         if !self.maps(i) {
             return Ok(None);
         }
-        let result = self.map(partition, i, (gpa, bytes), fds);
+        let result = self.map(partition, i, (gpa, bytes, kind), fds);
         if let Err(reason) = &result {
             tracing::debug!(device = %self.devices[i].name, gpa, bytes, %reason, "its memory is not mapped");
         }
@@ -95,47 +130,65 @@ impl Server {
         &mut self,
         partition: &P,
         i: usize,
-        (gpa, bytes): (u64, u64),
+        (gpa, bytes, kind): (u64, u64, Kind),
         mut fds: Vec<OwnedFd>,
     ) -> Result<(), String> {
         let most = self.devices[i].device_memory;
-        if most == 0 {
+        if kind == Kind::Own && most == 0 {
             return Err("this device may map no memory".into());
         }
-        let primary = self.devices[i].offered.as_ref().map(|offered| offered.relid);
-        self.open_live(i, primary.ok_or("the channel is not open")?)?;
-        if !is_in_window(gpa, bytes, self.ram.end()) {
-            return Err(format!(
-                "{bytes:#x} bytes at {gpa:#x} are not whole pages in a window for VMBus devices"
-            ));
-        }
+        self.open_primary(i)?;
+        check_window(gpa, bytes, self.ram.end())?;
         let others = || self.mappings.iter().filter(|m| m.device != i || m.gpa != gpa);
-        if others().any(|mapping| mapping.overlaps(gpa, bytes)) {
-            return Err("something else is mapped there already".into());
+        if others().any(|mapping| mapping.overlaps(gpa, bytes)) || self.traps.any_overlaps(gpa, bytes) {
+            return Err("something else is mapped or trapped there already".into());
         }
-        let own = || others().filter(|mapping| mapping.device == i);
-        if own().count() >= MAX_DEVICE_MAPPINGS || others().count() >= MAPPINGS_MAX {
+        let own = || others().filter(|m| m.device == i && m.is_region() == (kind != Kind::Own));
+        let is_full = own().count() >= if kind == Kind::Own { MAX_DEVICE_MAPPINGS } else { MAX_REGIONS };
+        if is_full || others().count() >= MAPPINGS_MAX {
             return Err("too much is mapped already".into());
-        }
-        let left = most.saturating_sub(own().map(|mapping| mapping.bytes).sum());
-        if bytes > left {
-            return Err(format!("of {most} bytes that this device may map, {left} are left"));
         }
         let (Some(fd), true) = (fds.pop(), fds.is_empty()) else {
             return Err("one descriptor has to come with it".into());
         };
-        let memory = SharedMemory::from_fd(fd, bytes).map_err(|e| e.to_string())?;
-        if !device::has_small_pages(memory.as_fd()) {
-            return Err("memory of large pages can run out after it was mapped".into());
-        }
-        self.put(partition, Mapping { device: i, gpa, bytes, memory })
+        let backing = match kind {
+            Kind::Own => {
+                let left = most.saturating_sub(own().map(|mapping| mapping.bytes).sum());
+                if bytes > left {
+                    return Err(format!("of {most} bytes that this device may map, {left} are left"));
+                }
+                let memory = SharedMemory::from_fd(fd, bytes).map_err(|e| e.to_string())?;
+                if !device::has_small_pages(memory.as_fd()) {
+                    return Err("memory of large pages can run out after it was mapped".into());
+                }
+                Backing::Own(memory)
+            }
+            Kind::Region(offset) => {
+                let end = offset.checked_add(bytes).and_then(|end| i64::try_from(end).ok());
+                if !offset.is_multiple_of(PAGE) || end.is_none() {
+                    return Err("a region begins with a page of its file".into());
+                }
+                Backing::Region { file: fd, offset }
+            }
+        };
+        self.put(partition, Mapping { device: i, gpa, bytes, backing })
+    }
+
+    /// Whether the guest has the primary channel of device `i` open, and the process has it.
+    pub(super) fn open_primary(&self, i: usize) -> Result<(), String> {
+        let primary = self.devices[i].offered.as_ref().map(|offered| offered.relid);
+        self.open_live(i, primary.ok_or("the channel is not open")?).map(|_| ())
     }
 
     /// Maps it, in the place of what begins there.
     fn put<P: Partition>(&mut self, partition: &P, new: Mapping) -> Result<(), String> {
         let before = self.mappings.iter().position(|mapping| mapping.gpa == new.gpa);
-        let is_there =
-            |old: &Mapping| old.bytes == new.bytes && old.memory.is_same(&new.memory).unwrap_or(false);
+        let is_there = |old: &Mapping| match (&old.backing, &new.backing) {
+            (Backing::Own(old_memory), Backing::Own(memory)) => {
+                old.bytes == new.bytes && old_memory.is_same(memory).unwrap_or(false)
+            }
+            _ => false,
+        };
         // A successor that asks again for what is there must not make the guest miss it for a moment.
         if before.is_some_and(|at| is_there(&self.mappings[at])) {
             return Ok(());
@@ -146,23 +199,22 @@ impl Server {
             return Err("it is mapped and taken back too often".into());
         }
         if let Some(at) = before {
+            self.unmapped += 1;
             let old = &self.mappings[at];
             if let Err(error) = partition.unmap_device_memory(old.gpa) {
                 self.failure = Some(still_seen(&error));
                 return Err("what is mapped there cannot be taken back".into());
             }
         }
-        let mapped = partition.map_device_memory(new.gpa, new.memory.as_fd(), new.bytes);
-        match (mapped, before) {
+        match (new.show(partition), before) {
             (Ok(()), Some(at)) => self.mappings[at] = new,
             (Ok(()), None) => self.mappings.push(new),
             (Err(error), before) => {
-                if let Some(at) = before {
-                    let Mapping { gpa, bytes, memory, .. } = &self.mappings[at];
-                    if let Err(error) = partition.map_device_memory(*gpa, memory.as_fd(), *bytes) {
-                        tracing::error!(gpa, %error, "what the guest saw of a device's memory is lost");
-                        self.mappings.swap_remove(at);
-                    }
+                if let Some(at) = before
+                    && let Err(error) = self.mappings[at].show(partition)
+                {
+                    let lost = self.mappings.swap_remove(at);
+                    tracing::error!(lost.gpa, %error, "what the guest saw of a device's memory is lost");
                 }
                 return Err(error.to_string());
             }
@@ -177,10 +229,32 @@ impl Server {
 
     fn unmap_where<P: Partition>(&mut self, partition: &P, which: impl Fn(&Mapping) -> bool) {
         for mapping in self.mappings.extract_if(.., |mapping| which(mapping)) {
+            self.unmapped += 1;
             if let Err(error) = partition.unmap_device_memory(mapping.gpa) {
                 self.failure = Some(still_seen(&error));
             }
         }
+    }
+
+    /// VP `vp` has met memory that does not answer; where, if that is known. It may be a region: a device of the host's can stop answering whenever it
+    /// likes. What may be concerned is taken back. False: it is something else, and the VM cannot go on.
+    pub fn region_fault<P: Partition>(&mut self, partition: &P, vp: u32, gpa: Option<u64>) -> bool {
+        let concerned = |m: &Mapping| m.is_region() && gpa.is_none_or(|gpa| m.contains(gpa));
+        let lost: Vec<(usize, u64)> =
+            self.mappings.iter().filter(|m| concerned(m)).map(|m| (m.device, m.gpa)).collect();
+        for (i, gpa) in &lost {
+            if let Some(times) = self.complaints.another() {
+                let device = &self.devices[*i].name;
+                tracing::warn!(%device, gpa, times, "a region does not answer; the guest does not see it any more");
+            }
+        }
+        self.unmap_where(partition, |m| lost.contains(&(m.device, m.gpa)));
+        for (i, gpa) in lost {
+            self.inform(partition, i, Ask::Lost { gpa });
+        }
+        // Another one may have been taken back while the VP was on its way here. If none has, not since the last time, trying again is no use.
+        let Some(seen) = self.faults.get_mut(vp as usize) else { return false };
+        std::mem::replace(seen, self.unmapped) != self.unmapped
     }
 
     /// Tells the process that begins to serve what its predecessors have mapped. `Err`: it cannot be told, and by whom it is to be left.
@@ -189,12 +263,23 @@ impl Server {
         if process.version < MEMORY_VERSION {
             return Ok(());
         }
-        for Mapping { gpa, bytes, memory, .. } in self.mappings.iter().filter(|m| m.device == i) {
-            let there = ToVsp::Memory { gpa: *gpa, bytes: *bytes };
-            match process.peer.send(&there, &[memory.as_fd()]) {
-                // If it has gone, its end will be read.
-                Ok(()) | Err(SocketError::Closed) => {}
-                Err(error) => return Err((role, format!("it cannot be told what is mapped: {error}"))),
+        let said = |sent| match sent {
+            // If it has gone, its end will be read.
+            Ok(()) | Err(SocketError::Closed) => Ok(()),
+            Err(error) => Err((role, format!("it cannot be told what is mapped: {error}"))),
+        };
+        for Mapping { gpa, bytes, backing, .. } in self.mappings.iter().filter(|m| m.device == i) {
+            let (gpa, bytes) = (*gpa, *bytes);
+            said(match backing {
+                Backing::Own(memory) => process.peer.send(&ToVsp::Memory { gpa, bytes }, &[memory.as_fd()]),
+                Backing::Region { offset, .. } => {
+                    process.peer.send(&ToVsp::Region { gpa, bytes, offset: *offset }, &[])
+                }
+            })?;
+        }
+        if process.version >= PASSTHROUGH_VERSION {
+            for (gpa, bytes) in self.traps.of(i) {
+                said(process.peer.send(&ToVsp::TrapThere { gpa, bytes }, &[]))?;
             }
         }
         Ok(())
@@ -214,7 +299,10 @@ impl Server {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::layout::{HIGH_RAM_START, IOAPIC, LOW_RAM_END, VMBUS_HIGH_MMIO_BASE, VMBUS_HIGH_MMIO_LEN};
+    use crate::layout::{
+        HIGH_RAM_START, IOAPIC, LOW_RAM_END, VMBUS_HIGH_MMIO_BASE, VMBUS_HIGH_MMIO_LEN, VMBUS_LOW_MMIO,
+        vmbus_high_mmio,
+    };
 
     #[test]
     fn windows_are_where_no_ram_is() {
@@ -228,7 +316,7 @@ mod tests {
     fn only_whole_pages_in_one_window_will_do() {
         let (low, low_last) = VMBUS_LOW_MMIO;
         let len = low_last + 1 - low;
-        let is_in = |gpa, bytes| is_in_window(gpa, bytes, 64 << 20);
+        let is_in = |gpa, bytes| check_window(gpa, bytes, 64 << 20).is_ok();
         assert!(is_in(low, PAGE) && is_in(low, len) && is_in(low_last + 1 - PAGE, PAGE));
         assert!(is_in(VMBUS_HIGH_MMIO_BASE, VMBUS_HIGH_MMIO_LEN));
         let bad = [

@@ -56,6 +56,20 @@ pub(super) enum Ask {
         gpa: u64,
         result: Result<(), String>,
     },
+    /// What became of its trap.
+    Trapped {
+        gpa: u64,
+        result: Result<(), String>,
+    },
+    /// What became of its interrupt.
+    Ready {
+        id: u32,
+        result: Result<(), String>,
+    },
+    /// Not a question: it has to know.
+    Lost {
+        gpa: u64,
+    },
 }
 
 /// What is between the core and the process that has a device.
@@ -97,10 +111,10 @@ impl Server {
             let sent = match ask {
                 Ask::Share { channel, gpadl } => self.answer_share(partition, i, channel, gpadl),
                 Ask::Fetch { channel, offset, len } => self.answer_fetch(i, channel, offset, len),
-                Ask::Mapped { gpa, result } => match self.devices[i].slot.holder() {
-                    Some((_, process)) => process.peer.send(&ToVsp::MemoryMapped { gpa, result }, &[]),
-                    None => Ok(()),
-                },
+                Ask::Mapped { gpa, result } => self.say(i, &ToVsp::MemoryMapped { gpa, result }),
+                Ask::Trapped { gpa, result } => self.say(i, &ToVsp::Trapped { gpa, result }),
+                Ask::Ready { id, result } => self.say(i, &ToVsp::InterruptReady { id, result }),
+                Ask::Lost { gpa } => self.say(i, &ToVsp::RegionLost { gpa }),
             };
             let desk = &mut self.devices[i].desk;
             // If it has gone, its end will be read.
@@ -111,6 +125,18 @@ impl Server {
             desk.owed.remove(0);
         }
         self.devices[i].desk.due = None;
+    }
+
+    fn say(&self, i: usize, message: &ToVsp) -> Result<(), SocketError> {
+        self.devices[i].slot.holder().map_or(Ok(()), |(_, process)| process.peer.send(message, &[]))
+    }
+
+    /// Tells the process that has device `i` something; one that comes later finds it as it is. There is no more of it than the device has mapped.
+    pub(super) fn inform<P: Partition>(&mut self, partition: &P, i: usize, word: Ask) {
+        if self.devices[i].slot.holder().is_some() {
+            self.devices[i].desk.owed.push(word);
+            self.answer(partition, i);
+        }
     }
 
     /// When [`Self::tick_asks`] has to be called at the latest.

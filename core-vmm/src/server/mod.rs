@@ -8,16 +8,21 @@ mod allowance;
 mod channels;
 mod control;
 mod device;
+mod hotplug;
+mod interrupts;
+mod kept;
 mod live;
 mod mappings;
 mod memory;
 mod operator;
+mod passthrough;
 mod peers;
 mod prepare;
 mod slot;
 mod swap;
 #[cfg(test)]
 mod tests;
+mod traps;
 
 use std::{
     os::fd::{AsFd, AsRawFd, RawFd},
@@ -26,12 +31,14 @@ use std::{
 
 use control::Controls;
 use device::{Device, ProcessId};
+use interrupts::Interrupt;
 use ipc::{config::DeviceSlot, message::VERSIONS, socket::Peer};
 use live::{Hold, Live};
 use logs::Ration;
 use mappings::Mapping;
 use memory::Shared;
 use operator::Operators;
+use traps::Traps;
 
 use crate::{
     bus::{Bus, Effect},
@@ -44,8 +51,8 @@ use crate::{
 /// Pause before a device is told again what its socket had no room for. It has hundreds of messages to read first.
 const TELL_AGAIN: Duration = Duration::from_millis(10);
 
-/// Channels open at a time. Each costs the core three descriptors, of which its compartment allows 2,048: this leaves enough for
-/// VPs, and for a successor of every device's process. It is room for 8 controllers with a channel for each of 64 VPs.
+/// Channels open at a time. Each costs the core three descriptors, of which its compartment allows 4,096: this leaves enough for
+/// VPs, for a successor of every device's process, and for all that is held for devices of the host's. It is room for 8 controllers with a channel for each of 64 VPs.
 const CHANNELS_MAX: usize = 512;
 /// Of these, how many sub-channels may leave for primary channels: without one, a guest has no device.
 const PRIMARIES: usize = 64;
@@ -79,6 +86,12 @@ pub struct Server {
     live: Vec<Live>,
     shared: Vec<Shared>,
     mappings: Vec<Mapping>,
+    /// Mappings that have been taken back so far,
+    unmapped: u64,
+    /// and how many it had been when each VP last met memory that did not answer.
+    faults: Vec<u64>,
+    traps: Traps,
+    interrupts: Vec<Interrupt>,
     channels_max: usize,
     /// With the time by which each has to say who it is.
     strangers: Vec<(Peer, Instant)>,
@@ -117,6 +130,10 @@ impl Server {
             live: Vec::new(),
             shared: Vec::new(),
             mappings: Vec::new(),
+            unmapped: 0,
+            faults: vec![0; vps as usize],
+            traps: Traps::default(),
+            interrupts: Vec::new(),
             channels_max: CHANNELS_MAX,
             strangers: Vec::new(),
             accept_after: None,
@@ -139,7 +156,8 @@ impl Server {
 
     /// Names of configured devices that no process serves yet, or any more.
     pub fn missing_devices(&self) -> Vec<&str> {
-        self.devices.iter().filter(|d| !d.slot.is_served()).map(|d| d.name.as_str()).collect()
+        let missing = |d: &&Device| !d.is_vacant() && d.removal.is_none() && !d.slot.is_served();
+        self.devices.iter().filter(missing).map(|d| d.name.as_str()).collect()
     }
 
     /// Why the VM cannot go on: memory of the guest's may be in hands that it must not be in.
@@ -180,6 +198,7 @@ impl Server {
         self.bus.reset();
         self.apply(partition);
         self.synic.reset(partition, &self.ram, &mut self.donations);
+        self.forget_accesses();
         // The next guest is not told of devices that are gone.
         for i in 0..self.devices.len() {
             self.forget_if_gone(i);
@@ -201,8 +220,13 @@ impl Server {
     pub fn deadline(&self) -> Option<Instant> {
         let strangers = self.strangers.iter().map(|(_, by)| *by);
         let slots = self.devices.iter().filter_map(|d| d.slot.deadline());
-        let own =
-            [self.accept_after, self.channels_deadline(), self.asks_deadline(), self.controls.deadline()];
+        let own = [
+            self.accept_after,
+            self.channels_deadline(),
+            self.asks_deadline(),
+            self.traps.deadline(),
+            self.controls.deadline(),
+        ];
         strangers.chain(slots).chain(own.into_iter().flatten()).min()
     }
 
@@ -211,8 +235,10 @@ impl Server {
         self.tick_strangers(now);
         self.tick_channels(partition, now);
         self.tick_asks(partition, now);
+        self.tick_traps(partition, now);
         self.tick_slots(partition, now);
         self.tick_controls(now);
+        self.finish_removals(partition);
     }
 
     /// Carries out what the bus asks for, until it asks for nothing more.

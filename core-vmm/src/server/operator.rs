@@ -131,10 +131,15 @@ impl Server {
         match self.operators.hear(id) {
             None => return false,
             Some((Request::Devices {}, _)) => {
-                let devices = (0..self.devices.len()).map(|device| self.describe_device(device)).collect();
+                let all = (0..self.devices.len()).filter(|i| !self.devices[*i].is_vacant());
+                let devices = all.map(|device| self.describe_device(device)).collect();
                 self.operators.answer(id, &Reply::Devices(devices));
             }
             Some((Request::Swap { device, wait_ms }, _)) => self.begin_swap(partition, id, device, wait_ms),
+            Some((Request::DeviceAdd { slot }, _)) => self.begin_add(id, &slot),
+            Some((Request::DeviceRemove { device, force }, _)) => {
+                self.begin_remove(partition, id, device, force);
+            }
             Some((Request::Control { device, payload }, fds)) => {
                 self.begin_control(id, device, payload, &fds)
             }
@@ -143,10 +148,14 @@ impl Server {
     }
 
     fn begin_swap<P: Partition>(&mut self, partition: &P, id: OperatorId, name: String, wait_ms: u64) {
-        let Some(device) = self.devices.iter().position(|d| d.name == name) else {
+        let Some(device) = self.device_named(&name) else {
             let reason = "this VM has no such device".into();
             return self.operators.answer(id, &Reply::Failed { device: name, reason });
         };
+        if self.devices[device].removal.is_some() {
+            let reason = "it is about to go".into();
+            return self.operators.answer(id, &Reply::Failed { device: name, reason });
+        }
         let now = Instant::now();
         let until = now + Duration::from_millis(wait_ms).min(SWAP_WAIT_MAX);
         self.operators.wait(id);

@@ -13,7 +13,9 @@ use ipc::{
 use super::{
     Server, VERSIONS,
     device::{self, shorten},
+    mappings::Kind,
     memory::Ask,
+    passthrough,
     slot::{Leave, Role},
 };
 use crate::{bus::Relid, partition::Partition};
@@ -144,7 +146,7 @@ impl Server {
         name: &str,
         greeting: (Versions, &Offer, u64, &str),
     ) -> Result<(), (Peer, String)> {
-        let Some(i) = self.devices.iter().position(|d| d.name == name) else {
+        let Some(i) = self.device_named(name) else {
             return Err((peer, "this VM has no such device".into()));
         };
         // The process that it is to replace may have gone, and that not been read yet.
@@ -248,7 +250,12 @@ impl Server {
                 let process = slot.holder().filter(|(holder, _)| *holder == role);
                 let most = process.ok_or_else(breach)?.1.max_subchannels;
                 return match message {
-                    ToCore::MapMemory { gpa, bytes } => self.map_asked(partition, i, (gpa, bytes), fds),
+                    ToCore::MapMemory { gpa, bytes } => {
+                        self.map_asked(partition, i, (gpa, bytes, Kind::Own), fds)
+                    }
+                    message if passthrough::is_of(&message) => {
+                        self.obey_passthrough(partition, i, message, fds)
+                    }
                     message => self.obey_holder(partition, i, most, message),
                 }?
                 .ok_or_else(breach);

@@ -23,6 +23,7 @@ impl Server {
         for act in acts {
             match act {
                 Act::Serve { role, predecessor } => {
+                    self.give_kept(partition, device, role);
                     self.order(partition, device, role, &ToVsp::Serve { predecessor });
                 }
                 Act::Quiesce => self.order(partition, device, Role::Old, &ToVsp::Quiesce {}),
@@ -66,6 +67,20 @@ impl Server {
         let name = self.devices[device].name.clone();
         tracing::warn!(device = %name, %reason, "hand-over failed");
         self.operators.answer(operator, &Reply::Failed { device: name, reason });
+    }
+
+    /// Tells a process what those before it have had kept.
+    fn give_kept<P: Partition>(&mut self, partition: &P, device: usize, role: Role) {
+        let Device { slot, kept, .. } = &self.devices[device];
+        let Some(process) = slot.get(role) else { return };
+        match kept.give(process) {
+            // If it has gone, its end will be read.
+            Ok(()) | Err(SocketError::Closed) => {}
+            Err(error) => {
+                let reason = format!("it cannot be told what is kept for it: {error}");
+                self.leave(partition, device, role, Leave::CutOff(reason));
+            }
+        }
     }
 
     /// Tells a process what to do. One that cannot be told, because it lets its socket fill up, is of no use.

@@ -2,9 +2,11 @@
 
 mod controls;
 mod deaths;
+mod hotplug;
 mod mappings;
 mod memory;
 mod operators;
+mod passthrough;
 mod peers;
 mod prepare;
 mod rings;
@@ -52,7 +54,9 @@ fn own_uid() -> u32 {
 
 fn slot(name: &str) -> DeviceSlot {
     let instance = format!("b01ce4ad-0000-4000-8000-{:012x}", name.len());
-    DeviceSlot { name: name.into(), instance, uid: None, guest_ram: false, fetch: false, device_memory: 0 }
+    let (uid, device_memory) = (None, 0);
+    let name = name.into();
+    DeviceSlot { name, instance, uid, guest_ram: false, fetch: false, device_memory, passthrough: false }
 }
 
 /// One whose process can reach guest memory.

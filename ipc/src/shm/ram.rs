@@ -161,6 +161,11 @@ impl GuestRam {
         Ok(GuestRam { regions })
     }
 
+    /// Where RAM is: first address and length in bytes, in the order of addresses.
+    pub fn regions(&self) -> impl Iterator<Item = (u64, u64)> + '_ {
+        self.regions.iter().map(|region| (region.gpa, region.len))
+    }
+
     /// Appends the spans of `gpa..gpa + len` to `out`, joined where they touch. On an error `out` is as it was.
     fn translate(&self, gpa: u64, len: u64, out: &mut List) -> Result<(), RamError> {
         let before = (out.len(), out.last().copied());

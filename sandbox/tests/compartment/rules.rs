@@ -39,6 +39,7 @@ pub fn policies_keep_their_promised_size() {
         (policies::VSP_NET_STREAM_VHOST, 23),
         (policies::VSP_ECHO, 20),
         (policies::VSP_HID, 12),
+        (policies::VSP_PCI, 17),
         (policies::CONSOLE, 25),
         (policies::VCPU, 27),
     ] {

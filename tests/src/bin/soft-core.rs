@@ -16,7 +16,13 @@ use bulkhead_tests::{
     partition::SoftPartition,
 };
 use clap::Parser;
-use core_vmm::{memory::Ram, partition::SynicRegisters, server::Server, setup};
+use core_vmm::{
+    hypercall,
+    memory::Ram,
+    partition::{Partition, SynicRegisters},
+    server::Server,
+    setup,
+};
 use ipc::{
     config::CoreConfig,
     message::RamRegion,
@@ -54,7 +60,7 @@ fn main() -> anyhow::Result<()> {
     let partition = SoftPartition::new(guest, config.vcpus)?;
     close_door(&config, &listener, &ram, &server, &partition)?;
     introduce(&partition, &ram, config.vcpus);
-    Loop { partition, server, listener, started: false, resetting: false }.run()
+    Loop { partition, server, ram, listener, started: false, resetting: false }.run()
 }
 
 /// As `core_vmm::setup::close_door` does it, with this partition's descriptors.
@@ -65,7 +71,6 @@ fn close_door(
     server: &Server,
     partition: &SoftPartition,
 ) -> anyhow::Result<()> {
-    use core_vmm::partition::Partition;
     if !config.sandbox {
         return Ok(());
     }
@@ -85,7 +90,6 @@ fn close_door(
 }
 
 fn introduce(partition: &SoftPartition, ram: &Ram, vps: u32) {
-    use core_vmm::partition::Partition;
     let region = |s: &core_vmm::memory::Stretch| RamRegion { gpa: s.gpa, len: s.len, offset: s.offset };
     let regions = ram.stretches().iter().map(region).collect();
     partition.say(&ToGuest::Ram { regions, vps }, &[ram.memfd()]);
@@ -97,6 +101,7 @@ fn introduce(partition: &SoftPartition, ram: &Ram, vps: u32) {
 struct Loop {
     partition: SoftPartition,
     server: Server,
+    ram: Ram,
     listener: Listener,
     started: bool,
     resetting: bool,
@@ -160,6 +165,18 @@ impl Loop {
                 }
                 return Ok(());
             }
+            ToPartition::Access { vp, gpa, bytes, write } => {
+                if let Some(value) = self.server.access(&self.partition, vp, gpa, bytes, write) {
+                    self.partition.access_done(vp, value);
+                }
+                return Ok(());
+            }
+            ToPartition::Fault { gpa } => u16::from(!self.server.region_fault(&self.partition, 0, gpa)),
+            ToPartition::Hypercall { control, input } => match hypercall::retarget(&self.ram, control, input)
+            {
+                Ok(retarget) => self.server.retarget_interrupt(&self.partition, &retarget) as u16,
+                Err(status) => status as u16,
+            },
             ToPartition::Reset => {
                 self.server.reset(&self.partition);
                 self.resetting = true;

@@ -1,6 +1,8 @@
-//! Memory of the device's own that the guest is to see.
+//! Memory of the device's own that the guest is to see; and the line on which the core is asked for it and for what
+//! [passes a host device through](super::passthrough).
 
 use std::collections::VecDeque;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use ipc::shm::SharedMemory;
@@ -14,12 +16,50 @@ pub(crate) enum Order {
     Map { gpa: u64, memory: Arc<SharedMemory>, bytes: u64 },
     /// The guest is not to see any more what is there.
     Unmap { gpa: u64 },
+    /// The core is to hold these, or nothing, under a key.
+    Keep { key: u32, note: String, fds: Vec<Arc<OwnedFd>> },
+    /// The guest is to see a part of a file there.
+    Region { gpa: u64, bytes: u64, offset: u64, file: Arc<OwnedFd> },
+    /// The device answers the guest's accesses.
+    Trap { gpa: u64, bytes: u64 },
+    /// It does not any more.
+    Untrap { gpa: u64 },
+    /// The answer to an access.
+    Access { id: u64, value: u64 },
+    /// An eventfd raises an interrupt.
+    Interrupt { id: u32, vector: u8, vp: u32, bell: Arc<OwnedFd> },
+    /// It does not any more.
+    NoInterrupt { id: u32 },
+}
+
+impl Order {
+    /// What the core answers, if it does.
+    pub fn question(&self) -> Option<Question> {
+        match self {
+            Order::Map { gpa, .. } | Order::Region { gpa, .. } => Some(Question::Map(*gpa)),
+            Order::Trap { gpa, .. } => Some(Question::Trap(*gpa)),
+            Order::Interrupt { id, .. } => Some(Question::Interrupt(*id)),
+            Order::Unmap { .. }
+            | Order::Keep { .. }
+            | Order::Untrap { .. }
+            | Order::Access { .. }
+            | Order::NoInterrupt { .. } => None,
+        }
+    }
+}
+
+/// What the core is asked, named as in its answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Question {
+    Map(u64),
+    Trap(u64),
+    Interrupt(u32),
 }
 
 /// A question to the core, which answers each of them, in order.
 #[derive(Debug)]
 struct Asked {
-    gpa: u64,
+    question: Question,
     /// The primary channel has closed meanwhile: what was mapped is not any more, and nobody wants the answer.
     is_stale: bool,
 }
@@ -31,8 +71,8 @@ pub(super) struct Orders {
     words: Vec<Order>,
     /// Questions whose answers are due, in their order.
     asked: VecDeque<Asked>,
-    /// Questions of which nobody will answer that they are refused, by their addresses.
-    refused: Vec<u64>,
+    /// Questions of which nobody will answer that they are refused.
+    refused: Vec<Question>,
 }
 
 impl Orders {
@@ -58,14 +98,21 @@ impl Channels {
     /// What this device has at `gpa` already is replaced. It stays, beyond this process too, until the guest closes the primary channel or begins
     /// anew, or until [`Channels::unmap_memory`]: a successor gets it by [`crate::Device::memory`].
     pub fn map_memory(&mut self, gpa: u64, memory: &Arc<SharedMemory>, bytes: u64) {
-        self.orders.words.push(Order::Map { gpa, memory: Arc::clone(memory), bytes });
-        self.orders.asked.push_back(Asked { gpa, is_stale: false });
+        self.order(Order::Map { gpa, memory: Arc::clone(memory), bytes });
+    }
+
+    /// Something that the core is to be told before the guest sees any answer of this turn's.
+    pub(super) fn order(&mut self, order: Order) {
+        if let Some(question) = order.question() {
+            self.orders.asked.push_back(Asked { question, is_stale: false });
+        }
+        self.orders.words.push(order);
     }
 
     /// The guest is not to see any more what this device has mapped at `gpa`: the core is told before the guest sees any answer of
     /// this turn's. It does so at once and does not say when it has.
     pub fn unmap_memory(&mut self, gpa: u64) {
-        self.orders.words.push(Order::Unmap { gpa });
+        self.order(Order::Unmap { gpa });
     }
 
     /// What the core has to be told.
@@ -74,19 +121,19 @@ impl Channels {
     }
 
     /// The core cannot be asked for this one.
-    pub(crate) fn refuse_order(&mut self, gpa: u64) {
-        self.orders.refused.push(gpa);
+    pub(crate) fn refuse_order(&mut self, question: Question) {
+        self.orders.refused.push(question);
     }
 
     /// One that was refused so.
-    pub(crate) fn take_refused_order(&mut self) -> Option<u64> {
+    pub(crate) fn take_refused_order(&mut self) -> Option<Question> {
         self.orders.refused.pop()
     }
 
     /// The core has answered, or is answered for: whether anybody wants to know.
-    pub(crate) fn order_answered(&mut self, gpa: u64) -> bool {
+    pub(crate) fn order_answered(&mut self, question: Question) -> bool {
         let asked = &mut self.orders.asked;
-        let place = asked.iter().position(|asked| asked.gpa == gpa);
+        let place = asked.iter().position(|asked| asked.question == question);
         place.and_then(|place| asked.remove(place)).is_some_and(|asked| !asked.is_stale)
     }
 }

@@ -48,6 +48,16 @@ impl Adoption {
         *self != Adoption::Awaited
     }
 
+    /// Whether the core says, or has said, what the device has still to be told.
+    pub fn is_pending(&self) -> bool {
+        matches!(self, Adoption::Awaited | Adoption::Untold)
+    }
+
+    /// Whether the device knows that it has all.
+    pub fn is_over(&self) -> bool {
+        *self == Adoption::Over
+    }
+
     /// When it is over, if that is known beforehand.
     pub fn due(&self, now: Instant) -> Option<Instant> {
         match self {

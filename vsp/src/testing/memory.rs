@@ -49,8 +49,14 @@ impl FakeCore {
             }
             ToCore::ReturnGpadl { gpadl, .. } => self.tear_down(gpadl),
             ToCore::MapMemory { gpa, bytes } => self.map(gpa, bytes, fds),
-            ToCore::UnmapMemory { gpa } => self.unmap(gpa),
-            other => self.heard.borrow_mut().push_back(other),
+            ToCore::UnmapMemory { gpa } => {
+                self.unmap(gpa);
+                self.unmap_region(gpa);
+            }
+            other => {
+                let rest = self.pass(other, fds);
+                self.heard.borrow_mut().extend(rest);
+            }
         }
     }
 

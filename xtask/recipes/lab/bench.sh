@@ -2,13 +2,14 @@
 # the other one waits for a line on its serial port.
 
 # The peer's own root disk: both write to theirs.
-dd if=/dev/vdc of=/dev/vde bs=1M conv=sparse status=none
+case ${BENCH_GUEST:=bookworm} in trixie) root=/dev/vdd ;; *) root=/dev/vdc ;; esac
+dd if=$root of=/dev/vde bs=1M conv=sparse status=none
 
 peer_start() { # OPTIONS...
     mkfifo peer-input
     exec 8<> peer-input
     qemu-system-x86_64 -M q35 -accel kvm -cpu host -m 512 -smp 1 -nodefaults -no-user-config -display none -no-reboot \
-        -serial stdio -kernel bookworm/vmlinuz -initrd bookworm/initrd.img \
+        -serial stdio -kernel $BENCH_GUEST/vmlinuz -initrd $BENCH_GUEST/initrd.img \
         -blockdev driver=host_device,filename=/dev/vde,node-name=root -device virtio-blk-pci,drive=root "$@" \
         -append "root=LABEL=guest rw console=ttyS0 quiet mitigations=off bulkhead.run=$(base64 -w 0 bench-guest)" \
         <&8 > out/peer-console 2> out/peer-log &

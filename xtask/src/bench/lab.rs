@@ -6,8 +6,9 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 
+use crate::images::With;
 use crate::job::Job;
-use crate::scenarios::{GUEST_FUNCTIONS, Spec};
+use crate::scenarios::{GUEST_FUNCTIONS, Guest, Spec};
 use crate::{cache, lab, sh};
 
 const BENCH_FUNCTIONS: &str = include_str!("../../recipes/lab/bench.sh");
@@ -31,13 +32,21 @@ impl Bench<'_> {
         let mut job = Job::new(&name).timeout(Duration::from_secs(900 + 90 * u64::from(rounds)));
         job.live = verbose;
         job.verbose = verbose;
+        job.cards = self.spec.cards.to_vec();
+        if self.spec.guest == Guest::Trixie {
+            job.with(With::Trixie);
+        }
         job.binaries(binaries);
         for (name, text) in [("bench.toml", self.spec.to_toml().as_str()), ("bench-guest", self.spec.job)] {
             let path = directory.join(name);
             fs::write(&path, text)?;
             job.file(name, &path);
         }
-        job.script(&format!("ROUNDS={rounds}\n{GUEST_FUNCTIONS}\n{BENCH_FUNCTIONS}\n{}", self.script));
+        let guest = if self.spec.guest == Guest::Trixie { "trixie" } else { "bookworm" };
+        job.script(&format!(
+            "ROUNDS={rounds} BENCH_GUEST={guest}\n{GUEST_FUNCTIONS}\n{BENCH_FUNCTIONS}\n{}",
+            self.script
+        ));
         let outcome = sh::step("measuring in the lab (some minutes)", || lab::run(&job));
         // What cannot be removed is only in the way.
         let _ = fs::remove_dir_all(&directory);

@@ -6,6 +6,7 @@ mod boot;
 mod continuity;
 mod lab;
 mod net;
+mod passthrough;
 mod storage;
 mod table;
 mod vhost_user;
@@ -59,6 +60,8 @@ enum Name {
     Continuity,
     /// Natively, between two network namespaces: TCP, packet rate and round trips through vsp-net, beside a plain loop.
     Net,
+    /// In the lab: iperf3 over a passed NIC, beside QEMU's own vfio-pci.
+    Passthrough,
     /// Natively: reads through vsp-storage, beside fio on the same file and QEMU's vhost-user-blk server.
     Storage,
     /// Natively: reads through vsp-storage as a vhost-user server, beside QEMU's (`qemu-storage-daemon`), by the same driver.
@@ -95,6 +98,14 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
             };
             ("net", net::measure(options)?)
         }
+        Name::Passthrough => (
+            "passthrough",
+            passthrough::measure(
+                &build::binaries("release", !arguments.no_build)?,
+                arguments.rounds,
+                arguments.verbose,
+            )?,
+        ),
         Name::Storage if arguments.lab => (
             "storage-lab",
             storage::in_the_lab(

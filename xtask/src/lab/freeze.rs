@@ -46,17 +46,18 @@ impl Frozen {
     }
 }
 
-/// The frozen lab host, booted if there is none yet.
-pub fn frozen_host(images: &Images) -> Result<Frozen> {
+/// The frozen lab host, with an IOMMU if wanted, booted if there is none yet.
+pub fn frozen_host(images: &Images, iommu: bool) -> Result<Frozen> {
     let host = images.host.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    let key = cache::key(["frozen 1", &host, &qemu::version()?, &qemu::recipe()]);
-    let directory = cache::entry("frozen", &key, |directory| {
-        sh::step("booting the lab host once (about a minute)", || boot(images, directory))
+    let key = cache::key(["frozen 1", &host, &qemu::version()?, &qemu::recipe(iommu)]);
+    let name = if iommu { "frozen-iommu" } else { "frozen" };
+    let directory = cache::entry(name, &key, |directory| {
+        sh::step("booting the lab host once (about a minute)", || boot(images, directory, iommu))
     })?;
     Ok(Frozen { directory })
 }
 
-fn boot(images: &Images, directory: &Path) -> Result<()> {
+fn boot(images: &Images, directory: &Path, iommu: bool) -> Result<()> {
     let root = directory.join("root.qcow2");
     qemu::create_overlay(&root, &images.host.join("root.qcow2"), "qcow2")?;
     let setup = Setup {
@@ -69,6 +70,8 @@ fn boot(images: &Images, directory: &Path) -> Result<()> {
         scratch: None,
         directory,
         incoming: None,
+        iommu,
+        cards: &[],
         doors: &[],
         verbose: std::env::var_os("BULKHEAD_LAB_VERBOSE").is_some(),
     };

@@ -182,7 +182,7 @@ impl Run {
     fn prepare(job: &Job) -> Result<Self> {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let images = Images::ready(job.guests)?;
-        let frozen = freeze::frozen_host(&images)?;
+        let frozen = freeze::frozen_host(&images, !job.cards.is_empty())?;
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
         remove_dead_runs(&cache::root()?.join("runs"));
         let directory =
@@ -219,6 +219,8 @@ impl Run {
             scratch: Some(scratch),
             directory: &self.directory,
             incoming: Some(self.frozen.state()),
+            iommu: !job.cards.is_empty(),
+            cards: &job.cards,
             doors,
             verbose: job.verbose,
         };

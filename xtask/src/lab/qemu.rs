@@ -18,6 +18,7 @@ use serde_json::{Value, json};
 
 use super::ports::{self, Event};
 use crate::images::{GUEST_DISK, Images};
+use crate::job::Card;
 use crate::sh;
 
 /// Size in bytes of the disk that carries a job's files.
@@ -42,6 +43,13 @@ const TRANSLATION_CACHE: &str = "1024";
 const KERNEL_COMMAND_LINE: &str = "root=/dev/vda rw console=ttyS0 loglevel=5 tsc=reliable clocksource=tsc \
     no_timer_check mitigations=off nowatchdog rcupdate.rcu_cpu_stall_suppress=1 audit=0 net.ifnames=0 \
     systemd.show_status=0 systemd.log_color=0 systemd.cpu_affinity=1-2 panic=-1";
+/// What comes behind that in a lab host whose devices are passed through: a translation for each, and none for those that stay its own, which are
+/// only slow with one.
+const IOMMU_COMMAND_LINE: &str = " intel_iommu=on iommu=pt";
+/// Slots for cards, each behind a port of its own, so that each card is a group of its own to the IOMMU.
+const SLOTS: usize = 4;
+/// The NVMe drive's size.
+const NVME_DISK: &str = "256M";
 /// How long QEMU may take to open its sockets.
 const CONNECT_LIMIT: Duration = Duration::from_secs(60);
 const PORTS: [&str; 4] = ["qmp", "serial", "control", "output"];
@@ -75,6 +83,10 @@ pub struct Setup<'a> {
     pub directory: &'a Path,
     /// Start from this state instead of booting.
     pub incoming: Option<PathBuf>,
+    /// An IOMMU, and slots.
+    pub iommu: bool,
+    /// What is put into these.
+    pub cards: &'a [Card],
     /// TCP ports of 127.0.0.1 that lead to ports of the machine.
     pub doors: &'a [(u16, u16)],
     /// Show the command line and the serial port.
@@ -88,10 +100,14 @@ pub fn version() -> Result<String> {
 }
 
 /// Everything of the command line that does not differ from start to start.
-pub fn recipe() -> String {
-    let mut words: Vec<String> = vec![KERNEL_COMMAND_LINE.into(), JOB_DISK.to_string(), GUEST_DISK.into()];
-    words.extend(devices());
+pub fn recipe(iommu: bool) -> String {
+    let mut words: Vec<String> = vec![kernel_command_line(iommu), JOB_DISK.to_string(), GUEST_DISK.into()];
+    words.extend(devices(iommu));
     words.join(" ")
+}
+
+fn kernel_command_line(iommu: bool) -> String {
+    format!("{KERNEL_COMMAND_LINE}{}", if iommu { IOMMU_COMMAND_LINE } else { "" })
 }
 
 /// Makes a qcow2 file at `path` that starts as a copy of `base`.
@@ -109,7 +125,7 @@ pub fn create_overlay(path: &Path, base: &Path, format: &str) -> Result<()> {
     )
 }
 
-fn devices() -> Vec<String> {
+fn devices(iommu: bool) -> Vec<String> {
     let mut words: Vec<String> = [
         "-nodefaults",
         "-no-user-config",
@@ -145,6 +161,40 @@ fn devices() -> Vec<String> {
         words.push("-device".into());
         words.push(format!("virtio-blk-pci,drive={disk},addr={}", 3 + index));
     }
+    if iommu {
+        words.extend(["-device".to_owned(), "intel-iommu,intremap=on".to_owned()]);
+        for slot in 0..SLOTS {
+            let place = FIRST_SLOT + slot;
+            words.push("-device".into());
+            words.push(format!(
+                "pcie-root-port,id=slot{slot},chassis={},slot={slot},addr={place:x}",
+                slot + 1
+            ));
+        }
+    }
+    words
+}
+
+/// Where the ports of the slots are on the first bus.
+const FIRST_SLOT: usize = 0x10;
+
+/// A card as QEMU's monitor takes it.
+fn card(card: Card, slot: usize) -> Value {
+    let mut words = match card {
+        Card::Nic => {
+            json!({ "driver": "e1000e", "netdev": "lan0", "mac": "52:54:00:00:01:01", "romfile": "" })
+        }
+        Card::OtherNic => {
+            json!({ "driver": "e1000e", "netdev": "lan2", "mac": "52:54:00:00:01:03", "romfile": "" })
+        }
+        Card::Neighbour => {
+            json!({ "driver": "virtio-net-pci", "netdev": "lan1", "mac": "52:54:00:00:01:02", "romfile": "" })
+        }
+        Card::Nvme => json!({ "driver": "nvme", "drive": "nvme", "serial": "LAB-1" }),
+        Card::Edu => json!({ "driver": "edu", "dma_mask": u64::MAX }),
+    };
+    words["bus"] = format!("slot{slot}").into();
+    words["id"] = format!("card{slot}").into();
     words
 }
 
@@ -152,7 +202,7 @@ fn devices() -> Vec<String> {
 const DISKS: [&str; 5] = ["root", "job", "bookworm", "trixie", "scratch"];
 
 fn arguments(setup: &Setup<'_>, sockets: &Path) -> Vec<OsString> {
-    let mut words: Vec<OsString> = devices().into_iter().map(Into::into).collect();
+    let mut words: Vec<OsString> = devices(setup.iommu).into_iter().map(Into::into).collect();
     let mut add = |option: &str, value: String| {
         words.push(option.into());
         words.push(value.into());
@@ -189,7 +239,16 @@ fn arguments(setup: &Setup<'_>, sockets: &Path) -> Vec<OsString> {
         setup.doors.iter().map(|(outside, inside)| format!(",hostfwd=tcp:127.0.0.1:{outside}-:{inside}"));
     // What is inside gets nowhere by itself.
     add("-netdev", format!("user,id=outside,restrict=on{}", doors.collect::<String>()));
-    add("-append", KERNEL_COMMAND_LINE.to_owned());
+    // One wire with as many ends as there are NICs.
+    for (card, port) in [(Card::Nic, "lan0"), (Card::Neighbour, "lan1"), (Card::OtherNic, "lan2")] {
+        if setup.cards.contains(&card) {
+            add("-netdev", format!("hubport,id={port},hubid=0"));
+        }
+    }
+    if setup.cards.contains(&Card::Nvme) {
+        add("-drive", format!("if=none,id=nvme,file={},format=qcow2,cache=unsafe", escape(&nvme(setup))));
+    }
+    add("-append", kernel_command_line(setup.iommu));
     for (option, file) in [("-kernel", "vmlinuz"), ("-initrd", "initrd.img")] {
         words.push(option.into());
         words.push(setup.images.host.join(file).into());
@@ -198,6 +257,11 @@ fn arguments(setup: &Setup<'_>, sockets: &Path) -> Vec<OsString> {
         words.extend(["-incoming".into(), "defer".into()]);
     }
     words
+}
+
+/// The file behind the NVMe drive.
+fn nvme(setup: &Setup<'_>) -> PathBuf {
+    setup.directory.join("nvme.qcow2")
 }
 
 /// QEMU's option values are separated by commas; one in a path is doubled.
@@ -223,6 +287,14 @@ impl Machine {
     /// Starts QEMU; with [`Setup::incoming`], returns when the machine runs again.
     pub fn start(setup: &Setup<'_>) -> Result<Self> {
         let sockets = Sockets::make()?;
+        if setup.cards.contains(&Card::Nvme) {
+            sh::run(
+                Command::new("qemu-img")
+                    .args(["create", "-q", "-f", "qcow2"])
+                    .arg(nvme(setup))
+                    .arg(NVME_DISK),
+            )?;
+        }
         let listeners = PORTS.map(|port| UnixListener::bind(sockets.0.join(port)));
         let log = setup.directory.join("qemu.log");
         let serial_log = setup.directory.join("serial.log");
@@ -276,6 +348,9 @@ impl Machine {
                 std::thread::sleep(Duration::from_millis(20));
             }
             machine.order("cont", json!({})).with_context(|| machine.last_words())?;
+            for (slot, &which) in setup.cards.iter().enumerate() {
+                machine.order("device_add", card(which, slot)).with_context(|| machine.last_words())?;
+            }
         }
         Ok(machine)
     }

@@ -5,6 +5,7 @@
 mod continuity;
 mod list;
 mod net;
+mod pci;
 mod picture;
 pub mod policies;
 mod screen;
@@ -39,6 +40,7 @@ pub fn all() -> Vec<Scenario> {
     all.extend(storage::all());
     all.extend(net::all());
     all.extend(screen::all());
+    all.extend(pci::all());
     all
 }
 
@@ -84,6 +86,7 @@ impl Scenario {
         let mut job = Job::new(self.name).timeout(Duration::from_secs(self.limit));
         job.verbose = verbose;
         job.live = verbose;
+        job.cards = self.spec.cards.to_vec();
         let specification = cache::root()?.join("runs");
         std::fs::create_dir_all(&specification)?;
         let specification = specification.join(format!("{}-{}.toml", self.name, std::process::id()));

@@ -2,6 +2,8 @@
 
 use std::fmt::Write as _;
 
+use crate::job::Card;
+
 /// Which guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Guest {
@@ -47,6 +49,10 @@ pub struct Spec {
     pub nics: &'static [&'static str],
     /// A screen, a keyboard and a mouse.
     pub screen: bool,
+    /// Cards in the lab host's slots.
+    pub cards: &'static [Card],
+    /// Those that are the guest's, by name; the script puts their addresses in the place of `@NAME@`.
+    pub passed: &'static [&'static str],
 }
 
 /// The root file system's label in the guests' images.
@@ -74,6 +80,8 @@ impl Spec {
             disks: &[],
             nics: &[],
             screen: false,
+            cards: &[],
+            passed: &[],
         }
     }
 
@@ -138,6 +146,9 @@ impl Spec {
         }
         for (number, options) in self.nics.iter().enumerate() {
             let _ = writeln!(toml, "[[net]]\nname = \"nic{number}\"\n{options}");
+        }
+        for name in self.passed {
+            let _ = writeln!(toml, "[[pci]]\nname = \"{name}\"\naddress = \"@{name}@\"");
         }
         toml
     }

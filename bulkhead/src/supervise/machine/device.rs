@@ -3,6 +3,7 @@
 //! It must never have two processes started that want to serve at once, and never give a device up.
 
 mod cut_off;
+mod leave;
 mod swap;
 mod view;
 
@@ -10,7 +11,8 @@ use std::time::{Duration, Instant};
 
 use self::cut_off::Accused;
 use super::policy::{
-    BENEFIT_OF_DOUBT, Backoff, CANDIDATE_PATIENCE, SETTLED, SPARE_PAUSE, SPARE_REST, SWAP_PATIENCE,
+    BENEFIT_OF_DOUBT, Backoff, CANDIDATE_PATIENCE, DETACH_DOUBT, SETTLED, SPARE_PAUSE, SPARE_REST,
+    SWAP_PATIENCE,
 };
 use super::process::{Process, ProcessId, Stage, Word};
 use super::{Action, Next, Notice, Out, Program, Wanted};
@@ -91,6 +93,10 @@ pub(super) struct Device {
     backoff: Backoff,
     spare_backoff: Backoff,
     ever_served: bool,
+    /// It came while the VM ran, which can do without it.
+    added: bool,
+    /// The core has been asked to give it up.
+    end_expected: bool,
     /// Since when nobody has served.
     down_since: Option<Instant>,
     restarts: u64,
@@ -100,25 +106,33 @@ pub(super) struct Device {
 impl Device {
     /// A device whose first process is started now.
     pub(super) fn new(number: usize, wanted: Wanted, out: &mut Out, now: Instant) -> Self {
+        let mut device = Self::gone(number, wanted);
+        device.main = Main::Away { until: now };
+        device.start(out, now);
+        device
+    }
+
+    /// A device that nobody serves, nor is to.
+    pub(super) fn gone(number: usize, wanted: Wanted) -> Self {
         let Wanted { name, spare, of_core } = wanted;
-        let mut device = Self {
+        Self {
             number,
             name,
             of_core,
             spare_wanted: spare,
-            main: Main::Away { until: now },
+            main: Main::Gone,
             spare: Spare::None,
             leaving: Vec::new(),
             accused: None,
             backoff: Backoff::default(),
             spare_backoff: Backoff::default(),
             ever_served: false,
+            added: false,
+            end_expected: false,
             down_since: None,
             restarts: 0,
             last_death: None,
-        };
-        device.start(out, now);
-        device
+        }
     }
 
     fn start(&mut self, out: &mut Out, now: Instant) {
@@ -269,7 +283,11 @@ impl Device {
             Stage::Quiet => false,
         };
         let delay = self.backoff.after_death(early);
-        let doubt = if self.of_core && death == Death::Exited(0) { BENEFIT_OF_DOUBT } else { Duration::ZERO };
+        let doubt = match death {
+            Death::Exited(0) if self.end_expected => DETACH_DOUBT,
+            Death::Exited(0) if self.of_core => BENEFIT_OF_DOUBT,
+            _ => Duration::ZERO,
+        };
         let pause = delay.max(doubt);
         self.restarts = self.restarts.saturating_add(1);
         self.down_since.get_or_insert(now);

@@ -54,6 +54,10 @@ pub const SWAP_PATIENCE: Duration = Duration::from_secs(30);
 /// failed to start: the reason may be the core's.
 pub const BENEFIT_OF_DOUBT: Duration = Duration::from_millis(250);
 
+/// The process of a device that the core has been asked to give up ends when the core tells it to; the core's own word follows when it has given
+/// up all that it kept for the device. A successor before that would have nothing to serve.
+pub const DETACH_DOUBT: Duration = Duration::from_secs(10);
+
 /// After the core's end, device processes get this long to end by themselves (they do so on seeing their socket close) before
 /// they are killed. So does a process that has handed over.
 pub const GRACE: Duration = Duration::from_secs(1);

@@ -1,5 +1,6 @@
 //! Orders of deaths, as stories; [`random`] tries all the others. Here: how they are told, and how VMs end.
 
+mod attach;
 mod cut_off;
 mod deaths;
 mod random;

@@ -29,6 +29,7 @@ fn spec() -> Spec {
             spare: false,
         }],
         net: Vec::new(),
+        pci: Vec::new(),
         screen: None,
     }
 }
@@ -40,6 +41,7 @@ fn programs(directory: &Path) -> Programs {
         vsp_storage: directory.join("vsp-storage"),
         vsp_net: Some(directory.join("vsp-net")),
         passt: Some(directory.join("passt")),
+        vsp_pci: Some(directory.join("vsp-pci")),
         vsp_video: Some(directory.join("vsp-video")),
         vsp_hid: Some(directory.join("vsp-hid")),
         console: Some(directory.join("bulkhead-console")),
@@ -442,4 +444,24 @@ fn systemd_reads_the_units_without_a_word_and_likes_their_hardening() {
         }
     }
     std::fs::remove_dir_all(&directory).unwrap();
+}
+
+#[test]
+fn a_pci_device_has_the_nodes_of_its_group_and_no_others() {
+    let mut spec = spec();
+    spec.pci =
+        vec![spec::Pci { name: "nic".into(), address: "03:00.0".parse().unwrap(), group: 7, spare: true }];
+    let files = written(&spec);
+    let unit = drop_in_of(&files, "vsp-pci@debian:nic.service");
+    assert!(unit.contains("\"--device\" \"nic\" \"--address\" \"0000:03:00.0\" \"--group\" \"7\""), "{unit}");
+    assert!(
+        unit.contains(
+            "BindPaths=\"-/dev/vfio/vfio\"\nDeviceAllow=\"/dev/vfio/vfio\" rw\nBindPaths=\"-/dev/vfio/7\"\nDeviceAllow=\"/dev/vfio/7\" rw\n"
+        ),
+        "{unit}"
+    );
+    assert_eq!(unit, drop_in_of(&files, "vsp-pci@debian:nic:b.service"));
+    assert!(drop_in_of(&files, "bulkhead-vm@debian.target").contains("vsp-pci@debian:nic:b.service"));
+    let users = &files["etc/sysusers.d/bulkhead-debian.conf"];
+    assert!(users.contains("u bulkhead-7-2 ") && users.contains("u bulkhead-7-10 "), "{users}");
 }

@@ -334,14 +334,19 @@ impl<P> Slot<P> {
         matches!(self.seat, Seat::Adopting { .. })
     }
 
-    /// An operator wants the standby process to serve, and waits for one until then. `Err`: not now.
-    pub fn swap(&mut self, operator: OperatorId, until: Instant, now: Instant) -> Result<Acts<P>, String> {
+    /// Whether a hand-over is under way, or waited for.
+    pub fn is_busy(&self) -> bool {
         let is_busy = match &self.seat {
             Seat::Nobody | Seat::Serving { .. } => false,
             Seat::Held { debt, .. } | Seat::Fencing { debt, .. } => debt.is_some(),
             Seat::Quiescing { .. } | Seat::Handing { .. } | Seat::Adopting { .. } => true,
         };
-        if is_busy || self.waiting.is_some() {
+        is_busy || self.waiting.is_some()
+    }
+
+    /// An operator wants the standby process to serve, and waits for one until then. `Err`: not now.
+    pub fn swap(&mut self, operator: OperatorId, until: Instant, now: Instant) -> Result<Acts<P>, String> {
+        if self.is_busy() {
             return Err("a hand-over is under way".into());
         }
         self.waiting = Some(Waiting { operator, until });

@@ -118,6 +118,11 @@ impl Device {
         }
     }
 
+    /// The device is gone: whoever wanted it swapped is told.
+    pub(super) fn end_swap(&self, out: &mut Out) {
+        out.act(Action::SwapDone { device: self.number, outcome: Err("the device was detached".to_owned()) });
+    }
+
     fn refuse(&self, reason: &str, out: &mut Out) {
         let why = format!("{reason}; the old process serves as before");
         out.act(Action::SwapDone { device: self.number, outcome: Err(why) });

@@ -1,0 +1,153 @@
+//! Takes a device from the host's driver and gives it to VFIO's, and back.
+//!
+//! It must never do that to a device that somebody works with, and never leave half of it done: what was taken before a failure is given
+//! back.
+
+use std::io;
+use std::path::Path;
+
+use super::Address;
+use super::function::{Function, VFIO};
+use super::host::Host;
+use super::problem::{self, Problem};
+
+/// Why it was not done.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Something stands in the way.
+    #[error("{address} {problem}")]
+    Problem {
+        /// The device.
+        address: Address,
+        /// What.
+        problem: Problem,
+    },
+    /// The host's kernel has no VFIO.
+    #[error("the host's kernel has no vfio-pci: {0}")]
+    NoVfio(io::Error),
+    /// We are not root.
+    #[error("only root can give a device to another driver: sudo bulkhead pci ...")]
+    Forbidden,
+    /// The kernel said no.
+    #[error("{address}: cannot write to {file}: {error}")]
+    Refused {
+        /// The device.
+        address: Address,
+        /// Where.
+        file: String,
+        /// What it said.
+        error: io::Error,
+    },
+    /// The kernel has said yes and done nothing.
+    #[error(
+        "{address}: the kernel has not given it to {wanted} (it has {found}); the kernel's log says why (dmesg)"
+    )]
+    NotTaken {
+        /// The device.
+        address: Address,
+        /// Who was to have it.
+        wanted: &'static str,
+        /// Who has it.
+        found: String,
+    },
+}
+
+/// What was done to a device.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Done {
+    /// The device.
+    pub address: Address,
+    /// Whose it was,
+    pub before: Option<String>,
+    /// and whose it is.
+    pub after: Option<String>,
+}
+
+fn find(host: &Host, address: Address) -> Result<Function, Error> {
+    Function::find(host, address).ok_or(Error::Problem { address, problem: Problem::Missing })
+}
+
+/// Gives a device to VFIO's driver; with `group`, all others of its group, too.
+pub fn bind(host: &Host, address: Address, group: bool) -> Result<Vec<Done>, Error> {
+    let function = find(host, address)?;
+    let refuse = |address: Address, problem: Option<Problem>| match problem {
+        Some(problem) => Err(Error::Problem { address, problem }),
+        None => Ok(()),
+    };
+    refuse(address, problem::of_itself(host, &function))?;
+    match problem::of_group(host, &function) {
+        Some(problem) if problem.is_group() && group => {}
+        problem => refuse(address, problem)?,
+    }
+    let mut wanted = vec![function.clone()];
+    if group {
+        wanted.extend(function.neighbours(host).into_iter().filter(|other| other.hinders().is_some()));
+    }
+    let driver = Path::new("sys/bus/pci/drivers").join(VFIO);
+    if !host.path(&driver).exists() {
+        host.kernel().load(VFIO).map_err(Error::NoVfio)?;
+    }
+    let mut done: Vec<Done> = Vec::new();
+    for function in wanted.into_iter().filter(|function| !function.is_bound()) {
+        let before = function.driver.clone();
+        match give(host, &function, Some(VFIO)) {
+            Ok(after) => done.push(Done { address: function.address, before, after }),
+            Err(error) => {
+                // What fails now fails for the reason that is given.
+                let _ = give(host, &function, None);
+                for earlier in done.iter().filter_map(|done| Function::find(host, done.address)) {
+                    let _ = give(host, &earlier, None);
+                }
+                return Err(error);
+            }
+        }
+    }
+    Ok(done)
+}
+
+/// Gives a device back to the driver that the host has for it; with `group`, all others of its group, too.
+pub fn unbind(host: &Host, address: Address, group: bool) -> Result<Vec<Done>, Error> {
+    let function = find(host, address)?;
+    let mut wanted = vec![function.clone()];
+    if group {
+        wanted.extend(function.neighbours(host));
+    }
+    let wanted: Vec<Function> = wanted.into_iter().filter(Function::is_bound).collect();
+    // The kernel would wait for whoever has it, for ever.
+    if let Some(open) = wanted.iter().find(|function| function.is_open(host)) {
+        let problem = Problem::Assigned(open.group.unwrap_or_default());
+        return Err(Error::Problem { address: open.address, problem });
+    }
+    let give_back = |function: Function| {
+        let before = function.driver.clone();
+        Ok(Done { address: function.address, before, after: give(host, &function, None)? })
+    };
+    wanted.into_iter().map(give_back).collect()
+}
+
+/// Has `driver` take the device, or whoever is made for it; who has it then.
+fn give(host: &Host, function: &Function, driver: Option<&'static str>) -> Result<Option<String>, Error> {
+    let address = function.address;
+    let write = |path: &Path, text: &str| {
+        host.kernel().write(&host.path(path), text).map_err(|error| match error.kind() {
+            io::ErrorKind::PermissionDenied => Error::Forbidden,
+            _ => Error::Refused { address, file: format!("/{}", path.display()), error },
+        })
+    };
+    let name = address.to_string();
+    // An empty line takes back what was written before.
+    write(&function.directory().join("driver_override"), driver.unwrap_or("\n"))?;
+    let now = || Function::find(host, address).and_then(|function| function.driver);
+    if now().is_some() {
+        write(&function.directory().join("driver/unbind"), &name)?;
+    }
+    let probed = write(Path::new("sys/bus/pci/drivers_probe"), &name);
+    match (driver, now()) {
+        (Some(wanted), found) if found.as_deref() != Some(wanted) => {
+            probed?;
+            Err(Error::NotTaken { address, wanted, found: found.unwrap_or_else(|| "no driver".to_owned()) })
+        }
+        // There may be none: then it has none, as before.
+        (_, found) => Ok(found),
+    }
+}

@@ -1,0 +1,208 @@
+//! The units of PCI devices that a VM has as its own: those of its spec, and those that it is given while it runs.
+//!
+//! A device that is attached has its drop-ins below the runtime units, which are gone with the host's next boot; the core is told of it as under
+//! `bulkhead run`. What fails on the way is undone.
+
+use std::fs;
+use std::path::Path;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use ipc::config::CoreConfig;
+
+use super::device::{Systemd, failed};
+use super::escape::Unwritable;
+use super::systemctl::{RUNTIME_UNITS, Systemctl};
+use super::{CONFIG, Names, content, escape, ids, install, swap};
+use crate::device::{Backend, Error};
+use crate::disk::Told;
+use crate::pci::{Address, Host};
+use crate::plan::{self, Device, Later};
+use crate::spec::{self, Pci};
+use crate::supervise::EJECT;
+
+/// The template.
+pub(super) const TEMPLATE: &str = "vsp-pci";
+/// How long a device may take until it is served: all of the VM's memory is pinned for it before that.
+const SERVED: Duration = Duration::from_secs(60);
+/// How long to wait before it is asked again.
+const AGAIN: Duration = Duration::from_millis(50);
+
+/// The drop-in of a device.
+pub(super) fn device_unit(device: &Device, names: Names<'_>, user: &str) -> Result<String, Unwritable> {
+    let mut sandbox = content::Sandbox::default();
+    sandbox.read(&device.program)?;
+    let group = device.pci.map(|pci| pci.group.to_string()).unwrap_or_default();
+    for node in ["vfio", &group] {
+        let path = Path::new("/dev/vfio").join(node);
+        let path = escape::path(&path)?;
+        // The node of a group is there once a device of it is bound; if it is not, the process says so better than systemd.
+        let optional = path.replacen('"', "\"-", 1);
+        sandbox.text += &format!("BindPaths={optional}\nDeviceAllow={path} rw\n");
+    }
+    content::device_unit(device, &[], names, "", user, &sandbox)
+}
+
+/// The names of devices that were attached to a VM while it runs.
+pub(super) fn attached(vm: &str) -> Vec<String> {
+    let entries = fs::read_dir(RUNTIME_UNITS).into_iter().flatten().flatten();
+    let names = entries.filter(|entry| entry.path().join(content::DROP_IN).exists());
+    let mut names: Vec<String> = names
+        .filter_map(|entry| {
+            let name = entry.file_name().into_string().ok()?;
+            let (of, device) = name.strip_prefix(TEMPLATE)?.strip_prefix('@')?.split_once(':')?;
+            let device = device.strip_suffix(".service.d")?;
+            (of == vm && !device.contains(':')).then(|| device.to_owned())
+        })
+        .collect();
+    names.sort();
+    names
+}
+
+/// Gives the VM a device.
+pub(super) fn attach(
+    vm: &mut Systemd,
+    address: Address,
+    name: Option<&str>,
+    spare: bool,
+) -> Result<String, Error> {
+    if let Some(name) = name {
+        spec::device_name(name).map_err(Error::Failed)?;
+    }
+    let name = name.map_or_else(|| spec::pci::usual_name(address), str::to_owned);
+    let _only_we = swap::Alone::with(vm.names(), &name)?;
+    let rows = vm.list()?;
+    if rows.iter().any(|row| row.name == name) {
+        return Err(Error::Failed(format!("the VM has a device {name} already: give another --name")));
+    }
+    let group = spec::pci::look_up(&Host::this(), address, false)
+        .map_err(|(why, fix)| Error::Failed(format!("{why}: {fix}")))?;
+    let (later, block) = later(vm)?;
+    let taken: Vec<usize> =
+        attached(vm.name()).iter().filter_map(|name| user_of(vm.names(), block, name)).collect();
+    let pci = Pci { name: name.clone(), address, group, spare };
+    let (device, slot) = later.device(&pci, &taken).map_err(Error::Failed)?;
+    let units = vm.names().device(TEMPLATE, &name);
+    let text = device_unit(&device, vm.names(), &ids::user(block, device.user)).map_err(failed)?;
+    let begun = (|| {
+        for unit in &units {
+            install::replace(&drop_in(unit), &text).map_err(failed)?;
+        }
+        Systemctl.reload().map_err(failed)?;
+        vm.operator()?.add(&slot).map_err(failed)?;
+        Systemctl.tell("start", &units[0]).map_err(failed)?;
+        served(vm, &name)?;
+        if spare {
+            Systemctl.tell("start", &units[1]).map_err(failed)?;
+        }
+        Ok(())
+    })();
+    match begun {
+        Ok(()) => Ok(format!("{name}: {address} is the VM's; {} serves it", units[0])),
+        Err(error) => {
+            // What fails now fails for the reason that is given; what was not there is no loss.
+            let _ = vm.operator().map(|mut operator| operator.remove(&name));
+            let _ = end(&units);
+            Err(error)
+        }
+    }
+}
+
+/// Takes a device from the VM.
+pub(super) fn detach(vm: &mut Systemd, device: &str, force: bool) -> Result<String, Error> {
+    let pair = vm.pair(device)?;
+    if !pair.names[0].starts_with(TEMPLATE) {
+        let why = "only PCI devices can be attached and detached; bulkhead disk removes disks";
+        return Err(Error::Failed(format!("{device}: {why}")));
+    }
+    let _only_we = swap::Alone::with(vm.names(), device)?;
+    if !force {
+        match vm.tell(device, EJECT)? {
+            Told::Done(_) => {}
+            Told::Refused(why) | Told::Again(why) => {
+                let why = format!("{device} was not detached: {why}; --force takes it away all the same");
+                return Err(Error::Failed(why));
+            }
+        }
+    }
+    vm.operator()?.remove(device).map_err(failed)?;
+    end(&pair.names)?;
+    Ok(format!("{device} is the VM's no more"))
+}
+
+/// Ends the units of a device, and forgets what there is of them until the next boot.
+fn end(units: &[String; 2]) -> Result<(), Error> {
+    let stopped = units.each_ref().map(|unit| Systemctl.tell("stop", unit).map_err(failed));
+    for unit in units {
+        let path = drop_in(unit);
+        let _ = fs::remove_file(&path);
+        if let Some(directory) = path.parent() {
+            // Fails, as it should, if an administrator has something there.
+            let _ = fs::remove_dir(directory);
+        }
+    }
+    Systemctl.reload().map_err(failed)?;
+    stopped.into_iter().collect()
+}
+
+/// Until a process serves the device.
+fn served(vm: &Systemd, device: &str) -> Result<(), Error> {
+    let limit = Instant::now() + SERVED;
+    loop {
+        match vm.pair(device)?.serving() {
+            Some(_) => return Ok(()),
+            None if Instant::now() >= limit => {
+                let unit = &vm.names().device(TEMPLATE, device)[0];
+                return Err(Error::Failed(format!(
+                    "{device}: nobody serves it; see journalctl --unit={unit}"
+                )));
+            }
+            None => sleep(AGAIN),
+        }
+    }
+}
+
+/// What devices of this VM are made of that are attached, and its block of users.
+fn later(vm: &Systemd) -> Result<(Later, u32), Error> {
+    let configuration = Path::new("/").join(CONFIG).join(vm.name());
+    let read = |name: &str| {
+        let path = configuration.join(name);
+        fs::read_to_string(&path)
+            .map_err(|error| Error::Failed(format!("cannot read {}: {error}", path.display())))
+    };
+    let config: CoreConfig = serde_json::from_str(&read("core.json")?).map_err(failed)?;
+    let block: u32 = read(ids::FILE)?.trim().parse().map_err(failed)?;
+    let program = vm.program_beside_core(TEMPLATE)?;
+    let first = config.later_uids.first().and_then(|id| id.checked_sub(ids::id(block, 0)));
+    let first = first.and_then(|first| usize::try_from(first).ok()).ok_or_else(|| {
+        Error::Failed(
+            "its units were written by an older release: run bulkhead units again, and start the VM anew"
+                .to_owned(),
+        )
+    })?;
+    Ok((plan::later(&config.name, Some(program), ids::id(block, 0), first), block))
+}
+
+/// The number of the user of an attached device.
+fn user_of(names: Names<'_>, block: u32, device: &str) -> Option<usize> {
+    let text = fs::read_to_string(drop_in(&names.device(TEMPLATE, device)[0])).ok()?;
+    let user = text.lines().find_map(|line| line.strip_prefix("User="))?;
+    (0..plan::IDS_PER_VM as usize).find(|number| ids::user(block, *number) == user)
+}
+
+fn drop_in(unit: &str) -> std::path::PathBuf {
+    Path::new(RUNTIME_UNITS).join(format!("{unit}.d")).join(content::DROP_IN)
+}
+
+/// The VM's units have been written anew, or are gone.
+pub(super) fn forget(vm: &str) {
+    for device in attached(vm) {
+        for unit in Names::of(vm).device(TEMPLATE, &device) {
+            let path = drop_in(&unit);
+            let _ = fs::remove_file(&path);
+            if let Some(directory) = path.parent() {
+                let _ = fs::remove_dir(directory);
+            }
+        }
+    }
+}

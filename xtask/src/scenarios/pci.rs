@@ -1,0 +1,100 @@
+//! Devices of the lab host that are a guest's own: stock drivers, stock guests, and everything that can happen to the process in between.
+
+use super::{Guest, Scenario, Spec};
+use crate::job::Card;
+
+macro_rules! guest {
+    ($name:literal) => {
+        concat!(
+            include_str!("../../recipes/guest-scripts/net"),
+            include_str!("../../recipes/guest-scripts/pci"),
+            include_str!(concat!("../../recipes/guest-scripts/", $name))
+        )
+    };
+}
+macro_rules! script {
+    ($text:literal) => {
+        concat!(include_str!("../../recipes/lab/pci.sh"), "\n", $text)
+    };
+}
+
+/// All of them.
+pub fn all() -> Vec<Scenario> {
+    vec![
+        Scenario {
+            name: "pci-nic",
+            // Debian's kernels for clouds have no driver for this NIC.
+            spec: Spec {
+                job: guest!("pci-nic"),
+                cards: &[Card::Nic, Card::Neighbour],
+                passed: &["nic"],
+                ..Spec::new(Guest::Trixie, "")
+            },
+            script: script!(
+                "cable && take_card nic 0x8086 0x10d3 || exit; at=$(card 0x8086 0x10d3); guest_start\n\
+                 kill_device_while_loaded nic 100; killed=$?\n\
+                 for n in $(seq 20); do out_and_in nic $at \"cycle $n\" || { bad=1; break; }; done\n\
+                 bulkhead device ls lab; guest_end && [ $killed = 0 ] && [ ! $bad ] && bulkhead pci unbind $at && echo nic: back"
+            ),
+            status: 0,
+            expect: &[
+                "driver: e1000e",
+                "kills: ",
+                "cycles: 20",
+                "link: down and up",
+                "net: end well",
+                "dmesg: clean",
+                "nic: back",
+            ],
+            limit: 1500,
+            visit: None,
+        },
+        Scenario {
+            name: "pci-nvme",
+            spec: Spec {
+                job: guest!("pci-nvme"),
+                cards: &[Card::Nvme],
+                passed: &["drive"],
+                ..Spec::new(Guest::Bookworm, "")
+            },
+            // The host's own driver has it first, and a file system on it keeps it there.
+            script: script!(
+                "at=$(card 0x1b36 0x0010) && until [ -b /dev/nvme0n1 ]; do sleep 0.1; done\n\
+                 mkfs.ext4 -qF /dev/nvme0n1 && mount /dev/nvme0n1 /mnt && ! bulkhead pci bind $at && umount /mnt || exit\n\
+                 take_card drive 0x1b36 0x0010 || exit; guest_start\n\
+                 kill_device_while_loaded drive 30; killed=$?\n\
+                 out_and_in drive $at drive || bad=1\n\
+                 guest_end && [ $killed = 0 ] && [ ! $bad ] && bulkhead pci unbind $at && e2fsck -fn /dev/nvme0n1 && echo drive: back"
+            ),
+            status: 0,
+            expect: &[
+                "is mounted at /mnt",
+                "first: verified",
+                "fsck: clean",
+                "fsck: clean again",
+                "drive: end well",
+                "dmesg: clean",
+                "drive: back",
+            ],
+            limit: 900,
+            visit: None,
+        },
+        Scenario {
+            name: "pci-dma",
+            spec: Spec {
+                job: guest!("pci-dma"),
+                cards: &[Card::Edu],
+                passed: &["edu"],
+                ..Spec::new(Guest::Bookworm, "")
+            },
+            script: script!(
+                "take_card edu 0x1234 0x11e8 || exit; guest_start; guest_wait_for 'dma: done' 300; sleep 1; dmesg | grep -i dmar | tail -n 5; guest_end"
+            ),
+            status: 0,
+            // Where it may write it has, and elsewhere the IOMMU has kept it from that.
+            expect: &["dma: 0x12345678", "DMA Write", "fault addr 0x70000000", "uptime: "],
+            limit: 500,
+            visit: None,
+        },
+    ]
+}
