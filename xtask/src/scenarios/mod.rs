@@ -44,6 +44,13 @@ pub fn all() -> Vec<Scenario> {
     all
 }
 
+/// The same at greater length than every run has time for, each if asked for by its whole name.
+pub fn at_length() -> Vec<Scenario> {
+    let mut all = list::at_length();
+    all.extend(pci::at_length());
+    all
+}
+
 /// One thing to try.
 pub struct Scenario {
     /// Short, for the list and for choosing.

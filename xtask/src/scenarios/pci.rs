@@ -13,42 +13,84 @@ macro_rules! guest {
     };
 }
 macro_rules! script {
-    ($text:literal) => {
+    ($text:expr) => {
         concat!(include_str!("../../recipes/lab/pci.sh"), "\n", $text)
     };
+}
+
+/// A NIC: kills of its process while traffic runs both ways, and times that it is taken out and put in again.
+macro_rules! nic_script {
+    ($kills:literal, $cycles:literal) => {
+        script!(concat!(
+            "cable && take_card nic 0x8086 0x10d3 || exit; at=$(card 0x8086 0x10d3); guest_start\n\
+             kill_device_while_loaded nic ",
+            $kills,
+            "; killed=$?\nfor n in $(seq ",
+            $cycles,
+            "); do out_and_in nic $at \"cycle $n\" || { bad=1; break; }; done\n\
+             bulkhead device ls lab; guest_end && [ $killed = 0 ] && [ ! $bad ] && bulkhead pci unbind $at && echo nic: back"
+        ))
+    };
+}
+
+fn nic(
+    name: &'static str,
+    cmdline: &'static str,
+    script: &'static str,
+    expect: &'static [&'static str],
+) -> Scenario {
+    Scenario {
+        name,
+        // Debian's kernels for clouds have no driver for this NIC.
+        spec: Spec {
+            job: guest!("pci-nic"),
+            cards: &[Card::Nic, Card::Neighbour],
+            passed: &["nic"],
+            ..Spec::new(Guest::Trixie, cmdline)
+        },
+        script,
+        status: 0,
+        expect,
+        limit: 1500,
+        visit: None,
+    }
+}
+
+/// Only if asked for by name.
+pub fn at_length() -> Vec<Scenario> {
+    vec![nic(
+        "pci-nic-storm",
+        "bulkhead.cycles=20",
+        nic_script!("100", "20"),
+        &[
+            "driver: e1000e",
+            "kills: 100",
+            "cycles: 20",
+            "link: down and up",
+            "net: end well",
+            "dmesg: clean",
+            "nic: back",
+        ],
+    )]
 }
 
 /// All of them.
 pub fn all() -> Vec<Scenario> {
     vec![
-        Scenario {
-            name: "pci-nic",
-            // Debian's kernels for clouds have no driver for this NIC.
-            spec: Spec {
-                job: guest!("pci-nic"),
-                cards: &[Card::Nic, Card::Neighbour],
-                passed: &["nic"],
-                ..Spec::new(Guest::Trixie, "")
-            },
-            script: script!(
-                "cable && take_card nic 0x8086 0x10d3 || exit; at=$(card 0x8086 0x10d3); guest_start\n\
-                 kill_device_while_loaded nic 100; killed=$?\n\
-                 for n in $(seq 20); do out_and_in nic $at \"cycle $n\" || { bad=1; break; }; done\n\
-                 bulkhead device ls lab; guest_end && [ $killed = 0 ] && [ ! $bad ] && bulkhead pci unbind $at && echo nic: back"
-            ),
-            status: 0,
-            expect: &[
+        nic(
+            "pci-nic",
+            "bulkhead.cycles=4",
+            nic_script!("30", "4"),
+            &[
                 "driver: e1000e",
-                "kills: ",
-                "cycles: 20",
+                "kills: 30",
+                "cycles: 4",
                 "link: down and up",
                 "net: end well",
                 "dmesg: clean",
                 "nic: back",
             ],
-            limit: 1500,
-            visit: None,
-        },
+        ),
         Scenario {
             name: "pci-nvme",
             spec: Spec {
