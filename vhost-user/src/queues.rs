@@ -73,6 +73,11 @@ impl Queues {
         }
     }
 
+    /// Whether the front end that has sent this has left: nobody hears how it ends.
+    pub fn is_orphan(&self, request: &Request) -> bool {
+        request.session != self.session
+    }
+
     /// Takes the next request of a queue, if there is one; what it is about is in `chain` then. For devices that
     /// [take themselves](crate::Face::takes_itself).
     pub fn take(&mut self, queue: u16, chain: &mut Chain) -> Option<Request> {

@@ -191,10 +191,15 @@ impl Pci {
         }
     }
 
+    /// The function still has what its last user has made of it.
+    fn owes_reset(&self) -> bool {
+        self.function.as_ref().is_some_and(|function| function.reset_again().is_some())
+    }
+
     /// Tells the core what there is to tell, keeps what there is to keep, and lets those go on who need not wait any more.
     fn settle(&mut self, channels: &mut Channels) {
         // Every call is a piece of RAM's.
-        self.attention = !self.unmapped.is_empty() || self.unmapping.is_some();
+        self.attention = (!self.unmapped.is_empty() && !self.owes_reset()) || self.unmapping.is_some();
         let (Some(function), Some(channel)) = (&mut self.function, self.channel) else { return };
         if function.is_dirty && !self.waiting.is_empty() {
             // Not while the core has still to be told something: then the next turn will do.
@@ -363,7 +368,7 @@ impl Device for Pci {
         self.placed(gpa, true, result, channels);
     }
 
-    fn region_lost(&mut self, gpa: u64, _channels: &mut Channels) {
+    fn region_lost(&mut self, gpa: u64, channels: &mut Channels) {
         if let Some(times) = NEWS.another() {
             tracing::warn!(
                 times,
@@ -371,8 +376,9 @@ impl Device for Pci {
             );
         }
         if let Some(function) = &mut self.function {
-            function.places.lost(gpa);
+            function.lost(gpa);
         }
+        self.settle(channels);
     }
 
     fn access(&mut self, access: Access, channels: &mut Channels) {
@@ -400,8 +406,11 @@ impl Device for Pci {
             let why = format!("the guest has not let the function go within {} s", EJECTION.as_secs());
             self.end_ejections(&Err(why), channels);
         }
+        if let Some(function) = &mut self.function {
+            function.reset_if_due();
+        }
         self.unmap_some();
-        if !self.unmapped.is_empty() {
+        if !self.unmapped.is_empty() && !self.owes_reset() {
             self.map_some();
             self.answer_entries(channels);
         }
@@ -415,7 +424,11 @@ impl Device for Pci {
     }
 
     fn wake_at(&self) -> Option<Instant> {
-        if self.attention { Some(Instant::now()) } else { self.eject_by }
+        if self.attention {
+            return Some(Instant::now());
+        }
+        let again = self.function.as_ref().and_then(Function::reset_again);
+        again.into_iter().chain(self.eject_by).min()
     }
 
     fn control(&mut self, control: Control, channels: &mut Channels) {
@@ -428,11 +441,11 @@ impl Device for Pci {
 
     fn is_idle(&self) -> bool {
         let is_open = !self.entries.is_empty() || !self.creates.is_empty() || !self.leftovers.is_empty();
-        !is_open && self.unmapping.is_none()
+        !is_open && self.is_clean()
     }
 
     fn is_clean(&self) -> bool {
-        self.unmapping.is_none()
+        self.unmapping.is_none() && !self.owes_reset()
     }
 
     fn release(&mut self) {

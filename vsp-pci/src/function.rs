@@ -9,7 +9,9 @@
 mod access;
 
 use std::collections::VecDeque;
+use std::time::{Duration, Instant};
 
+use logs::Ration;
 use vsp::GuestBuffer;
 
 use crate::backend::{Backend, Kind};
@@ -20,6 +22,13 @@ use crate::places::{Order, Place, Places, What};
 use crate::state::{ACCESSES, State};
 use crate::wire::SLOT;
 pub use access::NOTHING;
+
+/// Between two attempts to reset a function. The kernel refuses while somebody else has the device's lock, for a moment.
+const RESET_AGAIN: Duration = Duration::from_millis(20);
+/// Times that the core takes something out of the guest's sight that is shown again. Kernels before 6.8 do not say which of a VM's functions did not
+/// answer, so all lose what they have; one that answers is not to be lost for it.
+const MAX_LOSSES: u32 = 16;
+static RESETS: Ration = Ration::new();
 
 /// A function and its guest.
 #[derive(Debug)]
@@ -46,8 +55,12 @@ pub struct Function {
     is_used: bool,
     /// It can reach all of guest RAM.
     reaches_ram: bool,
+    /// It has to be reset, which did not work so far; when to try again.
+    reset_again: Option<Instant>,
     /// What was last written into its own command register.
     command: Option<u16>,
+    /// Times that the core has taken what the guest sees away since the guest began with the bus.
+    losses: u32,
 }
 
 impl Function {
@@ -71,7 +84,9 @@ impl Function {
             is_dirty: false,
             is_used: false,
             reaches_ram: false,
+            reset_again: None,
             command: None,
+            losses: 0,
         })
     }
 
@@ -144,7 +159,7 @@ impl Function {
     /// The guest uses the bus from now on, with its window there.
     pub fn enter(&mut self, window: u64) {
         self.window = Some(window);
-        (self.is_used, self.is_dirty) = (true, true);
+        (self.is_used, self.is_dirty, self.losses) = (true, true, 0);
         self.follow();
     }
 
@@ -198,6 +213,7 @@ impl Function {
         if !std::mem::take(&mut self.is_used) {
             return;
         }
+        self.command = None;
         self.set_command(command::NO_LINE);
         if self.interrupts.kind().is_none() {
             // A predecessor may have turned them on and died; what is off stays off.
@@ -205,13 +221,51 @@ impl Function {
             let _ = self.backend.disable(Kind::Msi);
         }
         self.interrupts.turn_off(&mut *self.backend);
-        if let Err(error) = self.backend.reset() {
-            tracing::error!("the function cannot be reset: {error}");
-        }
+        self.reset();
         self.config.reset();
         self.table.reset();
         self.interrupts.reset();
         (self.selected, self.command) = (SLOT, None);
+    }
+
+    fn reset(&mut self) {
+        match self.backend.reset() {
+            Ok(()) => self.reset_again = None,
+            Err(error) => {
+                if let Some(times) = RESETS.another() {
+                    tracing::error!(
+                        times,
+                        "the function cannot be reset, and is nobody's until it can: {error}"
+                    );
+                }
+                self.reset_again = Some(Instant::now() + RESET_AGAIN);
+            }
+        }
+    }
+
+    /// Tries again to reset it, if it is time.
+    pub fn reset_if_due(&mut self) {
+        if self.reset_again.is_some_and(|when| when <= Instant::now()) {
+            self.command = None;
+            self.set_command(command::NO_LINE);
+            self.reset();
+            self.command = None;
+        }
+    }
+
+    /// It still has what its last user has made of it; when it is tried again to reset it.
+    pub fn reset_again(&self) -> Option<Instant> {
+        self.reset_again
+    }
+
+    /// The core has taken a part of it out of the guest's sight, since it, or another function, did not answer there. If it does now, the
+    /// guest may see it again.
+    pub fn lost(&mut self, gpa: u64) {
+        self.places.lost(gpa);
+        self.losses += 1;
+        if self.losses <= MAX_LOSSES {
+            self.follow();
+        }
     }
 
     fn set_command(&mut self, value: u16) {

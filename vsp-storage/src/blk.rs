@@ -10,9 +10,11 @@ mod plan;
 pub mod wire;
 
 use std::os::fd::RawFd;
+use std::sync::Arc;
 use std::time::Instant;
 
 use vhost_face::{Chain, Face, Queues, Request};
+use vsp::GuestRam;
 
 use self::plan::{Asked, Planned};
 use self::wire::{Config, feature, status};
@@ -30,6 +32,8 @@ const QUEUES: u16 = 16;
 const SEG_MAX: u32 = 126;
 /// Requests taken before what has ended becomes visible: as on the other face.
 const BATCH: usize = 16;
+/// Requests of a queue that are under way at most, as Linux' own queues have: what each may name takes up to 16 KiB here.
+const DEPTH: u32 = 256;
 
 /// The device's byte that a successor finds.
 mod marks {
@@ -45,6 +49,8 @@ struct Command {
     request: Request,
     /// Where its status goes.
     status: u64,
+    /// In which memory: another may be the guest's when it ends.
+    ram: Arc<GuestRam>,
     /// Its data goes to the guest.
     reads: bool,
 }
@@ -59,6 +65,8 @@ pub struct Blk {
     /// The driver has switched the write cache off.
     write_through: bool,
     bad: u64,
+    /// Writes may be lost of which a front end was told that had left by then.
+    lost_writes: bool,
     /// A request that this process dies of; for tests.
     crash_on: Option<u8>,
 }
@@ -83,6 +91,7 @@ impl Blk {
             flushes: true,
             write_through: false,
             bad: 0,
+            lost_writes: false,
             crash_on: None,
         })
     }
@@ -117,10 +126,10 @@ impl Blk {
         self.write_through || !self.flushes
     }
 
-    fn answer(&mut self, request: Request, at: u64, status: u8, data: u32, queues: &mut Queues) {
-        if queues.ram().write(at, &[status]).is_err() {
-            // It was RAM when the request came.
-            tracing::debug!("the guest's memory has gone while a request was in flight");
+    fn answer(&mut self, request: Request, to: (&GuestRam, u64), status: u8, data: u32, queues: &mut Queues) {
+        if to.0.write(to.1, &[status]).is_err() {
+            // It was RAM when the request came, and its mapping is still there.
+            tracing::debug!("a request's status cannot be written");
         }
         request.complete(queues, data.saturating_add(1));
     }
@@ -159,16 +168,18 @@ impl Blk {
         let (outcome, lost) = self.engine.judge(trace.unit, kind, outcome, lost_before);
         if lost {
             queues.set_marks(queues.marks() | marks::LOST_WRITES);
+            // The kernel says so once, and a front end that has left and comes back runs it again.
+            self.lost_writes |= queues.is_orphan(&job.context.request);
         }
-        let Command { request, status, reads } = job.context;
+        let Command { request, status, ram, reads } = job.context;
         match outcome {
             Ok(moved) => {
                 let data = if reads { moved } else { 0 };
-                self.answer(request, status, status::OK, data, queues);
+                self.answer(request, (&ram, status), status::OK, data, queues);
                 self.engine.over(trace, Some(moved), 0);
             }
             Err(_) => {
-                self.answer(request, status, status::IOERR, 0, queues);
+                self.answer(request, (&ram, status), status::IOERR, 0, queues);
                 self.engine.over(trace, None, 0);
             }
         }
@@ -247,8 +258,9 @@ impl Face for Blk {
 
     fn started(&mut self, _queue: u16, queues: &mut Queues) {
         self.write_through |= queues.marks() & marks::WRITE_THROUGH != 0;
+        let lost = if std::mem::take(&mut self.lost_writes) { marks::LOST_WRITES } else { 0 };
         let rest = queues.marks() & !marks::WRITE_THROUGH;
-        queues.set_marks(rest | if self.write_through { marks::WRITE_THROUGH } else { 0 });
+        queues.set_marks(rest | lost | if self.write_through { marks::WRITE_THROUGH } else { 0 });
     }
 
     fn stopping(&mut self, queue: u16, _queues: &mut Queues) {
@@ -263,6 +275,10 @@ impl Face for Blk {
         BATCH
     }
 
+    fn depth(&self) -> u32 {
+        DEPTH
+    }
+
     fn request(&mut self, chain: &Chain, request: Request, queues: &mut Queues) {
         if self.crash_on.is_some() && plan::kind(chain, queues.ram()) == self.crash_on.map(u32::from) {
             std::process::abort();
@@ -272,11 +288,14 @@ impl Face for Blk {
         let planned = plan::plan(unit, chain, queues.ram(), stable);
         match planned {
             Planned::Start { work, operation, status, reads } => {
-                let context = Command { request, status, reads };
+                let context = Command { request, status, ram: Arc::clone(queues.ram()), reads };
                 let job = Job { context, unit: 0, repeat: Repeat::Same, exclusive: false, work };
                 self.engine.start(operation, job, 0);
             }
-            Planned::Answer { at, status, data } => self.answer(request, at, status, data, queues),
+            Planned::Answer { at, status, data } => {
+                let ram = Arc::clone(queues.ram());
+                self.answer(request, (&ram, at), status, data, queues);
+            }
             Planned::Nonsense(why) => {
                 self.bad += 1;
                 if self.bad.is_power_of_two() {
@@ -292,7 +311,7 @@ impl Face for Blk {
 
     fn reject(&mut self, chain: &Chain, request: Request, queues: &mut Queues) {
         match Asked::status(chain) {
-            Some(at) => self.answer(request, at, status::IOERR, 0, queues),
+            Some(at) => self.answer(request, (&Arc::clone(queues.ram()), at), status::IOERR, 0, queues),
             None => request.complete(queues, 0),
         }
     }

@@ -19,6 +19,8 @@ pub const PATIENCE: Duration = Duration::from_secs(2);
 
 /// How long a device may take to do what an operator wants. The core gives it 30 s, and answers then.
 pub const CONTROL_PATIENCE: Duration = Duration::from_secs(35);
+/// How long an operator waits until a device is gone: longer than the core gives its process to let guest memory go, which is a minute.
+pub const REMOVAL_PATIENCE: Duration = Duration::from_secs(75);
 
 /// Why the core did not answer, or said no.
 #[derive(Debug, thiserror::Error)]
@@ -81,7 +83,7 @@ impl Operator {
     /// Has the guest lose a device, whatever it does with it.
     pub fn remove(&mut self, device: &str) -> Result<(), CoreError> {
         let request = Request::DeviceRemove { device: device.to_owned(), force: true };
-        match self.ask(&request, CONTROL_PATIENCE)? {
+        match self.ask(&request, REMOVAL_PATIENCE)? {
             Reply::Removed { .. } => Ok(()),
             Reply::Failed { reason, .. } => Err(CoreError::Failed(reason)),
             _ => Err(CoreError::Strange),

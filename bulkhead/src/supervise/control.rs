@@ -11,7 +11,7 @@ use nix::unistd::geteuid;
 
 use super::machine::ProcessId;
 use super::machine::policy::{CANDIDATE_PATIENCE, SWAP_PATIENCE};
-use crate::device::core::CONTROL_PATIENCE;
+use crate::device::core::{CONTROL_PATIENCE, REMOVAL_PATIENCE};
 use crate::device::protocol::{Reply, Request};
 
 /// Operators at a time. People and their scripts come one by one; a flood of connections costs itself.
@@ -37,8 +37,8 @@ const ATTACH_PATIENCE: Duration = Duration::from_secs(60);
 
 /// How long an operator waits for the end of a device: the guest's driver may take its time, which is limited by its process, and then processes have
 /// to end and memory to be unpinned.
-const DETACH_PATIENCE: Duration = Duration::from_secs(60);
-const _: () = assert!(CONTROL_PATIENCE.as_secs() + 10 < DETACH_PATIENCE.as_secs());
+const DETACH_PATIENCE: Duration = Duration::from_secs(120);
+const _: () = assert!(CONTROL_PATIENCE.as_secs() + REMOVAL_PATIENCE.as_secs() <= DETACH_PATIENCE.as_secs());
 
 /// When nobody can be taken in, because there are no descriptors left, the next attempt is after this time: who waits is still there,
 /// and trying without a pause would be all that we do.

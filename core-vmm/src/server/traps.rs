@@ -51,8 +51,8 @@ struct Access {
 enum Word {
     /// It does not; nor does anybody, or it is told as soon as it may be.
     Due,
-    /// Its socket had no room. When to try again.
-    Owed(Instant),
+    /// Its socket had no room. When to try again, and until when.
+    Owed(Instant, Instant),
     /// It has to answer by then.
     Given(Instant),
 }
@@ -79,14 +79,14 @@ impl Traps {
     pub fn deadline(&self) -> Option<Instant> {
         let due = |access: &Access| match access.word {
             Word::Due => None,
-            Word::Owed(when) | Word::Given(when) => Some(when),
+            Word::Owed(when, _) | Word::Given(when) => Some(when),
         };
         self.waiting.iter().filter_map(due).min()
     }
 
     /// Nobody can be told now.
     fn put_off(&mut self, device: usize) {
-        let is_owed = |access: &&mut Access| access.device == device && matches!(access.word, Word::Owed(_));
+        let is_owed = |access: &&mut Access| access.device == device && matches!(access.word, Word::Owed(..));
         self.waiting.iter_mut().filter(is_owed).for_each(|access| access.word = Word::Due);
     }
 
@@ -179,10 +179,14 @@ impl Server {
         let is_due = |access: &&mut Access| access.device == i && !matches!(access.word, Word::Given(_));
         for access in self.traps.waiting.iter_mut().filter(is_due) {
             let Access { id, gpa, bytes, write, .. } = *access;
+            let by = match access.word {
+                Word::Owed(_, by) => by,
+                Word::Due | Word::Given(_) => now + ACCESS_GRACE,
+            };
             access.word = match process.peer.send(&ToVsp::Access { id, gpa, bytes, write }, &[]) {
                 // If it has gone, its end will be read.
                 Ok(()) | Err(SocketError::Closed) => Word::Given(now + ACCESS_GRACE),
-                Err(SocketError::WouldBlock) => Word::Owed(now + TELL_AGAIN),
+                Err(SocketError::WouldBlock) => Word::Owed((now + TELL_AGAIN).min(by), by),
                 Err(error) => {
                     lost = Some(error);
                     break;
@@ -208,12 +212,18 @@ impl Server {
     /// Time goes by.
     pub(super) fn tick_traps<P: Partition>(&mut self, partition: &P, now: Instant) {
         let due = |access: &Access| match access.word {
-            Word::Owed(when) | Word::Given(when) if when <= now => Some((access.device, access.word)),
-            _ => None,
+            Word::Owed(when, _) | Word::Given(when) if when > now => None,
+            // Neither answering nor listening.
+            Word::Given(_) => Some((access.device, true)),
+            Word::Owed(_, by) => Some((access.device, by <= now)),
+            Word::Due => None,
         };
-        let due: Vec<(usize, Word)> = self.traps.waiting.iter().filter_map(due).collect();
-        for (i, word) in due {
-            if let Word::Given(_) = word {
+        let mut due: Vec<(usize, bool)> = self.traps.waiting.iter().filter_map(due).collect();
+        // Once for each device, however many VPs wait: whoever is cut off twice is two.
+        due.sort_unstable_by_key(|(i, is_over)| (*i, !*is_over));
+        due.dedup_by_key(|(i, _)| *i);
+        for (i, is_over) in due {
+            if is_over {
                 self.traps.release(i);
                 let holder = self.devices[i].slot.holder().map(|(role, _)| role);
                 if let Some(role) = holder {

@@ -182,6 +182,9 @@ impl Net {
                 && let Some(pair) = self.pair_of(source, queues)
             {
                 any |= self.deliver(source, pair, queues);
+            } else if waits && let Some(staged) = &mut self.receive.staged {
+                // There is no ring to wait for: its patience begins when there is one.
+                staged.since = None;
             }
         }
         any

@@ -139,7 +139,7 @@ impl Pci {
 
     /// Answers those who wait for their window, if the core has decided about it and the function has guest RAM.
     pub(super) fn answer_entries(&mut self, channels: &mut Channels) {
-        let is_through = self.unmapped.is_empty() && !self.entries.is_empty();
+        let is_through = self.unmapped.is_empty() && !self.entries.is_empty() && !self.owes_reset();
         let Some(function) =
             self.function.as_mut().filter(|function| is_through && function.places.is_settled())
         else {
