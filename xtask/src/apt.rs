@@ -9,12 +9,23 @@ use anyhow::{Result, bail};
 
 use crate::sh;
 
-/// Makes sure that `packages` are installed.
+/// How often packages are installed before it is given up: apt takes a package away if another one that it is asked for does not go with its version (one from
+/// Debian's backports, say), and puts back the version that does when it is asked for that.
+const ROUNDS: usize = 3;
+
+/// Makes sure that `packages` are installed, all of them at the same time.
 pub fn ensure(packages: &[&str]) -> Result<()> {
-    let missing: Vec<&str> = packages.iter().copied().filter(|package| !installed(package)).collect();
-    if missing.is_empty() {
-        return Ok(());
+    for _ in 0..ROUNDS {
+        let missing: Vec<&str> = packages.iter().copied().filter(|package| !installed(package)).collect();
+        if missing.is_empty() {
+            return Ok(());
+        }
+        install(&missing)?;
     }
+    bail!("apt installs some of these packages only by removing others of them: {}", packages.join(" "))
+}
+
+fn install(missing: &[&str]) -> Result<()> {
     let line = format!("apt-get install -y --no-install-recommends {}", missing.join(" "));
     if !is_root() {
         bail!("some Debian packages are missing; install them with:\n  sudo {line}");
@@ -24,7 +35,7 @@ pub fn ensure(packages: &[&str]) -> Result<()> {
         sh::run(
             Command::new("apt-get")
                 .args(["install", "-y", "--no-install-recommends"])
-                .args(&missing)
+                .args(missing)
                 .env("DEBIAN_FRONTEND", "noninteractive"),
         )
     })
