@@ -209,7 +209,8 @@ pub enum ToCore {
         note: String,
     },
     /// The guest is to see a part of a host device from this guest-physical address on. As [`ToCore::MapMemory`] in everything but that the core
-    /// maps a file as it is, which may stop answering at any moment, and at most [`MAX_REGIONS`] a device. Answered by [`ToVsp::MemoryMapped`], taken back by
+    /// maps a file as it is, which may stop answering at any moment, and at most [`MAX_REGIONS`] a device. A device of the host's is no regular file: of those, which
+    /// cost the host memory, the core maps a few MiB. Answered by [`ToVsp::MemoryMapped`], taken back by
     /// [`ToCore::UnmapMemory`]; a successor is told of it by [`ToVsp::Region`]. From version [`PASSTHROUGH_VERSION`] on. Descriptors: a
     /// file with `mmap`.
     MapRegion {
