@@ -101,10 +101,11 @@ impl Server {
         }
     }
 
-    /// When to see whether what was held of a device that is to go has been closed.
+    /// When to see whether what was held of a device that is to go has been closed. It may have been since it was last looked at: nobody says so.
     pub(super) fn removals_deadline(&self) -> Option<Instant> {
-        let is_closing = |device: &Device| device.removal.is_some() && device.kept.is_closing();
-        self.devices.iter().any(is_closing).then(|| Instant::now() + TELL_AGAIN)
+        let is_to_go = |device: &Device| device.removal.is_some() && device.passthrough;
+        let is_waited_for = |device: &Device| is_to_go(device) && device.slot.all().next().is_none();
+        self.devices.iter().any(is_waited_for).then(|| Instant::now() + TELL_AGAIN)
     }
 
     /// Forgets devices that are to go and that the guest has nothing of any more.
