@@ -14,6 +14,10 @@ use super::{Dma, Function, sys};
 const PATIENCE: Duration = Duration::from_secs(5);
 const PAUSE: Duration = Duration::from_millis(20);
 
+/// The same for a group that somebody has open: `bulkhead pci ls` opens it for a moment to see whether somebody has.
+const LOOKING: Duration = Duration::from_millis(200);
+const AGAIN: Duration = Duration::from_millis(10);
+
 /// The container's node.
 const CONTAINER: &str = "/dev/vfio/vfio";
 
@@ -80,12 +84,11 @@ pub enum Opening {
 /// Opens a function of a group.
 pub fn open(address: &str, group: u32) -> Result<Opening, OpenError> {
     let group_path = format!("/dev/vfio/{group}");
-    let group_file: OwnedFd = match node(&group_path) {
+    let is_busy = |error: &OpenError| matches!(error, OpenError::Node { error, .. } if error.kind() == io::ErrorKind::ResourceBusy);
+    let group_file: OwnedFd = match insist((LOOKING, AGAIN), is_busy, || node(&group_path)) {
         Ok(file) => file.into(),
         // The kernel lets a group be opened once.
-        Err(OpenError::Node { error, .. }) if error.kind() == io::ErrorKind::ResourceBusy => {
-            return Ok(Opening::Busy);
-        }
+        Err(error) if is_busy(&error) => return Ok(Opening::Busy),
         Err(error) => return Err(error),
     };
     let container: OwnedFd = node(CONTAINER)?.into();
@@ -105,12 +108,20 @@ pub fn open(address: &str, group: u32) -> Result<Opening, OpenError> {
 
 /// The function itself. The kernel tries to reset it, and says "again" while somebody else looks at it in sysfs, as udev does after it was bound.
 fn function(group: BorrowedFd<'_>, address: &str) -> io::Result<OwnedFd> {
-    let end = Instant::now() + PATIENCE;
+    let is_looked_at = |error: &io::Error| error.kind() == io::ErrorKind::WouldBlock;
+    insist((PATIENCE, PAUSE), is_looked_at, || sys::device(group, address))
+}
+
+/// Tries something, so long and with such pauses, as long as what keeps it from being done may pass.
+fn insist<T, E>(
+    (patience, pause): (Duration, Duration),
+    may_pass: impl Fn(&E) -> bool,
+    mut attempt: impl FnMut() -> Result<T, E>,
+) -> Result<T, E> {
+    let end = Instant::now() + patience;
     loop {
-        match sys::device(group, address) {
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock && Instant::now() < end => {
-                std::thread::sleep(PAUSE);
-            }
+        match attempt() {
+            Err(error) if may_pass(&error) && Instant::now() < end => std::thread::sleep(pause),
             result => return result,
         }
     }
@@ -119,4 +130,26 @@ fn function(group: BorrowedFd<'_>, address: &str) -> io::Result<OwnedFd> {
 fn node(path: &str) -> Result<File, OpenError> {
     let open = OpenOptions::new().read(true).write(true).open(path);
     open.map_err(|error| OpenError::Node { path: path.to_owned(), error })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_may_pass_is_waited_for_and_nothing_else() {
+        let patience = (Duration::from_secs(20), Duration::from_millis(1));
+        let busy = || io::Error::from(io::ErrorKind::ResourceBusy);
+        let is_busy = |error: &io::Error| error.kind() == io::ErrorKind::ResourceBusy;
+        let mut times = 0;
+        let opened = insist(patience, is_busy, || {
+            times += 1;
+            if times < 4 { Err(busy()) } else { Ok(times) }
+        });
+        assert_eq!(opened.unwrap(), 4);
+        let refused = insist(patience, is_busy, || Err::<(), _>(io::ErrorKind::NotFound.into()));
+        assert_eq!(refused.unwrap_err().kind(), io::ErrorKind::NotFound);
+        let stays = insist((Duration::ZERO, Duration::ZERO), is_busy, || Err::<(), _>(busy()));
+        assert!(is_busy(&stays.unwrap_err()));
+    }
 }
