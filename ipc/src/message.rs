@@ -246,7 +246,7 @@ pub enum ToCore {
     },
     /// From now on this eventfd raises an interrupt in the guest, without anybody in between, in the place of the one with this number. The guest may
     /// have its vector and processor changed by itself ([`ToVsp::InterruptReady`]). At most [`MAX_INTERRUPTS`] a device, while the primary channel is
-    /// open. Ends as mappings do, and outlives the process as they do. From version [`PASSTHROUGH_VERSION`] on. Descriptors: the eventfd, which nothing else
+    /// open, and only so often: a device that has more and more of them made is refused for a while. Ends as mappings do, and outlives the process as they do. From version [`PASSTHROUGH_VERSION`] on. Descriptors: the eventfd, which nothing else
     /// of the core's may be attached to.
     Interrupt {
         /// The device's number of it.
