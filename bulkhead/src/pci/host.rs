@@ -29,6 +29,21 @@ pub trait Kernel {
 const LOOKING: Duration = Duration::from_millis(200);
 const AGAIN: Duration = Duration::from_millis(10);
 
+/// The node beside those of the groups that nobody has for himself.
+const CONTAINER: &str = "vfio";
+
+/// Does something while `file` is locked; if somebody else does not let go of it, without.
+fn locked<T>(file: Option<&fs::File>, patience: Duration, act: impl FnOnce() -> T) -> T {
+    let end = Instant::now() + patience;
+    while let Some(Err(fs::TryLockError::WouldBlock)) = file.map(fs::File::try_lock)
+        && Instant::now() < end
+    {
+        sleep(AGAIN);
+    }
+    // With the file's end it is unlocked.
+    act()
+}
+
 /// Whether opening something fails because it is busy, and not just for a moment.
 fn is_busy(patience: Duration, mut open: impl FnMut() -> io::Result<()>) -> bool {
     let end = Instant::now() + patience;
@@ -65,9 +80,13 @@ impl Kernel for Running {
     }
 
     fn is_open(&self, node: &Path) -> bool {
-        // The kernel has one user of a group at a time. Opened and closed again, it is as it was; somebody else may just do the same.
-        let open = || fs::OpenOptions::new().read(true).write(true).custom_flags(libc::O_CLOEXEC).open(node);
-        is_busy(LOOKING, || open().map(drop))
+        // The kernel has one user of a group at a time. Opened and closed again, it is as it was; whoever wants it in this moment sees by the lock that we only
+        // look (`vsp-pci`), and so do others who look.
+        let open = |path: &Path| {
+            fs::OpenOptions::new().read(true).write(true).custom_flags(libc::O_CLOEXEC).open(path)
+        };
+        let container = open(&node.with_file_name(CONTAINER)).ok();
+        locked(container.as_ref(), LOOKING, || is_busy(Duration::ZERO, || open(node).map(drop)))
     }
 
     fn is_claimed(&self, node: &Path) -> bool {
@@ -163,6 +182,19 @@ mod tests {
         assert!(!look(0) && !look(3));
         assert!(is_busy(Duration::ZERO, busy));
         assert!(!is_busy(Duration::from_secs(20), || Err(io::ErrorKind::PermissionDenied.into())));
+    }
+
+    #[test]
+    fn who_looks_says_so_by_a_lock() {
+        let path = std::env::temp_dir().join(format!("bulkhead-look-{}", std::process::id()));
+        let open = || fs::OpenOptions::new().create(true).truncate(false).write(true).open(&path).unwrap();
+        let (own, other) = (open(), open());
+        assert!(locked(Some(&own), LOOKING, || other.try_lock().is_err()));
+        drop(own);
+        other.try_lock().unwrap();
+        assert!(locked(Some(&open()), Duration::ZERO, || true), "with or without");
+        assert!(locked(None, LOOKING, || true));
+        fs::remove_file(&path).unwrap();
     }
 
     #[test]

@@ -205,13 +205,11 @@ fn a_core_that_takes_its_time_to_end_is_waited_for_and_nobody_is_blamed() {
     let mut story = Story::serving();
     assert_eq!(story.ends(1, Death::Exited(0)), []);
     assert_eq!(story.notices.len(), 1);
-    let mut id = 3;
     // It resets the host's devices.
-    for _ in 0..40 {
+    for id in 3..43 {
         assert_eq!(story.lives(BENEFIT_OF_DOUBT, &[2]), [start(0, id)]);
         assert_eq!(story.ends(id, Death::CoreGone), []);
         assert_eq!(story.notices, [], "nothing is new");
-        id += 1;
     }
     assert_eq!(story.on(Event::CoreEnded(Death::Exited(0))), []);
     assert_eq!(story.after(BENEFIT_OF_DOUBT), [], "nobody is started any more");
