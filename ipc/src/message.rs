@@ -209,7 +209,8 @@ pub enum ToCore {
         note: String,
     },
     /// The guest is to see a part of a host device from this guest-physical address on. As [`ToCore::MapMemory`] in everything but that the core
-    /// maps a file as it is, which may stop answering at any moment, and at most [`MAX_REGIONS`] a device. Answered by [`ToVsp::MemoryMapped`], taken back by
+    /// maps a file as it is, which may stop answering at any moment, and at most [`MAX_REGIONS`] a device. A device of the host's is no regular file: of those, which
+    /// cost the host memory, the core maps a few MiB. Answered by [`ToVsp::MemoryMapped`], taken back by
     /// [`ToCore::UnmapMemory`]; a successor is told of it by [`ToVsp::Region`]. From version [`PASSTHROUGH_VERSION`] on. Descriptors: a
     /// file with `mmap`.
     MapRegion {
@@ -245,7 +246,7 @@ pub enum ToCore {
     },
     /// From now on this eventfd raises an interrupt in the guest, without anybody in between, in the place of the one with this number. The guest may
     /// have its vector and processor changed by itself ([`ToVsp::InterruptReady`]). At most [`MAX_INTERRUPTS`] a device, while the primary channel is
-    /// open. Ends as mappings do, and outlives the process as they do. From version [`PASSTHROUGH_VERSION`] on. Descriptors: the eventfd, which nothing else
+    /// open, and only so often: a device that has more and more of them made is refused for a while. Ends as mappings do, and outlives the process as they do. From version [`PASSTHROUGH_VERSION`] on. Descriptors: the eventfd, which nothing else
     /// of the core's may be attached to.
     Interrupt {
         /// The device's number of it.

@@ -250,6 +250,8 @@ impl Function {
             self.set_command(command::NO_LINE);
             self.reset();
             self.command = None;
+            // The guest may have come in between.
+            self.follow();
         }
     }
 
@@ -278,14 +280,17 @@ impl Function {
         }
     }
 
-    /// Has the core and the function do what the guest has written.
+    /// Has the core and the function do what the guest has written. As long as the function has to be reset nobody sees its registers, and it does
+    /// nothing: every attempt at the reset turns it off.
     fn follow(&mut self) {
+        let is_owed = self.reset_again.is_some();
         let own = match self.window {
-            Some(_) => command::MEMORY | (self.config.command() & command::GUESTS),
-            None => 0,
+            Some(_) if !is_owed => command::MEMORY | (self.config.command() & command::GUESTS),
+            _ => 0,
         };
         self.set_command(own | command::NO_LINE);
-        let wanted = Places::wanted(self.window, &self.config, &self.backend.info().regions);
+        let regions = if is_owed { &Default::default() } else { &self.backend.info().regions };
+        let wanted = Places::wanted(self.window, &self.config, regions);
         let orders = self.places.want(&wanted);
         self.orders.extend(orders);
     }

@@ -8,13 +8,16 @@
 mod adoption;
 mod mapping;
 mod memory;
+mod opening;
+mod passthrough;
+mod succession;
 mod wait;
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 use std::time::{Duration, Instant};
 
-use ipc::message::{CONTROL_VERSION, STATUS_LEDGER, STATUS_OK, STATUS_REFUSED, ToCore, ToVsp};
+use ipc::message::{CONTROL_VERSION, ToCore, ToVsp};
 use ipc::socket::{Peer, SocketError};
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token};
@@ -26,15 +29,14 @@ use self::mapping::Mapper;
 use self::memory::Fetcher;
 use self::wait::Waited;
 use crate::attach::{AttachError, hello, join};
-use crate::channel::Recovery;
-use crate::channels::{ChannelId, Channels, NewChannel, OpenError};
+use crate::channels::{ChannelId, Channels, NewChannel};
 use crate::control::Control;
-use crate::device::{Access, Device, OpenRequest, Packet, Refused};
+use crate::device::{Device, OpenRequest, Packet};
 use crate::notify::Notifier;
 use crate::polling::Polling;
 use crate::request::Request;
-use crate::role::{Fencing, Patience, Role};
-use crate::slot::{BROKEN, Next, Pause};
+use crate::role::Role;
+use crate::slot::{Next, Pause};
 
 /// Most packets taken from one channel in one turn, unless a device [says otherwise](Device::batch): one submission and one
 /// publication. Large enough that neither is felt, small enough that the guest works on the first answers of a full queue while the
@@ -58,18 +60,6 @@ pub enum Flow {
     CoreGone,
     /// Another process serves the device.
     Retired,
-}
-
-/// Why a channel is not opened.
-enum OpenFailure {
-    Error(OpenError),
-    Refused(Refused),
-}
-
-impl From<OpenError> for OpenFailure {
-    fn from(error: OpenError) -> OpenFailure {
-        OpenFailure::Error(error)
-    }
 }
 
 /// What ends a device process.
@@ -219,64 +209,6 @@ impl<D: Device> Runtime<D> {
         Ok(Flow::Continue)
     }
 
-    /// Does nothing for so long. The core is not heard any more.
-    pub(crate) fn rest(&mut self, duration: Duration) {
-        self.peer = None;
-        for source in self.device.sources() {
-            // The successor has them as well, and what comes there is for it.
-            let _ = self.poll.registry().deregister(&mut SourceFd(&source));
-        }
-        let until = Instant::now() + duration;
-        loop {
-            let left = until.saturating_duration_since(Instant::now());
-            // Whatever happens meanwhile is nobody's business here, and a failure only ends it early.
-            if left.is_zero() || self.poll.poll(&mut self.events, Some(left)).is_err() {
-                return;
-            }
-        }
-    }
-
-    /// Tries to make the resource ours.
-    fn fence(&mut self) -> Result<(), RuntimeError> {
-        let Role::Fencing(fencing) = &mut self.role else { return Ok(()) };
-        if self.device.fence(fencing.predecessor()).map_err(RuntimeError::Device)? {
-            self.role = Role::Serving;
-            self.adoption.begin(Instant::now());
-            self.tell(&ToCore::Serving {})?;
-            self.setting.notifier.status(true, "serving");
-            return Ok(());
-        }
-        let resource = self.device.resource();
-        match fencing.in_vain() {
-            Patience::Wait => {}
-            Patience::Say(waited) => {
-                let seconds = waited.as_secs();
-                tracing::warn!(seconds, "waiting for {resource}: whoever had it is not done with it");
-                self.setting.notifier.status(false, &format!("fencing: waits for {resource}"));
-            }
-            Patience::Over => {
-                return Err(RuntimeError::Device(format!(
-                    "{resource} is in use by another process, and has been for longer than one that ends takes"
-                )));
-            }
-        }
-        Ok(())
-    }
-
-    /// Gives everything up once nothing is in flight.
-    fn hand_over(&mut self) -> Result<(), RuntimeError> {
-        if !self.channels.is_idle() || !self.device.is_idle() {
-            return Ok(());
-        }
-        self.channels.forget_all(self.poll.registry());
-        self.mapper.forget();
-        self.device.release();
-        self.role = Role::Quiet;
-        self.setting.notifier.status(false, "quiet");
-        tracing::debug!("handed over");
-        self.tell(&ToCore::Quiesced {})
-    }
-
     /// Takes packets from one channel, publishes that they are taken, and has the device start on them.
     fn take_batch(&mut self, slot: usize) -> Result<(), RuntimeError> {
         let Some(id) = self.channels.start_batch(slot) else { return Ok(()) };
@@ -415,15 +347,13 @@ impl<D: Device> Runtime<D> {
                 }
                 ToVsp::MemoryMapped { gpa, result } => self.memory_mapped(gpa, result),
                 ToVsp::Memory { gpa, bytes } => self.memory_found(gpa, bytes, fds),
-                ToVsp::Kept { key, note } => self.device.kept(key, note, fds),
-                ToVsp::Region { gpa, bytes, offset } => self.device.region(gpa, bytes, offset),
-                ToVsp::RegionLost { gpa } => self.device.region_lost(gpa, &mut self.channels),
-                ToVsp::Trapped { gpa, result } => self.trapped(gpa, result),
-                ToVsp::TrapThere { gpa, bytes } => self.device.trap(gpa, bytes),
-                ToVsp::Access { id, gpa, bytes, write } => {
-                    self.accessed(Access { id, gpa, bytes, write });
-                }
-                ToVsp::InterruptReady { id, result } => self.interrupt_ready(id, result),
+                message @ (ToVsp::Kept { .. }
+                | ToVsp::Region { .. }
+                | ToVsp::RegionLost { .. }
+                | ToVsp::Trapped { .. }
+                | ToVsp::TrapThere { .. }
+                | ToVsp::Access { .. }
+                | ToVsp::InterruptReady { .. }) => self.pass(message, fds),
                 // Whoever asks waits for it.
                 ToVsp::Fetched { channel, .. } => {
                     tracing::warn!(channel, "something was fetched that nobody wants")
@@ -452,93 +382,9 @@ impl<D: Device> Runtime<D> {
         Ok(())
     }
 
-    /// The device is ours, as soon as its resource is.
-    fn serve(&mut self, predecessor: bool) {
-        if matches!(self.role, Role::Standby | Role::Quiet) {
-            // Tried once at once, in this very turn; said only if that is in vain.
-            self.role = Role::Fencing(Fencing::new(predecessor));
-            self.adoption = Adoption::of(self.announces);
-        }
-    }
-
     /// Whether requests are taken.
     fn takes(&self) -> bool {
         matches!(self.role, Role::Serving) && self.adoption.lets_take()
-    }
-
-    /// Opens a channel; the status for the core, and why not.
-    fn open(&mut self, new: NewChannel, request: &OpenRequest) -> (u32, Option<String>) {
-        let core_id = new.core_id;
-        match self.try_open(new, request) {
-            Ok(()) => (STATUS_OK, None),
-            Err(OpenFailure::Refused(refused)) => (refused.status, None),
-            Err(OpenFailure::Error(error)) => {
-                if let Some(times) = BROKEN.another() {
-                    tracing::warn!(channel = core_id, times, "a channel cannot be opened: {error}");
-                }
-                let status = match error {
-                    // For the guest it is open until it closes it; it is not served.
-                    OpenError::Broken(_) => STATUS_OK,
-                    OpenError::Ledger(_) | OpenError::State(_) => STATUS_LEDGER,
-                    _ => STATUS_REFUSED,
-                };
-                (status, Some(error.to_string()))
-            }
-        }
-    }
-
-    fn try_open(&mut self, new: NewChannel, request: &OpenRequest) -> Result<(), OpenFailure> {
-        if !matches!(self.role, Role::Serving) {
-            return Err(OpenError::NotServing.into());
-        }
-        let core_id = new.core_id;
-        let (id, recovery) = self.channels.open(new, self.device.depth(), self.device.loans())?;
-        let opened = self.introduce(id, request, &recovery);
-        if opened.is_err() {
-            self.channels.remove(id, self.poll.registry());
-            return opened;
-        }
-        if !recovery.fresh {
-            let lent = recovery.lent.len();
-            let Recovery { again, done, void, rejected, unreadable, careful, crash, epoch, .. } = recovery;
-            tracing::info!(
-                channel = core_id,
-                epoch,
-                again,
-                done,
-                void,
-                rejected,
-                unreadable,
-                lent,
-                careful,
-                ?crash,
-                "taken over"
-            );
-        }
-        Ok(())
-    }
-
-    /// Makes a channel known to the device and to the loop.
-    fn introduce(
-        &mut self,
-        id: ChannelId,
-        request: &OpenRequest,
-        recovery: &Recovery,
-    ) -> Result<(), OpenFailure> {
-        self.device.open(id, request).map_err(OpenFailure::Refused)?;
-        let token = Token(FIRST_CHANNEL + id.slot());
-        recovery.lent.iter().for_each(|loan| self.device.lent(id, *loan));
-        let restored = match &recovery.state {
-            Some(state) => self.device.restore(id, state).map_err(OpenError::State),
-            None => Ok(()),
-        };
-        let watched = restored.and_then(|()| Ok(self.channels.watch(id, self.poll.registry(), token)?));
-        if watched.is_err() {
-            self.device.closing(id);
-        } else if !recovery.fresh {
-            self.device.resumed(id, &mut self.channels);
-        }
-        Ok(watched?)
     }
 
     /// Tells the core what operators are answered. What was done for them is published.

@@ -10,6 +10,7 @@ use super::Address;
 use super::function::{Function, VFIO};
 use super::host::Host;
 use super::problem::{self, Problem};
+use super::usage;
 
 /// Why it was not done.
 #[derive(Debug, thiserror::Error)]
@@ -82,6 +83,9 @@ pub fn bind(host: &Host, address: Address, group: bool) -> Result<Vec<Done>, Err
     let mut wanted = vec![function.clone()];
     if group {
         wanted.extend(function.neighbours(host).into_iter().filter(|other| other.hinders().is_some()));
+    }
+    for function in wanted.iter().filter(|function| !function.is_bound()) {
+        refuse(function.address, usage::claimed(host, function).map(Problem::InUse))?;
     }
     let driver = Path::new("sys/bus/pci/drivers").join(VFIO);
     if !host.path(&driver).exists() {

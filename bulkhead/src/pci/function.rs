@@ -138,6 +138,19 @@ pub fn has_iommu(host: &Host) -> bool {
     !host.names(GROUPS).is_empty()
 }
 
+/// Whether VFIO would pass a device through though the host does not remap interrupts: such a device can write any interrupt of the host. Without being told so
+/// VFIO does not do it.
+pub fn has_unsafe_interrupts(host: &Host) -> bool {
+    let is_told =
+        host.read("sys/module/vfio_iommu_type1/parameters/allow_unsafe_interrupts").as_deref() == Some("Y");
+    // Linux calls interrupts IR-IO-APIC, IR-PCI-MSI and so on that are remapped, whoever has made the IOMMU; there are some on every host that does so.
+    let is_remapped = || {
+        let interrupts = host.read("proc/interrupts").unwrap_or_default();
+        interrupts.split_whitespace().any(|word| word.starts_with("IR-"))
+    };
+    is_told && !is_remapped()
+}
+
 fn directory(address: Address) -> PathBuf {
     Path::new(DEVICES).join(address.to_string())
 }

@@ -5,6 +5,8 @@ use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
 use nix::ifaddrs::getifaddrs;
 
@@ -16,8 +18,45 @@ pub trait Kernel {
     fn has_address(&self, interface: &str) -> bool;
     /// Whether the VFIO group with this node is somebody's. One that we may not open is taken for nobody's.
     fn is_open(&self, node: &Path) -> bool;
+    /// Whether somebody has claimed the block device with this node for himself, by a mount or as a program can. One that we may not open is taken for
+    /// nobody's.
+    fn is_claimed(&self, node: &Path) -> bool;
     /// Loads a module.
     fn load(&self, module: &str) -> io::Result<()>;
+}
+
+/// How long something may be busy because others look at it as we do, and how often to try.
+const LOOKING: Duration = Duration::from_millis(200);
+const AGAIN: Duration = Duration::from_millis(10);
+
+/// The node beside those of the groups that nobody has for himself.
+const CONTAINER: &str = "vfio";
+
+/// Does something while `file` is locked; if somebody else does not let go of it, without.
+fn locked<T>(file: Option<&fs::File>, patience: Duration, act: impl FnOnce() -> T) -> T {
+    let end = Instant::now() + patience;
+    while let Some(Err(fs::TryLockError::WouldBlock)) = file.map(fs::File::try_lock)
+        && Instant::now() < end
+    {
+        sleep(AGAIN);
+    }
+    // With the file's end it is unlocked.
+    act()
+}
+
+/// Whether opening something fails because it is busy, and not just for a moment.
+fn is_busy(patience: Duration, mut open: impl FnMut() -> io::Result<()>) -> bool {
+    let end = Instant::now() + patience;
+    loop {
+        match open() {
+            Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {}
+            _ => return false,
+        }
+        if Instant::now() >= end {
+            return true;
+        }
+        sleep(AGAIN);
+    }
 }
 
 /// The kernel that runs.
@@ -41,9 +80,20 @@ impl Kernel for Running {
     }
 
     fn is_open(&self, node: &Path) -> bool {
-        // The kernel has one user of a group at a time. Opened and closed again, it is as it was.
-        let tried = fs::OpenOptions::new().read(true).write(true).custom_flags(libc::O_CLOEXEC).open(node);
-        tried.is_err_and(|error| error.raw_os_error() == Some(libc::EBUSY))
+        // The kernel has one user of a group at a time. Opened and closed again, it is as it was; whoever wants it in this moment sees by the lock that we only
+        // look (`vsp-pci`), and so do others who look.
+        let open = |path: &Path| {
+            fs::OpenOptions::new().read(true).write(true).custom_flags(libc::O_CLOEXEC).open(path)
+        };
+        let container = open(&node.with_file_name(CONTAINER)).ok();
+        locked(container.as_ref(), LOOKING, || is_busy(Duration::ZERO, || open(node).map(drop)))
+    }
+
+    fn is_claimed(&self, node: &Path) -> bool {
+        // Of a block device O_EXCL without O_CREAT is a claim (open(2)); it is ours for this moment only.
+        let flags = libc::O_CLOEXEC | libc::O_EXCL | libc::O_NONBLOCK;
+        let open = || fs::OpenOptions::new().read(true).custom_flags(flags).open(node);
+        is_busy(LOOKING, || open().map(drop))
     }
 
     fn load(&self, module: &str) -> io::Result<()> {
@@ -111,5 +161,48 @@ impl Host {
     /// Where the links of a path lead to.
     pub fn real(&self, path: impl AsRef<Path>) -> Option<PathBuf> {
         self.path(path).canonicalize().ok()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_only_looks_does_not_keep_anything_busy() {
+        let busy = || Err(io::Error::from_raw_os_error(libc::EBUSY));
+        let mut times = 0;
+        let mut look = |often| {
+            times = 0;
+            is_busy(Duration::from_secs(20), || {
+                times += 1;
+                if times <= often { busy() } else { Ok(()) }
+            })
+        };
+        assert!(!look(0) && !look(3));
+        assert!(is_busy(Duration::ZERO, busy));
+        assert!(!is_busy(Duration::from_secs(20), || Err(io::ErrorKind::PermissionDenied.into())));
+    }
+
+    #[test]
+    fn who_looks_says_so_by_a_lock() {
+        let path = std::env::temp_dir().join(format!("bulkhead-look-{}", std::process::id()));
+        let open = || fs::OpenOptions::new().create(true).truncate(false).write(true).open(&path).unwrap();
+        let (own, other) = (open(), open());
+        assert!(locked(Some(&own), LOOKING, || other.try_lock().is_err()));
+        drop(own);
+        other.try_lock().unwrap();
+        assert!(locked(Some(&open()), Duration::ZERO, || true), "with or without");
+        assert!(locked(None, LOOKING, || true));
+        fs::remove_file(&path).unwrap();
+    }
+
+    #[test]
+    fn what_is_no_block_device_is_nobodys() {
+        let file = std::env::temp_dir().join(format!("bulkhead-claim-{}", std::process::id()));
+        fs::write(&file, "").unwrap();
+        assert!(!Running.is_claimed(&file));
+        fs::remove_file(&file).unwrap();
+        assert!(!Running.is_claimed(&file));
     }
 }

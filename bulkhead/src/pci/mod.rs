@@ -5,7 +5,8 @@
 //! * [`host`]: the kernel's files below a root directory, which in tests is another one; [`function`]: a device as they show it
 //! * `usage`: whether the host works with it; [`problem`]: why it cannot be passed through; [`bind`]: does it
 //!
-//! All of it is sysfs: no device is opened here, none is reset, and nothing is done to one that the host works with.
+//! All of it is sysfs, and [`bind`] looks whether somebody has claimed a disk: no device is kept open here, none is reset, and nothing is done to one that the
+//! host works with.
 
 pub mod address;
 pub mod bind;

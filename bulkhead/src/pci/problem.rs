@@ -1,7 +1,7 @@
 //! What keeps a device from being passed through; each is the rest of a sentence that begins with its address, and says what to do.
 
 use super::Address;
-use super::function::{Function, has_iommu};
+use super::function::{Function, has_iommu, has_unsafe_interrupts};
 use super::host::Host;
 use super::usage;
 
@@ -29,6 +29,11 @@ pub enum Problem {
          (switch off enable_unsafe_noiommu_mode of the module vfio)"
     )]
     Unprotected,
+    /// VFIO was told to go on without what keeps it from interrupting as it likes.
+    #[error(
+        "could raise any interrupt of the host: the host does not remap interrupts, and VFIO was told not to mind. Switch interrupt remapping on, in the firmware          and on the host's kernel command line (no nointremap, no intremap=off), or have VFIO mind again:          echo N > /sys/module/vfio_iommu_type1/parameters/allow_unsafe_interrupts, and no such option in /etc/modprobe.d"
+    )]
+    UnsafeInterrupts,
     /// What it did for one guest it could do to the next.
     #[error("cannot be reset: what one guest leaves in it the next one, or the host, would find")]
     NoReset,
@@ -85,6 +90,9 @@ pub fn of_itself(host: &Host, function: &Function) -> Option<Problem> {
     }
     if function.is_unprotected(host) {
         return Some(Problem::Unprotected);
+    }
+    if has_unsafe_interrupts(host) {
+        return Some(Problem::UnsafeInterrupts);
     }
     if !function.resets {
         return Some(Problem::NoReset);

@@ -24,6 +24,8 @@ struct State {
     addresses: Vec<String>,
     /// Groups that a VM has.
     open: Vec<String>,
+    /// Disks that somebody has claimed.
+    claimed: Vec<String>,
     /// Drivers that take nothing.
     unwilling: Vec<String>,
     /// The driver that is made for each device.
@@ -67,6 +69,11 @@ impl Kernel for Made {
     fn is_open(&self, node: &Path) -> bool {
         let name = node.file_name().unwrap().to_str().unwrap().to_owned();
         self.state.borrow().open.contains(&name)
+    }
+
+    fn is_claimed(&self, node: &Path) -> bool {
+        let node = node.strip_prefix(&self.root).unwrap().to_str().unwrap().to_owned();
+        self.state.borrow().claimed.contains(&node)
     }
 
     fn load(&self, module: &str) -> io::Result<()> {
@@ -229,6 +236,50 @@ fn a_disk_that_is_mounted_is_found_by_number_or_by_name() {
     world.file("proc/swaps", "");
     world.file(&format!("sys/devices/pci0000:00/{NVME}/nvme/nvme0/nvme0n1/nvme0n1p1/holders/dm-0"), "");
     assert!(world.problem(NVME).contains("part of dm-0"));
+}
+
+#[test]
+fn a_disk_that_somebody_has_claimed_stays_the_hosts() {
+    let world = World::new("claimed");
+    world.disk(&format!("pci0000:00/{NVME}/nvme/nvme0"), "nvme0n1", "259:0");
+    world.disk(&format!("pci0000:00/{NVME}/nvme/nvme0/nvme0n1"), "nvme0n1p9", "259:9");
+    world.disk(&format!("pci0000:00/{SATA}/x"), "cciss!c0d0", "104:0");
+    world.state.borrow_mut().claimed = vec!["dev/nvme0n1p9".into(), "dev/cciss/c0d0".into()];
+    assert_eq!(world.problem(NVME), "none", "nothing is opened to look");
+    assert_eq!(
+        world.bind(NVME, false).unwrap_err(),
+        "0000:04:00.0 is in use: its disk /dev/nvme0n1p9 is somebody's (ZFS, Btrfs, a program): lsof /dev/nvme0n1p9 may say whose"
+    );
+    assert_eq!(world.driver(NVME).as_deref(), Some("nvme"));
+    // Nor is a disk taken away with another device.
+    assert!(
+        world.bind(SMBUS, true).unwrap_err().starts_with("0000:00:1f.2 is in use: its disk /dev/cciss/c0d0")
+    );
+    assert_eq!(world.driver(SMBUS).as_deref(), Some("i801_smbus"));
+    world.state.borrow_mut().claimed.clear();
+    assert_eq!((world.bind(NVME, false), world.bind(SMBUS, true)), (Ok(1), Ok(2)));
+}
+
+#[test]
+fn interrupts_that_nobody_remaps_are_no_guests() {
+    let world = World::new("unsafe-interrupts");
+    let parameter = "sys/module/vfio_iommu_type1/parameters/allow_unsafe_interrupts";
+    world.file("proc/interrupts", "  0:  48  IO-APIC  2-edge  timer\n 24:  9  PCI-MSI 1-edge  IRQ-work\n");
+    assert_eq!(world.problem(NIC), "none", "VFIO minds");
+    world.bind(NIC, false).unwrap();
+    world.file(parameter, "Y\n");
+    for later in [false, true] {
+        let refusal = crate::spec::pci::look_up(&world.host, NIC.parse().unwrap(), later).unwrap_err();
+        assert!(refusal.0.contains("could raise any interrupt of the host"), "{refusal:?}");
+    }
+    assert!(world.bind(NVME, false).unwrap_err().contains("allow_unsafe_interrupts"));
+    let table = ls::table(&ls::lines(&world.host, false));
+    assert!(table.contains("no: it could raise any interrupt of the host"), "{table}");
+    world.file(parameter, "N\n");
+    assert_eq!(world.problem(NIC), "none");
+    world.file(parameter, "Y\n");
+    world.file("proc/interrupts", "  0:  48  IR-IO-APIC  2-edge  timer\n");
+    assert_eq!(world.problem(NIC), "none", "they are remapped all the same");
 }
 
 #[test]

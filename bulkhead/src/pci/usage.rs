@@ -1,6 +1,6 @@
 //! Whether the host itself works with a device: by an interface with addresses, by a disk that is mounted.
 //!
-//! What is found is the rest of a sentence; and nothing found is no proof: a program may have the device open.
+//! What is found is the rest of a sentence; and nothing found is no proof: a program may have the device open without claiming it.
 
 use std::path::{Path, PathBuf};
 
@@ -51,17 +51,37 @@ fn interface(host: &Host, device: &Path) -> Option<String> {
     None
 }
 
-fn disk(host: &Host, device: &Path) -> Option<String> {
+/// Who has claimed a disk of it, which sysfs does not show: ZFS, Btrfs of the second of its devices, programs. The disk is opened for a moment, and who wants it in that
+/// moment is told that it is busy: not for those who only look.
+pub(super) fn claimed(host: &Host, function: &Function) -> Option<String> {
+    let real = host.real(function.directory())?;
+    let nodes = disks(host, &real).map(|(name, _)| node(&name));
+    let mut claimed = nodes.filter(|node| host.kernel().is_claimed(&host.path(node)));
+    claimed.next().map(|node| {
+        let node = Path::new("/").join(node).display().to_string();
+        format!("its disk {node} is somebody's (ZFS, Btrfs, a program): lsof {node} may say whose")
+    })
+}
+
+/// The disks of a device and their partitions: names, and where they are.
+fn disks(host: &Host, device: &Path) -> impl Iterator<Item = (String, PathBuf)> {
     let class = Path::new("sys/class/block");
+    let all = host.names(class).into_iter().map(move |name| (class.join(&name), name));
+    let own = all.filter(|(at, _)| host.real(at).is_some_and(|real| is_of(host, &real, device)));
+    own.map(|(at, name)| (name, at))
+}
+
+/// The node of a disk, below the root. Where a node lies in a directory, sysfs writes an exclamation mark for the slash.
+fn node(name: &str) -> PathBuf {
+    Path::new("dev").join(name.replace('!', "/"))
+}
+
+fn disk(host: &Host, device: &Path) -> Option<String> {
     let mounts = host.read("proc/self/mountinfo").unwrap_or_default();
     let swaps = host.read("proc/swaps").unwrap_or_default();
-    for name in host.names(class) {
-        let at = class.join(&name);
-        if !host.real(&at).is_some_and(|real| is_of(host, &real, device)) {
-            continue;
-        }
+    for (name, at) in disks(host, device) {
         let number = host.read(at.join("dev")).unwrap_or_default();
-        let node = format!("/dev/{name}");
+        let node = Path::new("/").join(node(&name)).display().to_string();
         if let Some(place) = mounts.lines().find_map(|line| mounted(line, &number, &node)) {
             return Some(format!("its disk {node} is mounted at {place}"));
         }

@@ -28,6 +28,8 @@ pub enum Death {
     EndedWithVm,
     /// It was not even started.
     NotStarted(String),
+    /// It was not even started, because nobody listens for the core: that ends, or has ended.
+    CoreGone,
     /// It ended in a way that this build does not know; the raw wait status.
     Unknown(i32),
 }
@@ -39,7 +41,9 @@ impl Death {
             Self::Exited(code) => *code != 0,
             Self::Killed(signal) => *signal != Signal::SIGKILL,
             Self::Forbidden(_) | Self::Hung(_) | Self::CutOff(_) | Self::Unknown(_) => true,
-            Self::Restarted | Self::Recabled | Self::EndedWithVm | Self::NotStarted(_) => false,
+            Self::Restarted | Self::Recabled | Self::EndedWithVm | Self::NotStarted(_) | Self::CoreGone => {
+                false
+            }
         }
     }
 }
@@ -74,6 +78,7 @@ impl fmt::Display for Death {
             Self::Recabled => f.write_str("was restarted for a new connection, as its passt had died"),
             Self::EndedWithVm => f.write_str("was ended with its VM"),
             Self::NotStarted(why) => write!(f, "could not be started: {why}"),
+            Self::CoreGone => f.write_str("could not be started: the core listens no more"),
             Self::Unknown(status) => write!(f, "ended with the wait status {status:#x}"),
         }
     }

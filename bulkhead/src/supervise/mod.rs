@@ -291,7 +291,11 @@ impl Supervisor {
                 let started =
                     peer.and_then(|peer| self.start_device(device, process, program, peer.as_ref()));
                 if let Err(error) = started {
-                    self.events.push_back(Event::Ended(process, Death::NotStarted(error.to_string())));
+                    let death = match is_of_core && error.is_core_gone() {
+                        true => Death::CoreGone,
+                        false => Death::NotStarted(error.to_string()),
+                    };
+                    self.events.push_back(Event::Ended(process, death));
                 }
             }
             Action::Abort(id) => {

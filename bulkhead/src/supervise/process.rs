@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::time::Duration;
 
-use ipc::socket::{Listener, Peer};
+use ipc::socket::{Listener, Peer, SocketError};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::socket::{Backlog, listen};
 use sandbox::spawn::{Child, Command};
@@ -192,6 +192,19 @@ pub fn connect(socket: &Path) -> Result<Peer, StartError> {
     Peer::connect(socket).map_err(|error| StartError::Socket { what: "connect to", error })
 }
 
+impl StartError {
+    /// Whether the core listens no more: it is about to end. With devices of the host's that takes it a second and more.
+    pub fn is_core_gone(&self) -> bool {
+        match self {
+            Self::Socket { error: SocketError::Closed, .. } => true,
+            Self::Socket { error: SocketError::Io(error), .. } => {
+                error.kind() == io::ErrorKind::ConnectionRefused
+            }
+            _ => false,
+        }
+    }
+}
+
 fn spawn(command: Command<'_>, program: &Path) -> Result<Child, StartError> {
     command.spawn().map_err(|error| StartError::Spawn { program: program.display().to_string(), error })
 }
@@ -215,4 +228,21 @@ fn config_file(plan: &Plan) -> io::Result<OwnedFd> {
     file.write_all(&serde_json::to_vec(&plan.core)?)?;
     file.rewind()?;
     Ok(file.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_core_that_listens_no_more_is_told_from_one_that_is_not_there() {
+        let socket = std::env::temp_dir().join(format!("bulkhead-gone-{}.sock", std::process::id()));
+        let _ = std::fs::remove_file(&socket);
+        assert!(!connect(&socket).unwrap_err().is_core_gone());
+        let listener = Listener::bind(&socket).unwrap();
+        assert!(connect(&socket).is_ok());
+        drop(listener);
+        assert!(connect(&socket).unwrap_err().is_core_gone());
+        std::fs::remove_file(&socket).unwrap();
+    }
 }

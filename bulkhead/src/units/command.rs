@@ -8,7 +8,7 @@ use anyhow::{Context, bail};
 
 use super::install::{self, Change, Changes};
 use super::systemctl::Systemctl;
-use super::{Names, SYSUSERS, content, disks, ids};
+use super::{Names, SYSUSERS, content, disks, ids, pci};
 use crate::cli::Units;
 use crate::commands::{CANNOT_RUN, show};
 use crate::plan::Plan;
@@ -42,6 +42,10 @@ fn write(options: &Units) -> anyhow::Result<ExitCode> {
     let names = Names::of(&spec.name);
     if options.output.is_none() {
         disks::forget(&spec.name);
+        // A systemd that does not answer may run it.
+        let is_running = Systemctl.is_running(&names.core()).unwrap_or(true);
+        let written: Vec<&str> = plan.devices.iter().map(|device| device.name.as_str()).collect();
+        pci::forget(&spec.name, |device| is_running && !written.contains(&device));
         let users = root.join(SYSUSERS).join(names.sysusers());
         let status = Command::new("systemd-sysusers").arg(&users).status();
         let status = status.context("cannot run systemd-sysusers, which makes the processes' users")?;
@@ -79,6 +83,7 @@ fn remove(options: &Units) -> anyhow::Result<ExitCode> {
     }
     if options.output.is_none() {
         disks::forget(&name);
+        pci::forget(&name, |_| false);
     }
     tell(&changes);
     println!("\nnext: systemctl daemon-reload");

@@ -13,7 +13,7 @@ use nix::time::{ClockId, clock_gettime};
 
 use super::systemctl::{self, Systemctl, Unit};
 use super::{CONFIG, Names, UNITS, content, disks, pci, swap};
-use crate::device::core::Operator;
+use crate::device::core::{CoreError, Operator};
 use crate::device::supervised::tell;
 use crate::device::{Backend, Error, Row, State};
 use crate::disk::Told;
@@ -163,7 +163,12 @@ impl Systemd {
 
     /// A connection to the core.
     pub(super) fn operator(&self) -> Result<Operator, Error> {
-        Operator::connect(&self.names().core_socket()).map_err(failed)
+        self.core().map_err(failed)
+    }
+
+    /// The same, with the reason as the core has it.
+    pub(super) fn core(&self) -> Result<Operator, CoreError> {
+        Operator::connect(&self.names().core_socket())
     }
 
     fn row(&self, name: &str, known: &[ipc::operator::Device]) -> Result<Row, Error> {

@@ -135,7 +135,6 @@ fn with_arguments(text: &str, args: &[OsString]) -> Result<String, escape::Unwri
 
 /// The VM's units have been written anew, or are gone: what was changed since is no more.
 pub(super) fn forget(vm: &str) {
-    super::pci::forget(vm);
     let entries = fs::read_dir(RUNTIME_UNITS).into_iter().flatten().flatten();
     for entry in entries {
         let name = entry.file_name();

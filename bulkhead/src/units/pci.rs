@@ -1,19 +1,22 @@
 //! The units of PCI devices that a VM has as its own: those of its spec, and those that it is given while it runs.
 //!
 //! A device that is attached has its drop-ins below the runtime units, which are gone with the host's next boot; the core is told of it as under
-//! `bulkhead run`. What fails on the way is undone.
+//! `bulkhead run`. What fails on the way is undone (`steps`).
+
+mod steps;
 
 use std::fs;
 use std::path::Path;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use ipc::config::CoreConfig;
+use ipc::config::{CoreConfig, DeviceSlot};
 
 use super::device::{Systemd, failed};
 use super::escape::Unwritable;
 use super::systemctl::{RUNTIME_UNITS, Systemctl};
 use super::{CONFIG, Names, content, escape, ids, install, swap};
+use crate::device::core::CoreError;
 use crate::device::{Backend, Error};
 use crate::disk::Told;
 use crate::pci::{Address, Host};
@@ -45,7 +48,11 @@ pub(super) fn device_unit(device: &Device, names: Names<'_>, user: &str) -> Resu
 
 /// The names of devices that were attached to a VM while it runs.
 pub(super) fn attached(vm: &str) -> Vec<String> {
-    let entries = fs::read_dir(RUNTIME_UNITS).into_iter().flatten().flatten();
+    attached_below(Path::new(RUNTIME_UNITS), vm)
+}
+
+fn attached_below(units: &Path, vm: &str) -> Vec<String> {
+    let entries = fs::read_dir(units).into_iter().flatten().flatten();
     let names = entries.filter(|entry| entry.path().join(content::DROP_IN).exists());
     let mut names: Vec<String> = names
         .filter_map(|entry| {
@@ -84,28 +91,8 @@ pub(super) fn attach(
     let (device, slot) = later.device(&pci, &taken).map_err(Error::Failed)?;
     let units = vm.names().device(TEMPLATE, &name);
     let text = device_unit(&device, vm.names(), &ids::user(block, device.user)).map_err(failed)?;
-    let begun = (|| {
-        for unit in &units {
-            install::replace(&drop_in(unit), &text).map_err(failed)?;
-        }
-        Systemctl.reload().map_err(failed)?;
-        vm.operator()?.add(&slot).map_err(failed)?;
-        Systemctl.tell("start", &units[0]).map_err(failed)?;
-        served(vm, &name)?;
-        if spare {
-            Systemctl.tell("start", &units[1]).map_err(failed)?;
-        }
-        Ok(())
-    })();
-    match begun {
-        Ok(()) => Ok(format!("{name}: {address} is the VM's; {} serves it", units[0])),
-        Err(error) => {
-            // What fails now fails for the reason that is given; what was not there is no loss.
-            let _ = vm.operator().map(|mut operator| operator.remove(&name));
-            let _ = end(&units);
-            Err(error)
-        }
-    }
+    steps::attach(&mut Hands { vm, device: &name, units: &units, new: Some((&text, &slot, spare)) })?;
+    Ok(format!("{name}: {address} is the VM's; {} serves it", units[0]))
 }
 
 /// Takes a device from the VM.
@@ -116,18 +103,62 @@ pub(super) fn detach(vm: &mut Systemd, device: &str, force: bool) -> Result<Stri
         return Err(Error::Failed(format!("{device}: {why}")));
     }
     let _only_we = swap::Alone::with(vm.names(), device)?;
-    if !force {
-        match vm.tell(device, EJECT)? {
-            Told::Done(_) => {}
-            Told::Refused(why) | Told::Again(why) => {
-                let why = format!("{device} was not detached: {why}; --force takes it away all the same");
-                return Err(Error::Failed(why));
-            }
-        }
-    }
-    vm.operator()?.remove(device).map_err(failed)?;
-    end(&pair.names)?;
+    steps::detach(&mut Hands { vm, device, units: &pair.names, new: None }, force)?;
     Ok(format!("{device} is the VM's no more"))
+}
+
+/// Who does what the steps say: systemd and the core.
+struct Hands<'a> {
+    vm: &'a mut Systemd,
+    device: &'a str,
+    units: &'a [String; 2],
+    /// Of a device that comes: its drop-in, its place in the core, and whether a second process is to stand by.
+    new: Option<(&'a str, &'a DeviceSlot, bool)>,
+}
+
+impl steps::Hands for Hands<'_> {
+    fn is_there(&mut self) -> Result<bool, Error> {
+        let known = self.vm.operator()?.devices().map_err(failed)?;
+        Ok(known.iter().any(|device| device.name == self.device))
+    }
+
+    fn write(&mut self) -> Result<(), Error> {
+        let Some((text, ..)) = self.new else { return Ok(()) };
+        for unit in self.units {
+            install::replace(&drop_in(unit), text).map_err(failed)?;
+        }
+        Systemctl.reload().map_err(failed)
+    }
+
+    fn add(&mut self) -> Result<(), CoreError> {
+        let Some((_, slot, _)) = self.new else { return Ok(()) };
+        self.vm.core()?.add(slot)
+    }
+
+    fn start(&mut self) -> Result<(), Error> {
+        Systemctl.tell("start", &self.units[0]).map_err(failed)?;
+        served(self.vm, self.device)?;
+        if self.new.is_some_and(|(.., spare)| spare) {
+            Systemctl.tell("start", &self.units[1]).map_err(failed)?;
+        }
+        Ok(())
+    }
+
+    fn eject(&mut self) -> Result<Told, Error> {
+        self.vm.tell(self.device, EJECT)
+    }
+
+    fn remove(&mut self) -> Result<(), Error> {
+        self.vm.operator()?.remove(self.device).map_err(failed)
+    }
+
+    fn end(&mut self) -> Result<(), Error> {
+        end(self.units)
+    }
+
+    fn device(&self) -> &str {
+        self.device
+    }
 }
 
 /// Ends the units of a device, and forgets what there is of them until the next boot.
@@ -191,18 +222,50 @@ fn user_of(names: Names<'_>, block: u32, device: &str) -> Option<usize> {
 }
 
 fn drop_in(unit: &str) -> std::path::PathBuf {
-    Path::new(RUNTIME_UNITS).join(format!("{unit}.d")).join(content::DROP_IN)
+    drop_in_below(Path::new(RUNTIME_UNITS), unit)
 }
 
-/// The VM's units have been written anew, or are gone.
-pub(super) fn forget(vm: &str) {
-    for device in attached(vm) {
+fn drop_in_below(units: &Path, unit: &str) -> std::path::PathBuf {
+    units.join(format!("{unit}.d")).join(content::DROP_IN)
+}
+
+/// The VM's units have been written anew, or are gone. Devices that the VM has meanwhile stay.
+pub(super) fn forget(vm: &str, stays: impl Fn(&str) -> bool) {
+    forget_below(Path::new(RUNTIME_UNITS), vm, stays);
+}
+
+fn forget_below(units: &Path, vm: &str, stays: impl Fn(&str) -> bool) {
+    for device in attached_below(units, vm).into_iter().filter(|device| !stays(device)) {
         for unit in Names::of(vm).device(TEMPLATE, &device) {
-            let path = drop_in(&unit);
+            let path = drop_in_below(units, &unit);
             let _ = fs::remove_file(&path);
             if let Some(directory) = path.parent() {
                 let _ = fs::remove_dir(directory);
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_vm_that_runs_keeps_what_it_was_given() {
+        let units = std::env::temp_dir().join(format!("bulkhead-attached-{}", std::process::id()));
+        let _ = fs::remove_dir_all(&units);
+        for (vm, device) in [("a", "nic"), ("a", "gpu"), ("a-b", "nic")] {
+            for unit in Names::of(vm).device(TEMPLATE, device) {
+                install::replace(&drop_in_below(&units, &unit), "[Service]\n").unwrap();
+            }
+        }
+        assert_eq!(attached_below(&units, "a"), ["gpu", "nic"]);
+        // The spec has one of them now.
+        forget_below(&units, "a", |device| device != "gpu");
+        assert_eq!(attached_below(&units, "a"), ["nic"]);
+        forget_below(&units, "a", |_| false);
+        assert_eq!(attached_below(&units, "a"), [""; 0]);
+        assert_eq!(attached_below(&units, "a-b"), ["nic"], "another VM's");
+        fs::remove_dir_all(&units).unwrap();
     }
 }

@@ -53,6 +53,8 @@ pub(super) struct Device {
     pub removal: Option<OperatorId>,
     /// How often something else of it may be mapped.
     pub allowance: Allowance,
+    /// How often it may have an interrupt made.
+    pub routings: Allowance,
     pub offered: Option<Offered>,
     pub slot: Slot<Process>,
     /// The process that serves has still to be told that it has been given all channels; when to try.
@@ -132,7 +134,8 @@ impl Device {
             passthrough: false,
             kept: Kept::default(),
             removal: None,
-            allowance: Allowance::new(Instant::now()),
+            allowance: Allowance::of_mappings(Instant::now()),
+            routings: Allowance::of_interrupts(Instant::now()),
             offered: None,
             slot: Slot::new(),
             owes_adopted: None,

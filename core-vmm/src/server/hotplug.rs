@@ -2,9 +2,11 @@
 //!
 //! A rescinded offer destroys the guest's device: this is the one way to it, for what is meant to be gone.
 
+use std::time::Instant;
+
 use ipc::{config::DeviceSlot, message::ToVsp, operator::Reply};
 
-use super::{PRIMARIES, Server, device::Device, kept::Kept, slot::OperatorId};
+use super::{PRIMARIES, Server, TELL_AGAIN, device::Device, slot::OperatorId};
 use crate::partition::Partition;
 
 impl Server {
@@ -91,11 +93,19 @@ impl Server {
     /// Of a device that is to go nobody may be left who could close its channels. What a device of the host's does by itself ends with the last
     /// descriptor of it: with those that are kept.
     fn let_go<P: Partition>(&mut self, partition: &P, i: usize) {
-        let device = &mut self.devices[i];
+        let Self { devices, closer, .. } = self;
+        let device = &mut devices[i];
         if device.passthrough && device.slot.all().next().is_none() {
-            device.kept = Kept::default();
+            device.kept.let_go(closer);
             self.settle(partition, i);
         }
+    }
+
+    /// When to see whether what was held of a device that is to go has been closed. It may have been since it was last looked at: nobody says so.
+    pub(super) fn removals_deadline(&self) -> Option<Instant> {
+        let is_to_go = |device: &Device| device.removal.is_some() && device.passthrough;
+        let is_waited_for = |device: &Device| is_to_go(device) && device.slot.all().next().is_none();
+        self.devices.iter().any(is_waited_for).then(|| Instant::now() + TELL_AGAIN)
     }
 
     /// Forgets devices that are to go and that the guest has nothing of any more.
@@ -103,15 +113,16 @@ impl Server {
         for i in 0..self.devices.len() {
             let Some(operator) = self.devices[i].removal else { continue };
             self.let_go(partition, i);
-            if self.live.iter().any(|live| live.device == i) {
+            if self.live.iter().any(|live| live.device == i) || self.devices[i].kept.is_closing() {
                 continue;
             }
             self.lose_controls(i);
-            let gone = std::mem::replace(&mut self.devices[i], Device::vacant());
+            let mut gone = std::mem::replace(&mut self.devices[i], Device::vacant());
             for (_, process) in gone.slot.all() {
                 // If it does not listen, it reads the end.
                 let _ = process.peer.send(&ToVsp::Retire {}, &[]);
             }
+            gone.kept.let_go(&mut self.closer);
             tracing::info!(device = %gone.name, "has gone");
             self.operators.answer(operator, &Reply::Removed { device: gone.name.clone() });
         }

@@ -2,7 +2,10 @@
 //!
 //! A process of the device's has them made; from then on the guest moves them, by a hypercall, and no process is asked.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::{
+    os::fd::{AsFd, OwnedFd},
+    time::Instant,
+};
 
 use ipc::message::{MAX_INTERRUPTS, MIN_VECTOR};
 
@@ -49,6 +52,10 @@ impl Server {
         };
         let is_free = |route: &u32| self.interrupts.iter().all(|interrupt| interrupt.route != *route);
         let route = (0..INTERRUPTS_MAX as u32).find(is_free).ok_or("no number is left for it")?;
+        // Refused, and not cut off: how often an honest device asks may be the guest's doing. Whatever is deleted was made once, so this limits both.
+        if !self.devices[i].routings.take(Instant::now()) {
+            return Err("interrupts are asked for too often".into());
+        }
         partition.route_interrupt(route, to, bell.as_fd()).map_err(|error| error.to_string())?;
         self.interrupts.push(Interrupt { device: i, id, route, to, bell });
         Ok(())

@@ -3,6 +3,7 @@
 use std::{
     collections::BTreeMap,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
+    sync::atomic::Ordering,
 };
 
 use ipc::{
@@ -10,7 +11,11 @@ use ipc::{
     socket::SocketError,
 };
 
-use super::{Server, device::Process};
+use super::{
+    Server,
+    closer::{Closer, Open},
+    device::Process,
+};
 
 /// Descriptors that are kept for all devices of a VM together.
 const KEPT_MAX: usize = 1024;
@@ -19,6 +24,8 @@ const KEPT_MAX: usize = 1024;
 #[derive(Debug, Default)]
 pub(super) struct Kept {
     held: BTreeMap<u32, (String, Vec<OwnedFd>)>,
+    /// What is not kept any more, and not closed yet.
+    closing: Open,
 }
 
 impl Kept {
@@ -26,8 +33,25 @@ impl Kept {
         self.held.values().map(|(_, fds)| fds.len()).sum()
     }
 
+    /// The core has nothing of it open any more.
     pub fn is_empty(&self) -> bool {
-        self.held.is_empty()
+        self.held.is_empty() && !self.is_closing()
+    }
+
+    /// Some of it is still to be closed.
+    pub fn is_closing(&self) -> bool {
+        self.closing.load(Ordering::Acquire) > 0
+    }
+
+    /// Has these closed, as what is kept is.
+    pub fn close(&self, closer: &mut Closer, fds: Vec<OwnedFd>) {
+        closer.close(fds, &self.closing);
+    }
+
+    /// Keeps nothing any more.
+    pub fn let_go(&mut self, closer: &mut Closer) {
+        let held = std::mem::take(&mut self.held);
+        self.close(closer, held.into_values().flat_map(|(_, fds)| fds).collect());
     }
 
     /// Tells a process what there is.
@@ -50,9 +74,12 @@ impl Server {
             .filter(|other| *other != i)
             .map(|other| self.devices[other].kept.count())
             .sum();
-        let kept = &mut self.devices[i].kept;
+        let Self { devices, closer, .. } = self;
+        let elsewhere = elsewhere + closer.open();
+        let kept = &mut devices[i].kept;
         let before = kept.held.remove(&key);
         if fds.is_empty() {
+            kept.close(closer, before.map(|(_, fds)| fds).unwrap_or_default());
             return Some(());
         }
         let count = kept.count() + fds.len();
@@ -63,6 +90,7 @@ impl Server {
             return None;
         }
         kept.held.insert(key, (note, fds));
+        kept.close(closer, before.map(|(_, fds)| fds).unwrap_or_default());
         Some(())
     }
 }

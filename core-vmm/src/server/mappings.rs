@@ -5,6 +5,7 @@
 //! A mapping belongs to the device and not to the process that has asked for it, as a channel does.
 
 use std::{
+    fs::File,
     os::fd::{AsFd, OwnedFd},
     time::Instant,
 };
@@ -28,6 +29,9 @@ use crate::{
 
 /// Mappings of a VM at a time, each a descriptor and a memory slot of KVM's: 8 devices with all that one may have.
 const MAPPINGS_MAX: usize = 128;
+/// Bytes of regions that a device may have mapped of regular files, which are memory of the host's, or on its way to be: no device of the host's is one. Beyond
+/// the VM's own memory a process that somebody has taken over gets the host to spend as much, for each file that it has, and no more. Tests have devices that are made of memory; theirs are small.
+const MEMORY_REGIONS_MAX: u64 = 16 << 20;
 
 /// What the guest sees of a device's memory.
 #[derive(Debug)]
@@ -45,7 +49,7 @@ enum Backing {
     /// Memory that the device has made.
     Own(SharedMemory),
     /// A file from an offset on, of which nothing is known.
-    Region { file: OwnedFd, offset: u64 },
+    Region { file: File, offset: u64, is_memory: bool },
 }
 
 /// Which of them is wanted.
@@ -70,10 +74,18 @@ impl Mapping {
         matches!(self.backing, Backing::Region { .. })
     }
 
+    /// Bytes of the host's memory that a region may cost.
+    fn memory(&self) -> u64 {
+        match self.backing {
+            Backing::Region { is_memory: true, .. } => self.bytes,
+            Backing::Region { .. } | Backing::Own(_) => 0,
+        }
+    }
+
     fn show<P: Partition>(&self, partition: &P) -> std::io::Result<()> {
         let (file, offset) = match &self.backing {
             Backing::Own(memory) => (memory.as_fd(), 0),
-            Backing::Region { file, offset } => (file.as_fd(), *offset),
+            Backing::Region { file, offset, .. } => (file.as_fd(), *offset),
         };
         partition.map_device_memory(self.gpa, file, offset, self.bytes)
     }
@@ -168,7 +180,15 @@ impl Server {
                 if !offset.is_multiple_of(PAGE) || end.is_none() {
                     return Err("a region begins with a page of its file".into());
                 }
-                Backing::Region { file: fd, offset }
+                let file = File::from(fd);
+                let is_memory = file.metadata().map_err(|error| error.to_string())?.is_file();
+                let used: u64 = own().map(Mapping::memory).sum();
+                if is_memory && bytes > MEMORY_REGIONS_MAX.saturating_sub(used) {
+                    return Err(format!(
+                        "a region is a part of a device; of memory {MEMORY_REGIONS_MAX} bytes are the most"
+                    ));
+                }
+                Backing::Region { file, offset, is_memory }
             }
         };
         self.put(partition, Mapping { device: i, gpa, bytes, backing })
@@ -228,10 +248,15 @@ impl Server {
     }
 
     fn unmap_where<P: Partition>(&mut self, partition: &P, which: impl Fn(&Mapping) -> bool) {
-        for mapping in self.mappings.extract_if(.., |mapping| which(mapping)) {
+        let gone: Vec<Mapping> = self.mappings.extract_if(.., |mapping| which(mapping)).collect();
+        for mapping in gone {
             self.unmapped += 1;
             if let Err(error) = partition.unmap_device_memory(mapping.gpa) {
                 self.failure = Some(still_seen(&error));
+            }
+            if let Backing::Region { file, .. } = mapping.backing {
+                let Self { devices, closer, .. } = self;
+                devices[mapping.device].kept.close(closer, vec![file.into()]);
             }
         }
     }

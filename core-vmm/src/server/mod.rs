@@ -6,6 +6,7 @@
 
 mod allowance;
 mod channels;
+mod closer;
 mod control;
 mod device;
 mod hotplug;
@@ -29,6 +30,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use closer::Closer;
 use control::Controls;
 use device::{Device, ProcessId};
 use interrupts::Interrupt;
@@ -92,6 +94,7 @@ pub struct Server {
     faults: Vec<u64>,
     traps: Traps,
     interrupts: Vec<Interrupt>,
+    closer: Closer,
     channels_max: usize,
     /// With the time by which each has to say who it is.
     strangers: Vec<(Peer, Instant)>,
@@ -134,6 +137,7 @@ impl Server {
             faults: vec![0; vps as usize],
             traps: Traps::default(),
             interrupts: Vec::new(),
+            closer: Closer::default(),
             channels_max: CHANNELS_MAX,
             strangers: Vec::new(),
             accept_after: None,
@@ -226,6 +230,7 @@ impl Server {
             self.asks_deadline(),
             self.traps.deadline(),
             self.controls.deadline(),
+            self.removals_deadline(),
         ];
         strangers.chain(slots).chain(own.into_iter().flatten()).min()
     }

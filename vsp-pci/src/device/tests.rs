@@ -2,6 +2,7 @@
 
 mod continuity;
 mod hostile;
+mod resets;
 mod rig;
 
 use rig::{PLACE, Rig, WINDOW};

@@ -135,6 +135,8 @@ struct Circuits {
     messages: Option<(bool, Vec<Option<OwnedFd>>)>,
     dma: Vec<(u64, u64)>,
     resets: u64,
+    /// How often it still refuses to be reset, and how often it has.
+    refusals: (u32, u32),
     /// How often a message was attached.
     attachments: u64,
 }
@@ -201,6 +203,16 @@ impl Hardware {
     /// How often it was reset, by itself included.
     pub fn resets(&self) -> u64 {
         lock(&self.circuits).resets
+    }
+
+    /// It refuses to be reset so many times from now on, as the kernel does while somebody else has the device's lock.
+    pub fn refuse_resets(&self, times: u32) {
+        lock(&self.circuits).refusals = (times, 0);
+    }
+
+    /// How often it has refused since.
+    pub fn refused_resets(&self) -> u32 {
+        lock(&self.circuits).refusals.1
     }
 
     /// How often an eventfd was attached to a message.
@@ -338,6 +350,10 @@ impl Session {
                 }
             }
             Wish::Reset => {
+                if let Some(left) = circuits.refusals.0.checked_sub(1) {
+                    circuits.refusals = (left, circuits.refusals.1 + 1);
+                    return Err(libc::EAGAIN);
+                }
                 drop(circuits);
                 self.reset();
             }

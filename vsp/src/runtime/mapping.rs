@@ -1,4 +1,5 @@
-//! Memory of the device's own that the guest sees, and what passes a host device through: questions to the core and its answers.
+//! Memory of the device's own that the guest sees: questions to the core and its answers. What passes a host device through is asked in the same way, and answered in
+//! `passthrough`.
 
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, OwnedFd};
@@ -9,7 +10,6 @@ use ipc::shm::SharedMemory;
 use super::{Runtime, RuntimeError};
 use crate::channels::{Order, Question};
 use crate::device::{Access, Device};
-use crate::role::Role;
 
 /// What the core can do with a device's memory.
 #[derive(Debug, Default)]
@@ -19,7 +19,7 @@ pub(super) struct Mapper {
     /// It can do what passes a host device through.
     passes: bool,
     /// Accesses of the guest that came before the device could be asked.
-    accesses: VecDeque<Access>,
+    pub accesses: VecDeque<Access>,
     /// Channels that the guest has closed while nobody served: to be answered once the device has been told that there are no more.
     pub closes: Vec<u32>,
 }
@@ -93,36 +93,6 @@ impl<D: Device> Runtime<D> {
                 Question::Trap(gpa) => self.trapped(gpa, why),
                 Question::Interrupt(id) => self.interrupt_ready(id, why),
             }
-        }
-    }
-
-    /// The core has answered for a trap.
-    pub(super) fn trapped(&mut self, gpa: u64, result: Result<(), String>) {
-        if self.channels.order_answered(Question::Trap(gpa)) {
-            self.device.trapped(gpa, result, &mut self.channels);
-        }
-    }
-
-    /// The core has answered for an interrupt.
-    pub(super) fn interrupt_ready(&mut self, id: u32, result: Result<(), String>) {
-        if self.channels.order_answered(Question::Interrupt(id)) {
-            self.device.interrupt_ready(id, result, &mut self.channels);
-        }
-    }
-
-    /// The guest has met a trap. The device is asked in [`Self::deliver_accesses`].
-    pub(super) fn accessed(&mut self, access: Access) {
-        // One at a time for each VP: there cannot be many.
-        self.mapper.accesses.push_back(access);
-    }
-
-    /// Asks the device for what the guest waits for, as soon as it knows all of what its predecessor has left.
-    pub(super) fn deliver_accesses(&mut self) {
-        if !matches!(self.role, Role::Serving) || !self.adoption.is_over() {
-            return;
-        }
-        while let Some(access) = self.mapper.accesses.pop_front() {
-            self.device.access(access, &mut self.channels);
         }
     }
 

@@ -272,7 +272,11 @@ impl Device {
             self.adopt_heir("a new process serves it", out, now);
             return Aftermath::Recovering;
         }
-        self.last_death = Some((death.clone(), now));
+        // Then there was no process, and nobody is to blame: what there is to know is said once the core has ended.
+        let is_core_gone = death == Death::CoreGone;
+        if !is_core_gone {
+            self.last_death = Some((death.clone(), now));
+        }
         // 1: it could not open what it serves, and has said why; 2: it does not understand what it was told.
         if !self.ever_served && matches!(death, Death::Exited(1 | 2)) {
             return Aftermath::CannotStart(death);
@@ -282,14 +286,15 @@ impl Device {
             Stage::Starting | Stage::StandingBy => !matches!(death, Death::Restarted | Death::Recabled),
             Stage::Quiet => false,
         };
-        let delay = self.backoff.after_death(early);
+        let delay = if is_core_gone { Duration::ZERO } else { self.backoff.after_death(early) };
         let doubt = match death {
             Death::Exited(0) if self.end_expected => DETACH_DOUBT,
             Death::Exited(0) if self.of_core => BENEFIT_OF_DOUBT,
+            Death::CoreGone => BENEFIT_OF_DOUBT,
             _ => Duration::ZERO,
         };
         let pause = delay.max(doubt);
-        self.restarts = self.restarts.saturating_add(1);
+        self.restarts = self.restarts.saturating_add(u64::from(!is_core_gone));
         self.down_since.get_or_insert(now);
         if program == Program::Candidate {
             let why = format!(
@@ -324,7 +329,9 @@ impl Device {
             }
         };
         let number = self.number;
-        out.tell(Notice::Died { device: number, process: id, spare: false, death, next });
+        if !is_core_gone {
+            out.tell(Notice::Died { device: number, process: id, spare: false, death, next });
+        }
         if !delay.is_zero() {
             out.tell(Notice::BacksOff { device: number, pause, in_a_row: self.backoff.in_a_row() });
         }
@@ -334,6 +341,10 @@ impl Device {
     fn spare_ended(&mut self, process: Process, purpose: Purpose, found: Death, out: &mut Out, now: Instant) {
         let (id, stage) = (process.id, process.stage);
         let death = process.death(found);
+        if death == Death::CoreGone && purpose == Purpose::Spare {
+            self.spare = self.spare_due(now + BENEFIT_OF_DOUBT);
+            return;
+        }
         let early = stage == Stage::Starting || death.is_crash();
         let mut delay = Duration::ZERO;
         match purpose {

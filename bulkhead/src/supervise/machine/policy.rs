@@ -51,7 +51,8 @@ pub const SWAP_PATIENCE: Duration = Duration::from_secs(30);
 
 /// A device process that ends by itself, and cleanly, has seen its socket to the core close: mostly the core's own death follows
 /// within moments, and a successor would have nobody to talk to. Also how long the core's end is awaited after a device has
-/// failed to start: the reason may be the core's.
+/// failed to start: the reason may be the core's. And how often it is tried to reach a core that listens no more: it ends, but one with devices of the host's
+/// needs a second and more for that.
 pub const BENEFIT_OF_DOUBT: Duration = Duration::from_millis(250);
 
 /// The process of a device that the core has been asked to give up ends when the core tells it to; the core's own word follows when it has given

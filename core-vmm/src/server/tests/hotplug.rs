@@ -1,5 +1,13 @@
 //! Devices that come and go while the VM runs.
 
+use std::{
+    io::Write,
+    net::{TcpListener, TcpStream},
+    os::fd::AsFd,
+};
+
+use nix::sys::socket::{setsockopt, sockopt};
+
 use super::*;
 
 fn add(rig: &mut Rig, operator: &Peer, slot: DeviceSlot) -> Option<Reply> {
@@ -96,8 +104,8 @@ fn a_device_in_use_goes_only_by_force() {
     assert!(rig.server.missing_devices().is_empty());
 }
 
-#[test]
-fn a_device_of_the_hosts_goes_with_the_last_that_had_it() {
+/// A device of the host's, "a", with channel 1 open.
+fn passing() -> (Rig, Peer) {
     let slots = vec![DeviceSlot { passthrough: true, ..disk("a") }, slot("bb")];
     let mut rig = Rig::with(slots, vec![own_uid()]);
     let versions = VERSIONS;
@@ -114,6 +122,12 @@ fn a_device_of_the_hosts_goes_with_the_last_that_had_it() {
     rig.post(GuestMessage::RequestOffers);
     rig.heard();
     rig.open(&a, 1, 1);
+    (rig, a)
+}
+
+#[test]
+fn a_device_of_the_hosts_goes_with_the_last_that_had_it() {
+    let (mut rig, a) = passing();
     let (ours, theirs) = Peer::pair().unwrap();
     a.send(&ToCore::Keep { key: 0, note: String::new() }, &[theirs.as_fd()]).unwrap();
     rig.poll();
@@ -121,8 +135,95 @@ fn a_device_of_the_hosts_goes_with_the_last_that_had_it() {
     rig.poll();
     assert!(!ours.is_abandoned(), "the core has it");
     let operator = rig.operator();
-    assert_eq!(remove(&mut rig, &operator, "a", true), removed("a"), "nobody is waited for");
+    let mut answer = remove(&mut rig, &operator, "a", true);
+    while answer.is_none() {
+        assert!(rig.server.deadline().is_some(), "somebody is waited for");
+        rig.server.tick(&rig.mock, Instant::now());
+        answer = reply(&operator);
+    }
+    assert_eq!(answer, removed("a"));
     assert!(ours.is_abandoned() && !rig.is_shared(1));
+}
+
+/// A descriptor that takes its time to be closed, until its other end is read to the end.
+fn slow_to_close() -> (OwnedFd, TcpStream) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let own = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    let (other, _) = listener.accept().unwrap();
+    own.set_nonblocking(true).unwrap();
+    while (&own).write(&[0; 1 << 16]).is_ok() {}
+    own.set_nonblocking(false).unwrap();
+    setsockopt(&own, sockopt::Linger, &libc::linger { l_onoff: 1, l_linger: 30 }).unwrap();
+    (own.into(), other)
+}
+
+#[test]
+fn a_device_that_takes_its_time_to_be_closed_holds_up_nobody_and_has_its_memory_meanwhile() {
+    let (mut rig, a) = passing();
+    let (fd, mut other) = slow_to_close();
+    a.send(&ToCore::Keep { key: 0, note: String::new() }, &[fd.as_fd()]).unwrap();
+    rig.poll();
+    drop((a, fd));
+    rig.poll();
+    let operator = rig.operator();
+    assert_eq!(remove(&mut rig, &operator, "a", true), None, "it is not closed");
+    rig.server.tick(&rig.mock, Instant::now());
+    assert_eq!(reply(&operator), None);
+    assert!(rig.is_shared(1), "it may write there still");
+    let b = rig.attach("bb");
+    rig.heard();
+    rig.open(&b, 2, 2);
+    std::io::copy(&mut other, &mut std::io::sink()).unwrap();
+    loop {
+        rig.server.tick(&rig.mock, Instant::now());
+        match reply(&operator) {
+            None => assert!(rig.server.deadline().is_some(), "nobody looks again"),
+            answer => break assert_eq!(answer, removed("a")),
+        }
+    }
+    assert!(!rig.is_shared(1));
+}
+
+#[test]
+fn nor_has_one_gone_before_it_is_closed_that_no_guest_uses() {
+    let (mut rig, a) = passing();
+    rig.closes(1);
+    rig.says(&a, &ToCore::Closed { channel: 1 });
+    let (fd, mut other) = slow_to_close();
+    a.send(&ToCore::Keep { key: 0, note: String::new() }, &[fd.as_fd()]).unwrap();
+    rig.poll();
+    drop((a, fd));
+    rig.poll();
+    let operator = rig.operator();
+    assert_eq!(remove(&mut rig, &operator, "a", true), None, "it is not closed");
+    std::io::copy(&mut other, &mut std::io::sink()).unwrap();
+    loop {
+        rig.server.tick(&rig.mock, Instant::now());
+        if let Some(answer) = reply(&operator) {
+            break assert_eq!(answer, Reply::Removed { device: "a".into() });
+        }
+    }
+}
+
+#[test]
+fn what_is_still_to_be_closed_counts_as_kept() {
+    let (mut rig, a) = passing();
+    let (fd, _other) = slow_to_close();
+    let keep = |key| ToCore::Keep { key, note: String::new() };
+    a.send(&keep(0), &[fd.as_fd()]).unwrap();
+    rig.poll();
+    drop(fd);
+    let one = SharedMemory::create("test-device", PAGE).unwrap();
+    // The first waits for a minute to be closed, and all that come after it with it.
+    let mut count = 0;
+    while !is_cut_off(&a) {
+        assert!(count < 1024, "there is an end to it");
+        // One that has been cut off may not be told so yet.
+        let _ = a.send(&keep(0), &[one.as_fd(); 16]);
+        rig.poll();
+        count += 1;
+    }
+    assert!(count > 32, "{count}");
 }
 
 #[test]

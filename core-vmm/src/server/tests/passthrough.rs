@@ -443,6 +443,32 @@ fn who_lets_a_vp_wait_is_cut_off_and_the_next_is_asked() {
 }
 
 #[test]
+fn nor_does_a_vp_wait_for_who_does_not_listen() {
+    let (mut rig, a, _b) = ready();
+    assert!(rig.trap(&a, GPA, PAGE));
+    // Its socket has no room for a question.
+    let (_, process) = rig.server.devices[0].slot.holder().unwrap();
+    while process.peer.send(&ToVsp::Adopted {}, &[]).is_ok() {}
+    let before = Instant::now();
+    assert_eq!(rig.read(0, GPA), None);
+    let after = Instant::now();
+    assert!(rig.server.deadline().is_some_and(|when| when <= after + TELL_AGAIN), "it is tried again soon");
+    let is_there = |rig: &Rig| rig.server.devices[0].slot.holder().is_some();
+    for seconds in [1, 5, 9] {
+        rig.server.tick(&rig.mock, before + Duration::from_secs(seconds));
+        assert!(is_there(&rig), "{seconds}");
+    }
+    rig.server.tick(&rig.mock, after + Duration::from_secs(10));
+    assert!(is_cut_off(&a), "however often it was tried");
+    drop(a);
+    rig.poll();
+    let (next, _) = succeed(&mut rig);
+    let id = asked(&next);
+    rig.says(&next, &ToCore::AccessDone { id, value: 7 });
+    assert_eq!(rig.answered(), [(0, 7)]);
+}
+
+#[test]
 fn interrupts_are_routed_moved_and_deleted() {
     let (mut rig, a, _b) = ready();
     let bells: Vec<Doorbell> = (0..3).map(|_| Doorbell::new().unwrap()).collect();
@@ -492,4 +518,48 @@ fn interrupts_that_cannot_be_are_refused() {
     assert!(!rig.interrupt(&a, MAX_INTERRUPTS as u32, 32, 0, &[bell.as_fd()]));
     assert!(rig.interrupt(&a, 3, 33, 0, &[bell.as_fd()]), "one of them anew");
     assert!(!is_cut_off(&a));
+}
+
+#[test]
+fn interrupts_that_come_and_go_all_the_time_are_refused() {
+    let (mut rig, a, _b) = ready();
+    let bell = Doorbell::new().unwrap();
+    // A driver that takes all that it can have, and takes others instead.
+    for round in 0..2 {
+        for id in 0..MAX_INTERRUPTS as u32 {
+            assert!(rig.interrupt(&a, id, 32, 0, &[bell.as_fd()]), "{round} {id}");
+        }
+    }
+    let start = Instant::now();
+    let mut made = 0;
+    let refused = loop {
+        match rig.interrupt(&a, 0, 32, 0, &[bell.as_fd()]) {
+            true => made += 1,
+            false => break true,
+        }
+        if made > 512 + start.elapsed().as_millis() {
+            break false;
+        }
+    };
+    assert!(refused, "it has no end");
+    assert_eq!(rig.routes().len(), MAX_INTERRUPTS - 1, "the one before is no more");
+    assert!(!is_cut_off(&a), "it may be the guest's doing");
+}
+
+#[test]
+fn of_memory_a_region_is_small() {
+    let (mut rig, a, _b) = ready();
+    let (mib, big) = ((1 << 20) / PAGE, 64 << 20);
+    let file = memory(big / PAGE);
+    assert!(!rig.region(&a, GPA, 16 * mib + 1, 0, &file));
+    assert!(rig.region(&a, GPA, 12 * mib, 0, &file));
+    let next = GPA + (12 << 20);
+    assert!(!rig.region(&a, next, 4 * mib + 1, 0, &file), "all of them together");
+    assert!(rig.region(&a, next, 4 * mib, 0, &file));
+    assert!(rig.region(&a, GPA, 11 * mib, 0, &file), "in the place of one");
+    // A device is no regular file: there is room for it in the window.
+    let device = std::fs::File::open("/dev/null").unwrap();
+    let place = GPA + (16 << 20);
+    rig.sends(&a, &ToCore::MapRegion { gpa: place, bytes: big, offset: 0 }, &[device.as_fd()]);
+    assert_eq!(said(&a), Some(ToVsp::MemoryMapped { gpa: place, result: Ok(()) }));
 }

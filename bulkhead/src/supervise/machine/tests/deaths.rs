@@ -199,3 +199,34 @@ fn what_is_not_attached_to_the_core_is_replaced_like_the_rest_and_ended_with_it(
     story.on(Event::Ended(ProcessId(1), Death::Exited(0)));
     assert_eq!(story.vm.ended(), Some(&Fate::PoweredOff));
 }
+
+#[test]
+fn a_core_that_takes_its_time_to_end_is_waited_for_and_nobody_is_blamed() {
+    let mut story = Story::serving();
+    assert_eq!(story.ends(1, Death::Exited(0)), []);
+    assert_eq!(story.notices.len(), 1);
+    // It resets the host's devices.
+    for id in 3..43 {
+        assert_eq!(story.lives(BENEFIT_OF_DOUBT, &[2]), [start(0, id)]);
+        assert_eq!(story.ends(id, Death::CoreGone), []);
+        assert_eq!(story.notices, [], "nothing is new");
+    }
+    assert_eq!(story.on(Event::CoreEnded(Death::Exited(0))), []);
+    assert_eq!(story.after(BENEFIT_OF_DOUBT), [], "nobody is started any more");
+    assert_eq!(story.ends(2, Death::Exited(0)), []);
+    assert_eq!(story.vm.ended(), Some(&Fate::PoweredOff));
+    // A spare is not to blame, either.
+    let mut story = Story::with_spare();
+    assert_eq!(story.ends(3, Death::Exited(0)), [start(0, 4)]);
+    assert_eq!(story.ends(4, Death::CoreGone), []);
+    assert_eq!(story.notices, []);
+    assert_eq!(story.lives(BENEFIT_OF_DOUBT, &[1, 2]), [start(0, 5)]);
+    // If it was a mistake, the device is served again.
+    let mut story = Story::serving();
+    assert_eq!(story.ends(1, Death::Exited(0)), []);
+    assert_eq!(story.lives(BENEFIT_OF_DOUBT, &[2]), [start(0, 3)]);
+    assert_eq!(story.ends(3, Death::CoreGone), []);
+    assert_eq!(story.lives(BENEFIT_OF_DOUBT, &[2]), [start(0, 4)]);
+    assert_eq!(story.says(4, Word::Serving), []);
+    assert_eq!(story.disk0().state, State::Serving);
+}
