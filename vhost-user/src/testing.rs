@@ -336,7 +336,18 @@ impl<F: Face> Bench<F> {
         bench
     }
 
-    /// The front end hangs up, and connects anew to the same process.
+    /// The front end hangs up, and the device has noticed.
+    pub fn hang_up(&mut self) {
+        let (ours, _) = UnixStream::pair().expect("a socket");
+        self.socket = ours.into();
+        let begin = Instant::now();
+        while self.runtime.is_connected() {
+            assert!(begin.elapsed() < PATIENCE, "nobody notices");
+            self.turn(1);
+        }
+    }
+
+    /// The front end hangs up, unless it has, and connects anew to the same process.
     pub fn reconnect(&mut self) {
         let (ours, theirs) = UnixStream::pair().expect("a socket");
         ours.set_nonblocking(true).expect("a socket that does not wait");

@@ -7,6 +7,8 @@
 //! has to know is one byte ([`marks`]).
 
 mod plan;
+#[cfg(test)]
+mod tests;
 pub mod wire;
 
 use std::os::fd::RawFd;
