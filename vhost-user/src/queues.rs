@@ -93,7 +93,7 @@ impl Queues {
             return None;
         }
         let itself = slot.itself;
-        let shut = |live: &Live| live.broken || (itself && live.stopping);
+        let shut = |live: &Live| live.is_shut() || (itself && live.stopping);
         let live = slot.live.as_mut().filter(|live| !shut(live))?;
         match live.take(memory, chain) {
             Ok(Some(taken)) => {
@@ -288,6 +288,11 @@ impl Queues {
         slot.live = Some(live);
         self.end_careful();
         Ok(true)
+    }
+
+    /// The memory has changed: what waits for some may go on.
+    pub(crate) fn memory_has_changed(&mut self) {
+        self.slots.iter_mut().filter_map(|slot| slot.live.as_mut()).for_each(|live| live.starved = false);
     }
 
     /// The memory has changed: rings that run are looked for in it.

@@ -128,16 +128,21 @@ impl Session {
             Message::GetMaxMemSlots => return said(Answer::Long(MAX_SLOTS as u64)),
             Message::SetMemTable(table) => {
                 queues.publish_all();
-                queues.memory.replace(table)?;
+                let runs = queues.any_live();
+                queues.memory.replace(table, runs)?;
+                queues.memory_has_changed();
                 queues.move_rings().map_err(Fault::Moved)?;
             }
             Message::AddMemReg(region, fd) => {
                 self.needs(protocol::CONFIGURE_MEM_SLOTS, "memory slots")?;
-                queues.memory.add(region, fd)?;
+                let runs = queues.any_live();
+                queues.memory.add(region, fd, runs)?;
+                queues.memory_has_changed();
             }
             Message::RemMemReg(region) => {
                 self.needs(protocol::CONFIGURE_MEM_SLOTS, "memory slots")?;
-                queues.memory.remove(region)?;
+                let runs = queues.any_live();
+                queues.memory.remove(region, runs)?;
             }
             Message::GetConfig { offset, len, flags } => {
                 let mut bytes = [0; CONFIG_SPACE];

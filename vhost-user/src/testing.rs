@@ -126,6 +126,11 @@ impl FrontEnd {
         }
     }
 
+    /// The file that the guest's memory is.
+    pub fn file(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+
     /// The region of what is in flight, to be looked at.
     pub fn inflight(&self) -> Option<Mapping> {
         let (layout, fd) = self.inflight.as_ref()?;

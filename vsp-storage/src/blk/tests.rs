@@ -92,7 +92,8 @@ impl Guest {
 fn writes_that_were_lost_are_not_forgotten_with_their_front_end() {
     for loses in [false, true] {
         let mut guest = Guest::new("");
-        let through = [&(wire::WRITEBACK as u32).to_ne_bytes()[..], &1u32.to_ne_bytes(), &[0; 4], &[0]].concat();
+        let through =
+            [&(wire::WRITEBACK as u32).to_ne_bytes()[..], &1u32.to_ne_bytes(), &[0; 4], &[0]].concat();
         guest.bench.tell(request::SET_CONFIG, &through, &[]);
         guest.bench.turn(2);
         let (disk, reader) = guest.clog();
