@@ -93,7 +93,7 @@ pub trait Face {
     }
 
     /// The front end has left, or was cut off. Requests still in flight have to end as ever ([`Request::complete`]; nobody sees it), and
-    /// soon: the next front end waits for that. What was held back need not begin.
+    /// soon: the next front end waits for that. What was held back must not begin: the next front end asks for it again.
     fn disconnected(&mut self, queues: &mut Queues) {
         let _ = queues;
     }
@@ -101,6 +101,12 @@ pub trait Face {
     /// Most requests of one queue that the device takes before it has completed some. Bounds what a guest can make it hold in memory.
     fn depth(&self) -> u32 {
         crate::ring::MAX_ENTRIES.into()
+    }
+
+    /// What the device has of this queue waits, and more would only wait with it: it stays in the ring, unless the queue is to stop.
+    fn holds_back(&self, queue: u16) -> bool {
+        let _ = queue;
+        false
     }
 
     /// Most requests of one queue that are taken in one turn, before what was completed becomes visible.

@@ -139,6 +139,12 @@ impl Queues {
             .is_some_and(|slot| slot.live.is_some() && slot.enable != Some(false))
     }
 
+    /// Whether the front end waits for the end of a queue.
+    pub fn is_stopping(&self, queue: u16) -> bool {
+        let live = self.slots.get(usize::from(queue)).and_then(|slot| slot.live.as_ref());
+        live.is_some_and(|live| live.stopping)
+    }
+
     /// Makes visible now what was completed in a queue; else it is at the end of the batch or the turn.
     pub fn publish(&mut self, queue: u16) {
         if let Some(slot) = self.slots.get_mut(usize::from(queue))

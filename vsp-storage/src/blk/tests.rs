@@ -23,6 +23,7 @@ struct Guest {
     ring: GuestRing,
     path: PathBuf,
     sent: u64,
+    heads: Vec<u16>,
 }
 
 impl Drop for Guest {
@@ -42,7 +43,7 @@ impl Guest {
         let features = vhost_face::feature::RING | blk.features();
         let mut bench = Bench::new(blk, FrontEnd::new(RAM).with_features(features));
         let ring = bench.start(0);
-        Guest { bench, ring, path, sent: 0 }
+        Guest { bench, ring, path, sent: 0, heads: Vec::new() }
     }
 
     /// Sends a request of one sector; where its status will be.
@@ -52,11 +53,12 @@ impl Guest {
         let bytes = [&what.to_le_bytes()[..], &[0; 4], &sector.to_le_bytes()].concat();
         self.bench.front_end.memory.write(header as usize, &bytes);
         self.bench.front_end.memory.write(status as usize, &[0xFF]);
-        match what {
+        let head = match what {
             kind::OUT => self.ring.send(&[(header, 16), (DATA, 512)], &[(status, 1)]),
             kind::IN => self.ring.send(&[(header, 16)], &[(DATA, 512), (status, 1)]),
             _ => self.ring.send(&[(header, 16)], &[(status, 1)]),
         };
+        self.heads.push(head);
         self.bench.kick(0);
         status
     }
@@ -86,6 +88,54 @@ impl Guest {
         nix::fcntl::fcntl(&file, nix::fcntl::FcntlArg::F_SETFL(nix::fcntl::OFlag::empty())).unwrap();
         (self.swap(file), reader)
     }
+}
+
+/// What waits is run by whoever it is given back to, once, and not behind the back of a front end that has left.
+#[test]
+fn what_a_front_end_has_left_behind_is_not_begun() {
+    // One sector is nine minutes' worth: no machine is so busy that a second one's time comes.
+    let mut guest = Guest::new(",bandwidth=1");
+    let path = guest.path.clone();
+    let on_disk = |sector: usize| fs::read(&path).unwrap()[sector * 512];
+    guest.bench.front_end.memory.write(DATA as usize, &[1; 512]);
+    let sent: Vec<u64> = (0..4).map(|sector| guest.send(kind::OUT, sector)).collect();
+    let Guest { bench, ring, .. } = &mut guest;
+    assert_eq!(bench.wait(ring, 1).len(), 1);
+    guest.bench.turn(5);
+    assert_eq!(guest.bench.runtime.face().engine.under_way, 1, "the others wait in the ring");
+    for _ in 0..2 {
+        guest.bench.hang_up();
+        while !guest.bench.runtime.is_vacant() {
+            guest.bench.turn(1);
+        }
+        assert_eq!([0, 1, 2, 3].map(on_disk), [1, 0, 0, 0]);
+        guest.bench.reconnect();
+    }
+    // The end of a queue waits for no limit, so what was given back ends with it. Nothing else is begun.
+    assert_eq!(guest.bench.stop(0), 2);
+    assert_eq!((guest.ring.used().len(), guest.ring.in_flight()), (1, 2));
+    assert_eq!([0, 1, 2, 3].map(on_disk), [1, 1, 0, 0]);
+    assert_eq!([sent[1], sent[2]].map(|at| guest.status(at)), [status::OK, 0xFF]);
+}
+
+/// What a predecessor has left is run before a queue ends, however much it is, and waits for no limit.
+#[test]
+fn the_end_of_a_queue_waits_for_no_limit() {
+    let mut guest = Guest::new(",bandwidth=1");
+    let sent: Vec<u64> = (0..4).map(|sector| guest.send(kind::OUT, sector)).collect();
+    let Guest { bench, ring, .. } = &mut guest;
+    assert_eq!(bench.wait(ring, 1).len(), 1);
+    guest.bench.hang_up();
+    // As if the process had taken them all. What is in flight has its first byte set, the order in the last eight.
+    let region = guest.bench.front_end.inflight().unwrap();
+    for (order, head) in [6, 9].into_iter().zip([guest.heads[2], guest.heads[3]]) {
+        region.long(16 + 16 * usize::from(head) + 8).store(order, Ordering::Relaxed);
+        region.byte(16 + 16 * usize::from(head)).store(1, Ordering::Relaxed);
+    }
+    guest.bench.reconnect();
+    assert_eq!(guest.bench.stop(0), 4);
+    assert_eq!((guest.ring.used().len(), guest.ring.in_flight()), (3, 0));
+    assert!(sent.iter().all(|at| guest.status(*at) == status::OK));
 }
 
 #[test]
