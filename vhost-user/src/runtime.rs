@@ -86,6 +86,8 @@ pub struct Runtime<F> {
     polling: Polling,
     events: Events,
     chain: Chain,
+    /// Writes to the configuration space that were refused.
+    refused: u64,
 }
 
 impl<F: Face> Runtime<F> {
@@ -126,6 +128,7 @@ impl<F: Face> Runtime<F> {
             polling: Polling::new(std::thread::available_parallelism().map_or(1, usize::from)),
             events: Events::with_capacity(64),
             chain: Chain::new(),
+            refused: 0,
         })
     }
 
