@@ -39,7 +39,7 @@ pub trait Face {
     /// Copies the configuration space from `offset` on; what there is not stays zero. `offset + into.len()` is 256 at most.
     fn config(&self, offset: usize, into: &mut [u8]);
 
-    /// The driver writes into the configuration space. Refused: the front end's message is, and the connection ends with this sentence.
+    /// The driver writes into the configuration space. Refused: nothing has changed, and the log says this sentence.
     fn set_config(&mut self, offset: usize, bytes: &[u8], queues: &mut Queues) -> Result<(), String> {
         let _ = (offset, bytes, queues);
         Err("nothing in the configuration space of this device can be written".into())

@@ -140,18 +140,6 @@ impl Region {
         });
     }
 
-    /// Whether one has.
-    pub(crate) fn has_crashed(&self) -> bool {
-        self.queue(0).is_some_and(|place| place.byte(0, AT_CRASHED).load(Ordering::Acquire) != 0)
-    }
-
-    /// What was left undone then has been done.
-    pub(crate) fn forgive(&self) {
-        (0..self.layout.queues).filter_map(|queue| self.queue(queue)).for_each(|place| {
-            place.byte(0, AT_CRASHED).store(0, Ordering::Release);
-        });
-    }
-
     /// The device's own byte.
     pub(crate) fn marks(&self) -> u8 {
         self.queue(0).map_or(0, |place| place.byte(0, AT_MARKS).load(Ordering::Acquire))
@@ -306,6 +294,16 @@ impl Book {
     /// How many processes have crashed over it.
     pub fn tries(&self, head: u16) -> u8 {
         self.place.byte(head, AT_TRIES).load(Ordering::Relaxed)
+    }
+
+    /// Whether a process has crashed, nobody knows over what, since this queue's were last forgiven.
+    pub(crate) fn has_crashed(&self) -> bool {
+        self.place.byte(0, AT_CRASHED).load(Ordering::Acquire) != 0
+    }
+
+    /// What was left undone then has been done.
+    pub(crate) fn forgive(&self) {
+        self.place.byte(0, AT_CRASHED).store(0, Ordering::Release);
     }
 
     /// It is in the used part, and not visible.

@@ -61,6 +61,8 @@ pub(crate) struct Live {
     pub starved: bool,
     /// How often that was so.
     famines: u64,
+    /// A predecessor has crashed, nobody knows over what: what it has left here is run one by one.
+    pub careful: bool,
     /// The driver is told whether or not it wants to be: a predecessor may have died before it did so.
     signal_due: bool,
 }
@@ -122,6 +124,13 @@ impl Live {
             let (again, settled) = (recovery.again.len(), recovery.settled);
             tracing::info!(queue = number, again, settled, "taken over");
         }
+        let careful = !slot.itself && book.as_ref().is_some_and(Book::has_crashed);
+        if careful && !recovery.again.is_empty() {
+            tracing::warn!(
+                queue = number,
+                "a process before this one has crashed for no known reason: its requests are run one by one"
+            );
+        }
         let again = recovery.again.into();
         let mut live = Live {
             ring,
@@ -134,6 +143,7 @@ impl Live {
             broken: broken.is_some(),
             starved: false,
             famines: 0,
+            careful,
             signal_due: true,
         };
         live.ring.rest();
@@ -171,9 +181,13 @@ impl Live {
         self.under_way == 0 && (itself || self.is_shut() || self.again.is_empty())
     }
 
-    /// Whether a predecessor's requests are left to be run again.
-    pub fn has_again(&self) -> bool {
-        !self.again.is_empty()
+    /// Whether what a predecessor has left here is run one by one. Notes that it is no more once all has been.
+    pub fn review(&mut self) -> bool {
+        if self.careful && self.again.is_empty() && self.under_way == 0 {
+            self.careful = false;
+            self.book.iter().for_each(Book::forgive);
+        }
+        self.careful
     }
 
     /// Takes the next request, if there is one, and reads its chain.
