@@ -88,7 +88,8 @@ impl Live {
     ) -> Result<Live, StartError> {
         let mut ring = Ring::new(memory, address, slot.entries, event_index)?;
         let (book, recovery) = match region {
-            // Firmware under QEMU 10 makes rings twice as long as QEMU has said. It is gone with the next reset of the device.
+            // A region that another back end has made, for a ring as long as the front end has been told of. It is gone with the next reset of the
+            // device.
             Some(region) if ring.entries() > region.entries() => {
                 let (entries, most) = (ring.entries(), region.entries());
                 tracing::warn!(

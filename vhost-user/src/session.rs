@@ -226,7 +226,7 @@ impl Session {
     fn inflight(&self, wanted: InflightLayout, queues: &Queues) -> Result<Answer, Fault> {
         self.needs(protocol::INFLIGHT_SHMFD, "requests in flight")?;
         let InflightLayout { queues: count, entries, .. } = wanted;
-        let size = inflight::bytes(count, entries)
+        let size = inflight::bytes_offered(count, entries)
             .filter(|_| usize::from(count) <= queues.slots.len())
             .ok_or(InflightError::Layout { size: 0, queues: count, entries })?;
         // Others map whole pages of it.
