@@ -25,6 +25,11 @@ fn look(directory: &Path) -> anyhow::Result<()> {
         let binary = program(&name)?;
         for kind in ["socket", "service"] {
             let text = std::fs::read_to_string(source.join(format!("{name}-vhost@.{kind}")))?;
+            let limited = text.lines().any(|line| line.starts_with("LimitDATA="));
+            ensure!(
+                limited == (kind == "service"),
+                "{name}: what it may take of the host's memory has to have an end"
+            );
             // systemd looks whether the program is there.
             let text = text.replace(&format!("/usr/bin/{name}"), &binary.display().to_string());
             for file in [format!("{name}-vhost@.{kind}"), format!("{name}-vhost@debian.{kind}")] {

@@ -39,7 +39,7 @@ pub trait Face {
     /// Copies the configuration space from `offset` on; what there is not stays zero. `offset + into.len()` is 256 at most.
     fn config(&self, offset: usize, into: &mut [u8]);
 
-    /// The driver writes into the configuration space. Refused: the front end's message is, and the connection ends with this sentence.
+    /// The driver writes into the configuration space. Refused: nothing has changed, and the log says this sentence.
     fn set_config(&mut self, offset: usize, bytes: &[u8], queues: &mut Queues) -> Result<(), String> {
         let _ = (offset, bytes, queues);
         Err("nothing in the configuration space of this device can be written".into())
@@ -93,7 +93,7 @@ pub trait Face {
     }
 
     /// The front end has left, or was cut off. Requests still in flight have to end as ever ([`Request::complete`]; nobody sees it), and
-    /// soon: the next front end waits for that. What was held back need not begin.
+    /// soon: the next front end waits for that. What was held back must not begin: the next front end asks for it again.
     fn disconnected(&mut self, queues: &mut Queues) {
         let _ = queues;
     }
@@ -101,6 +101,12 @@ pub trait Face {
     /// Most requests of one queue that the device takes before it has completed some. Bounds what a guest can make it hold in memory.
     fn depth(&self) -> u32 {
         crate::ring::MAX_ENTRIES.into()
+    }
+
+    /// What the device has of this queue waits, and more would only wait with it: it stays in the ring, unless the queue is to stop.
+    fn holds_back(&self, queue: u16) -> bool {
+        let _ = queue;
+        false
     }
 
     /// Most requests of one queue that are taken in one turn, before what was completed becomes visible.

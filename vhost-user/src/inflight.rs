@@ -23,6 +23,10 @@
 //! the second says that a process has crashed and nobody knows why, and the third is the device's own ([`crate::Queues::set_marks`]).
 //! Other back ends leave zeroes there.
 //!
+//! **Long rings.** A front end asks for room for rings as long as it has been told of, and a guest may be told otherwise: then other back ends
+//! keep nothing of what is in flight. Here so much is offered that each queue has a second region behind all of the first ones, for a ring of
+//! any length. It is used for rings for which the first has no room, so nobody else would look for anything there.
+//!
 //! The front end can write to this memory at any moment. Whatever is read here is checked; what makes no sense is refused.
 
 use std::sync::Arc;
@@ -84,6 +88,11 @@ fn queue_bytes(entries: u16) -> usize {
     (HEADER + STATE * usize::from(entries)).next_multiple_of(ALIGNMENT)
 }
 
+/// Bytes that are offered for so many queues: with room for rings that are longer than that.
+pub fn bytes_offered(queues: u16, entries: u16) -> Option<u64> {
+    Some(bytes(queues, entries)? + bytes(queues, MAX_ENTRIES)?)
+}
+
 /// Bytes that so many queues need; `None` if nobody needs that.
 pub fn bytes(queues: u16, entries: u16) -> Option<u64> {
     let fits = queues > 0 && (1..=MAX_ENTRIES).contains(&entries);
@@ -111,7 +120,13 @@ impl Region {
 
     /// Most entries of a queue.
     pub fn entries(&self) -> u16 {
-        self.layout.entries
+        if self.has_second() { MAX_ENTRIES } else { self.layout.entries }
+    }
+
+    /// Whether there is room for long rings.
+    fn has_second(&self) -> bool {
+        let InflightLayout { size, queues, entries, .. } = self.layout;
+        bytes_offered(queues, entries).is_some_and(|needed| needed <= size)
     }
 
     /// Number of queues in it.
@@ -121,13 +136,37 @@ impl Region {
 
     fn queue(&self, queue: u16) -> Option<Place> {
         let (mapping, skip, _) = self.memory.place();
-        let at = skip + usize::from(queue) * queue_bytes(self.layout.entries);
-        (queue < self.layout.queues).then(|| Place { mapping: Arc::clone(mapping), at })
+        let InflightLayout { queues, entries, .. } = self.layout;
+        let at = skip + usize::from(queue) * queue_bytes(entries);
+        (queue < queues).then(|| Place { mapping: Arc::clone(mapping), at, entries })
+    }
+
+    /// Where it is if its ring is a long one.
+    fn second(&self, queue: u16) -> Option<Place> {
+        let (mapping, skip, _) = self.memory.place();
+        let InflightLayout { queues, entries, .. } = self.layout;
+        let first = usize::from(queues) * queue_bytes(entries);
+        let at = skip + first + usize::from(queue) * queue_bytes(MAX_ENTRIES);
+        let place = || Place { mapping: Arc::clone(mapping), at, entries: MAX_ENTRIES };
+        (queue < queues && self.has_second()).then(place)
+    }
+
+    /// Where it is for a ring of so many entries.
+    fn queue_of(&self, queue: u16, entries: u16) -> Option<Place> {
+        let place = if entries <= self.layout.entries { self.queue(queue) } else { self.second(queue) };
+        place.filter(|place| entries <= place.entries)
+    }
+
+    /// All that there are.
+    fn all(&self) -> impl Iterator<Item = Place> {
+        (0..self.layout.queues).flat_map(|queue| [self.queue(queue), self.second(queue)]).flatten()
     }
 
     /// One more process has crashed, and this request is to blame. Plain stores: this is for handlers of signals.
     pub(crate) fn blame(&self, queue: u16, head: u16) {
-        if let Some(place) = self.queue(queue).filter(|_| head < self.layout.entries) {
+        let counts = |place: &Place| place.half(AT_VERSION).load(Ordering::Relaxed) != 0;
+        let place = self.second(queue).filter(counts).or_else(|| self.queue(queue));
+        if let Some(place) = place.filter(|place| head < place.entries) {
             let tries = place.byte(head, AT_TRIES);
             tries.store(tries.load(Ordering::Relaxed).saturating_add(1), Ordering::Release);
         }
@@ -135,21 +174,7 @@ impl Region {
 
     /// One more process has crashed, and nobody knows over what.
     pub(crate) fn crashed(&self) {
-        (0..self.layout.queues).filter_map(|queue| self.queue(queue)).for_each(|place| {
-            place.byte(0, AT_CRASHED).store(1, Ordering::Release);
-        });
-    }
-
-    /// Whether one has.
-    pub(crate) fn has_crashed(&self) -> bool {
-        self.queue(0).is_some_and(|place| place.byte(0, AT_CRASHED).load(Ordering::Acquire) != 0)
-    }
-
-    /// What was left undone then has been done.
-    pub(crate) fn forgive(&self) {
-        (0..self.layout.queues).filter_map(|queue| self.queue(queue)).for_each(|place| {
-            place.byte(0, AT_CRASHED).store(0, Ordering::Release);
-        });
+        self.all().for_each(|place| place.byte(0, AT_CRASHED).store(1, Ordering::Release));
     }
 
     /// The device's own byte.
@@ -169,6 +194,8 @@ impl Region {
 struct Place {
     mapping: Arc<Mapping>,
     at: usize,
+    /// Descriptors that it has room for.
+    entries: u16,
 }
 
 impl Place {
@@ -213,8 +240,7 @@ impl Book {
     /// Opens a queue's region for this ring, whose position is set to the request that comes next.
     pub fn open(region: &Region, queue: u16, ring: &mut Ring) -> Result<(Book, Recovery), InflightError> {
         let entries = ring.entries();
-        let place = region.queue(queue).filter(|_| entries <= region.layout.entries);
-        let place = place.ok_or(InflightError::Entries(entries))?;
+        let place = region.queue_of(queue, entries).ok_or(InflightError::Entries(entries))?;
         let mut book = Book {
             place,
             entries,
@@ -224,7 +250,7 @@ impl Book {
         };
         let recovery = match book.place.half(AT_VERSION).load(Ordering::Acquire) {
             0 => {
-                book.initialise(ring, region.layout.entries);
+                book.initialise(ring);
                 ring.set_position(ring.used());
                 Recovery { fresh: true, ..Recovery::default() }
             }
@@ -234,7 +260,8 @@ impl Book {
         Ok((book, recovery))
     }
 
-    fn initialise(&mut self, ring: &Ring, entries: u16) {
+    fn initialise(&mut self, ring: &Ring) {
+        let entries = self.place.entries;
         for head in 0..entries {
             self.place.byte(head, AT_INFLIGHT).store(0, Ordering::Relaxed);
             self.place.byte(head, AT_TRIES).store(0, Ordering::Relaxed);
@@ -306,6 +333,16 @@ impl Book {
     /// How many processes have crashed over it.
     pub fn tries(&self, head: u16) -> u8 {
         self.place.byte(head, AT_TRIES).load(Ordering::Relaxed)
+    }
+
+    /// Whether a process has crashed, nobody knows over what, since this queue's were last forgiven.
+    pub(crate) fn has_crashed(&self) -> bool {
+        self.place.byte(0, AT_CRASHED).load(Ordering::Acquire) != 0
+    }
+
+    /// What was left undone then has been done.
+    pub(crate) fn forgive(&self) {
+        self.place.byte(0, AT_CRASHED).store(0, Ordering::Release);
     }
 
     /// It is in the used part, and not visible.

@@ -2,6 +2,8 @@
 //!
 //! Tests die at each of them. A build without debug assertions has none of it.
 
+use vsp::kill::parse;
+
 /// A place on the way of a request at which a process may die. Each is named for the store that has just been made, or, if it ends with
 /// `Due`, for the one that comes next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -98,50 +100,38 @@ impl KillPoint {
 /// Has this process end without a trace, exit code 137, when this thread comes by a kill point for the given time: `NAME:COUNT`, from 1.
 /// An error in builds without kill points.
 pub fn arm(order: &str) -> Result<(), String> {
-    let (name, count) = order.split_once(':').unwrap_or((order, "1"));
-    let point = KillPoint::ALL.into_iter().find(|point| point.name() == name);
-    let point = point.ok_or_else(|| format!("there is no kill point `{name}`"))?;
-    let count = count.parse().ok().filter(|&count: &u32| count > 0);
-    let count = count.ok_or_else(|| format!("`{order}` does not end in a number from 1"))?;
+    let (point, count) = parse(order, KillPoint::ALL, KillPoint::name)?;
     #[cfg(debug_assertions)]
     {
-        // What SIGKILL would leave; a signal handler's note would make a crash of it.
-        armed::arm(point, count, |_| std::process::exit(137));
+        armed::arm(point, count, vsp::kill::die);
         Ok(())
     }
     #[cfg(not(debug_assertions))]
-    Err(format!("this build has no kill points, {} ({count}) included", point.name()))
+    Err(vsp::kill::none(point.name(), count))
 }
 
 /// Dying at kill points, for tests too.
 #[cfg(debug_assertions)]
 pub mod armed {
-    use std::cell::Cell;
+    use vsp::kill::{Armed, Death};
 
     use super::KillPoint;
 
-    /// What happens at a kill point.
-    pub type Death = fn(KillPoint);
-
     thread_local! {
-        static ARMED: Cell<Option<(KillPoint, u32, Death)>> = const { Cell::new(None) };
+        static ARMED: Armed<KillPoint> = const { Armed::new() };
     }
 
     /// Has `death` come when this thread reaches `point` for the `count`th time from now on.
-    pub fn arm(point: KillPoint, count: u32, death: Death) {
-        ARMED.set(Some((point, count, death)));
+    pub fn arm(point: KillPoint, count: u32, death: Death<KillPoint>) {
+        ARMED.with(|armed| armed.arm(point, count, death));
     }
 
     /// Takes it back; true if it has not come.
     pub fn disarm() -> bool {
-        ARMED.take().is_some()
+        ARMED.with(Armed::disarm)
     }
 
     pub(super) fn reached(point: KillPoint) {
-        let Some((armed, count, death)) = ARMED.get().filter(|armed| armed.0 == point) else { return };
-        ARMED.set((count > 1).then_some((armed, count - 1, death)));
-        if count == 1 {
-            death(point);
-        }
+        ARMED.with(|armed| armed.reached(point));
     }
 }

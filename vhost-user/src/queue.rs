@@ -57,6 +57,12 @@ pub(crate) struct Live {
     pub stopping: bool,
     /// The ring makes no sense: nothing is taken until the front end starts it anew.
     pub broken: bool,
+    /// What comes next lies in memory that the front end has taken away: nothing is taken until it says where that is now.
+    pub starved: bool,
+    /// How often that was so.
+    famines: u64,
+    /// A predecessor has crashed, nobody knows over what: what it has left here is run one by one.
+    pub careful: bool,
     /// The driver is told whether or not it wants to be: a predecessor may have died before it did so.
     signal_due: bool,
 }
@@ -82,7 +88,8 @@ impl Live {
     ) -> Result<Live, StartError> {
         let mut ring = Ring::new(memory, address, slot.entries, event_index)?;
         let (book, recovery) = match region {
-            // Firmware under QEMU 10 makes rings twice as long as QEMU has said. It is gone with the next reset of the device.
+            // A region that another back end has made, for a ring as long as the front end has been told of. It is gone with the next reset of the
+            // device.
             Some(region) if ring.entries() > region.entries() => {
                 let (entries, most) = (ring.entries(), region.entries());
                 tracing::warn!(
@@ -118,6 +125,13 @@ impl Live {
             let (again, settled) = (recovery.again.len(), recovery.settled);
             tracing::info!(queue = number, again, settled, "taken over");
         }
+        let careful = !slot.itself && book.as_ref().is_some_and(Book::has_crashed);
+        if careful && !recovery.again.is_empty() {
+            tracing::warn!(
+                queue = number,
+                "a process before this one has crashed for no known reason: its requests are run one by one"
+            );
+        }
         let again = recovery.again.into();
         let mut live = Live {
             ring,
@@ -128,6 +142,9 @@ impl Live {
             hungry: true,
             stopping: false,
             broken: broken.is_some(),
+            starved: false,
+            famines: 0,
+            careful,
             signal_due: true,
         };
         live.ring.rest();
@@ -151,23 +168,35 @@ impl Live {
     /// Whether something can be taken. A ring that makes no sense says so when it is.
     #[inline]
     pub fn has_some(&self) -> bool {
-        !self.broken && (!self.again.is_empty() || (!self.stopping && self.ring.available() != Ok(0)))
+        !self.is_shut() && (!self.again.is_empty() || (!self.stopping && self.ring.available() != Ok(0)))
+    }
+
+    /// Whether nothing can be taken, whatever there is.
+    pub fn is_shut(&self) -> bool {
+        self.broken || self.starved
     }
 
     /// Whether nothing is left to be waited for before it ends. `itself`: the device takes what it likes, so nothing of a predecessor's has to be run.
+    /// Nor is memory waited for: the front end is not heard before the queue has ended.
     pub fn is_over(&self, itself: bool) -> bool {
-        self.under_way == 0 && (itself || self.broken || self.again.is_empty())
+        self.under_way == 0 && (itself || self.is_shut() || self.again.is_empty())
     }
 
-    /// Whether a predecessor's requests are left to be run again.
-    pub fn has_again(&self) -> bool {
-        !self.again.is_empty()
+    /// Whether what a predecessor has left here is run one by one. Notes that it is no more once all has been.
+    pub fn review(&mut self) -> bool {
+        if self.careful && self.again.is_empty() && self.under_way == 0 {
+            self.careful = false;
+            self.book.iter().for_each(Book::forgive);
+        }
+        self.careful
     }
 
     /// Takes the next request, if there is one, and reads its chain.
     pub fn take(&mut self, memory: &Memory, chain: &mut Chain) -> Result<Option<Taken>, RingError> {
         if let Some(head) = self.again.front().copied() {
-            self.ring.read(head, memory.ram(), chain)?;
+            if !self.read(head, memory, chain)? {
+                return Ok(None);
+            }
             self.again.pop_front();
             let poisoned = self.book.as_ref().is_some_and(|book| book.tries(head) >= MAX_TRIES);
             self.under_way += 1;
@@ -178,19 +207,39 @@ impl Live {
             return Ok(None);
         }
         let head = self.ring.head()?;
-        let taken = self.taken.get_mut(usize::from(head)).ok_or(RingError::Descriptor(head))?;
-        if *taken {
+        if *self.taken.get(usize::from(head)).ok_or(RingError::Descriptor(head))? {
             return Err(RingError::Twice(head));
         }
-        self.ring.read(head, memory.ram(), chain)?;
+        if !self.read(head, memory, chain)? {
+            return Ok(None);
+        }
         if let Some(book) = &mut self.book {
             book.take(head);
         }
-        *taken = true;
+        if let Some(taken) = self.taken.get_mut(usize::from(head)) {
+            *taken = true;
+        }
         let position = Some(self.ring.position());
         self.ring.take();
         self.under_way += 1;
         Ok(Some(Taken { head, position, poisoned: false }))
+    }
+
+    /// Reads a chain. False: some of it lies in memory that was taken away from under the guest, which is not at fault: it waits.
+    fn read(&mut self, head: u16, memory: &Memory, chain: &mut Chain) -> Result<bool, RingError> {
+        match self.ring.read(head, memory.ram(), chain) {
+            Err(RingError::NoTable { gpa, len }) if memory.awaits(gpa, len) => {}
+            Err(error) => return Err(error),
+            Ok(()) if !memory.awaits_any(chain) => return Ok(true),
+            Ok(()) => {}
+        }
+        (self.starved, self.hungry) = (true, true);
+        self.famines += 1;
+        if self.famines.is_power_of_two() {
+            let so_far = self.famines;
+            tracing::warn!(so_far, head, "a request waits for memory that the front end has taken away");
+        }
+        Ok(false)
     }
 
     /// A request has been completed.

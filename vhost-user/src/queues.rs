@@ -28,7 +28,7 @@ pub struct Queues {
     session: u32,
     /// Requests of sessions that have ended, which the device still has.
     orphans: u32,
-    /// A predecessor has crashed, nobody knows over what: what it has left is run one by one.
+    /// A queue is [careful](Live::careful), and something of it can run: until that has ended, requests of all queues run one by one.
     careful: bool,
 }
 
@@ -93,7 +93,7 @@ impl Queues {
             return None;
         }
         let itself = slot.itself;
-        let shut = |live: &Live| live.broken || (itself && live.stopping);
+        let shut = |live: &Live| live.is_shut() || (itself && live.stopping);
         let live = slot.live.as_mut().filter(|live| !shut(live))?;
         match live.take(memory, chain) {
             Ok(Some(taken)) => {
@@ -102,7 +102,12 @@ impl Queues {
                 }
                 Some(Request::new(queue, taken.head, self.session, taken.position, taken.poisoned))
             }
-            Ok(None) => None,
+            Ok(None) => {
+                if careful {
+                    self.review();
+                }
+                None
+            }
             Err(error) => {
                 self.break_queue(queue, error);
                 None
@@ -137,6 +142,12 @@ impl Queues {
         self.slots
             .get(usize::from(queue))
             .is_some_and(|slot| slot.live.is_some() && slot.enable != Some(false))
+    }
+
+    /// Whether the front end waits for the end of a queue.
+    pub fn is_stopping(&self, queue: u16) -> bool {
+        let live = self.slots.get(usize::from(queue)).and_then(|slot| slot.live.as_ref());
+        live.is_some_and(|live| live.stopping)
     }
 
     /// Makes visible now what was completed in a queue; else it is at the end of the batch or the turn.
@@ -192,7 +203,7 @@ impl Queues {
         }
         if self.careful && !self.slots.get(usize::from(request.queue)).is_some_and(|slot| slot.itself) {
             crash::leave();
-            self.end_careful();
+            self.review();
         }
     }
 
@@ -205,6 +216,7 @@ impl Queues {
                 live.hungry = true;
             }
         }
+        self.review();
     }
 
     pub(crate) fn given_back(&mut self, request: &Request) -> bool {
@@ -217,6 +229,7 @@ impl Queues {
         let back = live.given_back(request.head, request.position);
         if back && self.careful {
             crash::leave();
+            self.review();
         }
         back
     }
@@ -232,6 +245,7 @@ impl Queues {
                 ring_bell(err);
             }
         }
+        self.review();
     }
 
     /// A front end has connected: nothing of the one before is left but what the device still has.
@@ -258,12 +272,7 @@ impl Queues {
     /// The front end gives the memory for what is in flight.
     pub(crate) fn set_region(&mut self, region: Region) {
         self.witness = crash::watch(&region);
-        (self.marks, self.careful) = (region.marks(), region.has_crashed());
-        if self.careful {
-            tracing::warn!(
-                "a process before this one has crashed for no known reason: its requests are run one by one"
-            );
-        }
+        self.marks = region.marks();
         self.region = Some(region);
     }
 
@@ -286,8 +295,14 @@ impl Queues {
         }
         let live = Live::start(queue, slot, address, &self.memory, self.region.as_ref(), event_index)?;
         slot.live = Some(live);
-        self.end_careful();
+        self.review();
         Ok(true)
+    }
+
+    /// The memory has changed: what waits for some may go on.
+    pub(crate) fn memory_has_changed(&mut self) {
+        self.slots.iter_mut().filter_map(|slot| slot.live.as_mut()).for_each(|live| live.starved = false);
+        self.review();
     }
 
     /// The memory has changed: rings that run are looked for in it.
@@ -311,7 +326,9 @@ impl Queues {
         }
         // It starts again by another kick descriptor.
         slot.call = None;
-        (slot.base, slot.kick.take())
+        let end = (slot.base, slot.kick.take());
+        self.review();
+        end
     }
 
     /// The driver need not ring while the rings are looked at.
@@ -324,15 +341,21 @@ impl Queues {
         self.slots.iter_mut().filter_map(|slot| slot.live.as_mut()).for_each(|live| live.ring.rest());
     }
 
-    /// What was left after a crash has been run.
-    fn end_careful(&mut self) {
-        let mut live = self.slots.iter().filter(|slot| !slot.itself).filter_map(|slot| slot.live.as_ref());
-        if self.careful && live.all(|live| !live.has_again() && live.under_way == 0) && self.any_live() {
-            self.careful = false;
-            if let Some(region) = &self.region {
-                region.forgive();
+    /// Whether there still is something to be careful about. What cannot run (its ring makes no sense, its memory is away, it is switched off) holds
+    /// nobody else up; its queue stays careful for when it can.
+    fn review(&mut self) {
+        let mut careful = false;
+        for slot in &mut self.slots {
+            let enabled = slot.enable != Some(false);
+            if let Some(live) = &mut slot.live {
+                let runs = !live.is_shut() && (enabled || live.stopping);
+                careful |= live.review() && (runs || live.under_way > 0);
             }
         }
+        if self.careful && !careful {
+            crash::leave();
+        }
+        self.careful = careful;
     }
 
     pub(crate) fn is_careful(&self) -> bool {

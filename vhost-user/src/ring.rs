@@ -55,6 +55,14 @@ pub enum RingError {
     /// A table of descriptors that is none.
     #[error("a request's indirect descriptors make no sense")]
     Indirect,
+    /// One that lies in no memory.
+    #[error("a request's {len} bytes of indirect descriptors at {gpa:#x} are not in memory")]
+    NoTable {
+        /// Where.
+        gpa: u64,
+        /// Length in bytes.
+        len: u64,
+    },
     /// What is read lies behind what is written.
     #[error("a request's descriptors are out of order: what is written comes last")]
     Order,
@@ -214,7 +222,8 @@ impl Ring {
         if self.table.len() < len {
             self.table.resize(len, 0);
         }
-        ram.read(table.gpa, &mut self.table[..len]).map_err(|_| RingError::Indirect)?;
+        let missing = |_| RingError::NoTable { gpa: table.gpa, len: len as u64 };
+        ram.read(table.gpa, &mut self.table[..len]).map_err(missing)?;
         let (all, _) = self.table[..len].as_chunks::<DESCRIPTOR>();
         let mut index = 0;
         for _ in 0..all.len() {

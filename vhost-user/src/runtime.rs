@@ -86,6 +86,8 @@ pub struct Runtime<F> {
     polling: Polling,
     events: Events,
     chain: Chain,
+    /// Writes to the configuration space that were refused.
+    refused: u64,
 }
 
 impl<F: Face> Runtime<F> {
@@ -126,6 +128,7 @@ impl<F: Face> Runtime<F> {
             polling: Polling::new(std::thread::available_parallelism().map_or(1, usize::from)),
             events: Events::with_capacity(64),
             chain: Chain::new(),
+            refused: 0,
         })
     }
 
@@ -254,6 +257,14 @@ impl<F: Face> Runtime<F> {
             && self.face.is_idle()
     }
 
+    /// Whether the device wants no more of a queue for now.
+    fn is_full(&self, queue: u16) -> bool {
+        let live = self.queues.slots.get(usize::from(queue)).and_then(|slot| slot.live.as_ref());
+        live.is_none_or(|live| {
+            live.under_way >= self.face.depth() || (!live.stopping && self.face.holds_back(queue))
+        })
+    }
+
     /// Takes requests from one queue and has the device start on them.
     fn take_batch(&mut self, queue: u16) {
         if self.face.takes_itself(queue) {
@@ -262,10 +273,8 @@ impl<F: Face> Runtime<F> {
             }
             self.face.filled(queue, &mut self.queues);
         } else {
-            let (batch, depth) = (self.face.batch(), self.face.depth());
-            for _ in 0..batch {
-                let live = self.queues.slots.get(usize::from(queue)).and_then(|slot| slot.live.as_ref());
-                if live.is_none_or(|live| live.under_way >= depth) {
+            for _ in 0..self.face.batch() {
+                if self.is_full(queue) {
                     break;
                 }
                 let Some(request) = self.queues.take(queue, &mut self.chain) else { break };

@@ -60,8 +60,6 @@ pub(crate) enum Fault {
     InflightMemory(#[source] ForeignError),
     #[error("this host gives no memory for requests in flight: {0}")]
     NoMemory(#[source] ShmError),
-    #[error("it writes to the configuration space: {0}")]
-    Config(String),
 }
 
 /// What is to be said to a message.
@@ -77,6 +75,8 @@ pub(crate) enum Answer {
     Config { offset: u32, flags: u32, bytes: Vec<u8> },
     /// Where this queue ends, once nothing of it is in flight.
     AfterStop(u16),
+    /// That it was not obeyed, if the front end wants to know: its guest's driver is at fault, not itself.
+    Refused(String),
 }
 
 /// What the loop has to do besides.
@@ -104,49 +104,56 @@ impl Session {
         self.protocol & protocol::REPLY_ACK != 0
     }
 
-    /// Obeys a message.
+    /// Obeys a message. What there is to do besides is in `effect`, whether or not it went well.
     pub fn obey<F: Face>(
         &mut self,
         message: Message,
         face: &mut F,
         queues: &mut Queues,
-    ) -> Result<(Answer, Effect), Fault> {
-        let mut effect = Effect::default();
+        effect: &mut Effect,
+    ) -> Result<Answer, Fault> {
         let mut may_start = None;
         match message {
-            Message::GetFeatures => return said(Answer::Long(face.features() | feature::RING)),
+            Message::GetFeatures => return Ok(Answer::Long(face.features() | feature::RING)),
             Message::SetFeatures(features) => self.set_features(features, face, queues)?,
             Message::SetOwner | Message::ResetOwner => {}
-            Message::GetProtocolFeatures => return said(Answer::Long(PROTOCOL)),
+            Message::GetProtocolFeatures => return Ok(Answer::Long(PROTOCOL)),
             Message::SetProtocolFeatures(features) => {
                 if features & !PROTOCOL != 0 {
                     return Err(Fault::Protocol(features & !PROTOCOL));
                 }
                 self.protocol = features;
             }
-            Message::GetQueueNum => return said(Answer::Long(queues.slots.len() as u64)),
-            Message::GetMaxMemSlots => return said(Answer::Long(MAX_SLOTS as u64)),
+            Message::GetQueueNum => return Ok(Answer::Long(queues.slots.len() as u64)),
+            Message::GetMaxMemSlots => return Ok(Answer::Long(MAX_SLOTS as u64)),
             Message::SetMemTable(table) => {
                 queues.publish_all();
-                queues.memory.replace(table)?;
+                let runs = queues.any_live();
+                queues.memory.replace(table, runs)?;
+                queues.memory_has_changed();
                 queues.move_rings().map_err(Fault::Moved)?;
             }
             Message::AddMemReg(region, fd) => {
                 self.needs(protocol::CONFIGURE_MEM_SLOTS, "memory slots")?;
-                queues.memory.add(region, fd)?;
+                let runs = queues.any_live();
+                queues.memory.add(region, fd, runs)?;
+                queues.memory_has_changed();
             }
             Message::RemMemReg(region) => {
                 self.needs(protocol::CONFIGURE_MEM_SLOTS, "memory slots")?;
-                queues.memory.remove(region)?;
+                let runs = queues.any_live();
+                queues.memory.remove(region, runs)?;
             }
             Message::GetConfig { offset, len, flags } => {
                 let mut bytes = [0; CONFIG_SPACE];
                 let bytes = &mut bytes[..(len as usize).min(CONFIG_SPACE)];
                 face.config(offset as usize, bytes);
-                return said(Answer::Config { offset, flags, bytes: bytes.to_vec() });
+                return Ok(Answer::Config { offset, flags, bytes: bytes.to_vec() });
             }
             Message::SetConfig { offset, bytes, .. } => {
-                face.set_config(offset as usize, &bytes, queues).map_err(Fault::Config)?;
+                if let Err(why) = face.set_config(offset as usize, &bytes, queues) {
+                    return Ok(Answer::Refused(why));
+                }
             }
             Message::GetInflightFd(wanted) => return self.inflight(wanted, queues),
             Message::SetInflightFd(layout, fd) => self.set_inflight(layout, fd, queues)?,
@@ -183,7 +190,7 @@ impl Session {
             }
             Message::GetVringBase { ring } => {
                 slot(queues, ring)?;
-                return said(Answer::AfterStop(ring as u16));
+                return Ok(Answer::AfterStop(ring as u16));
             }
         }
         if let Some(ring) = may_start
@@ -191,7 +198,7 @@ impl Session {
         {
             effect.started = Some(ring as u16);
         }
-        Ok((Answer::Done, effect))
+        Ok(Answer::Done)
     }
 
     fn set_features<F: Face>(
@@ -216,16 +223,16 @@ impl Session {
         Ok(())
     }
 
-    fn inflight(&self, wanted: InflightLayout, queues: &Queues) -> Result<(Answer, Effect), Fault> {
+    fn inflight(&self, wanted: InflightLayout, queues: &Queues) -> Result<Answer, Fault> {
         self.needs(protocol::INFLIGHT_SHMFD, "requests in flight")?;
         let InflightLayout { queues: count, entries, .. } = wanted;
-        let size = inflight::bytes(count, entries)
+        let size = inflight::bytes_offered(count, entries)
             .filter(|_| usize::from(count) <= queues.slots.len())
             .ok_or(InflightError::Layout { size: 0, queues: count, entries })?;
         // Others map whole pages of it.
         let size = size.next_multiple_of(4096);
         let memory = SharedMemory::create("inflight", size).map_err(Fault::NoMemory)?;
-        said(Answer::Inflight(InflightLayout { size, offset: 0, queues: count, entries }, memory))
+        Ok(Answer::Inflight(InflightLayout { size, offset: 0, queues: count, entries }, memory))
     }
 
     fn set_inflight(&self, layout: InflightLayout, fd: OwnedFd, queues: &mut Queues) -> Result<(), Fault> {
@@ -241,10 +248,6 @@ impl Session {
     fn needs(&self, wanted: u64, name: &'static str) -> Result<(), Fault> {
         if self.protocol & wanted == 0 { Err(Fault::NotNegotiated(name)) } else { Ok(()) }
     }
-}
-
-fn said(answer: Answer) -> Result<(Answer, Effect), Fault> {
-    Ok((answer, Effect::default()))
 }
 
 fn slot(queues: &mut Queues, ring: u32) -> Result<&mut crate::queue::Slot, Fault> {

@@ -46,6 +46,8 @@ pub struct FrontEnd {
     inflight: Option<(InflightLayout, OwnedFd)>,
     features: u64,
     protocol: u64,
+    /// For rings of which length it has asked for memory.
+    entries: u16,
     /// By queue.
     rings: Vec<Option<Wires>>,
 }
@@ -86,6 +88,7 @@ impl FrontEnd {
                 | protocol::CONFIGURE_MEM_SLOTS
                 | protocol::CONFIG
                 | protocol::MQ,
+            entries: ENTRIES,
             rings: Vec::new(),
         }
     }
@@ -98,6 +101,11 @@ impl FrontEnd {
     /// It keeps nothing that is in flight (QEMU's network devices).
     pub fn forgetful(self) -> FrontEnd {
         FrontEnd { protocol: self.protocol & !protocol::INFLIGHT_SHMFD, ..self }
+    }
+
+    /// It believes that rings are shorter than the driver makes them.
+    pub fn with_entries(self, entries: u16) -> FrontEnd {
+        FrontEnd { entries, ..self }
     }
 
     /// Another process is to be given nothing of what was in flight: a guest that has reset the device.
@@ -122,8 +130,14 @@ impl FrontEnd {
                 .map(|(layout, fd)| (*layout, fd.try_clone().expect("a descriptor"))),
             features: self.features,
             protocol: self.protocol,
+            entries: self.entries,
             rings: self.rings.iter().map(|ring| ring.as_ref().map(wires)).collect(),
         }
+    }
+
+    /// The file that the guest's memory is.
+    pub fn file(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
     }
 
     /// The region of what is in flight, to be looked at.
@@ -174,7 +188,7 @@ impl<F: Face> Bench<F> {
         }
         if self.front_end.inflight.is_none() {
             let queues = self.ask_number(request::GET_QUEUE_NUM) as u16;
-            let wanted = InflightLayout { size: 0, offset: 0, queues, entries: ENTRIES };
+            let wanted = InflightLayout { size: 0, offset: 0, queues, entries: self.front_end.entries };
             self.tell(request::GET_INFLIGHT_FD, &wanted.encode(), &[]);
             let mut heard = self.hear();
             let size = u64::from_ne_bytes(heard.payload[..8].try_into().expect("a size"));
@@ -336,7 +350,18 @@ impl<F: Face> Bench<F> {
         bench
     }
 
-    /// The front end hangs up, and connects anew to the same process.
+    /// The front end hangs up, and the device has noticed.
+    pub fn hang_up(&mut self) {
+        let (ours, _) = UnixStream::pair().expect("a socket");
+        self.socket = ours.into();
+        let begin = Instant::now();
+        while self.runtime.is_connected() {
+            assert!(begin.elapsed() < PATIENCE, "nobody notices");
+            self.turn(1);
+        }
+    }
+
+    /// The front end hangs up, unless it has, and connects anew to the same process.
     pub fn reconnect(&mut self) {
         let (ours, theirs) = UnixStream::pair().expect("a socket");
         ours.set_nonblocking(true).expect("a socket that does not wait");

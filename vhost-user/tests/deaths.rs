@@ -187,6 +187,36 @@ fn what_has_killed_three_processes_is_failed() {
     assert_eq!(bench.wait(&mut ring, 3).len(), 3);
 }
 
+/// A front end asks for room for the rings that it knows of, and a driver makes longer ones.
+#[test]
+fn a_ring_that_is_longer_than_the_front_end_knows_loses_nothing() {
+    let seen = Seen::default();
+    let front_end = FrontEnd::new(RAM).with_entries(4);
+    let mut bench = Bench::new(Holder::patient(&seen), front_end);
+    let mut rings = [bench.start(0), bench.start(1)];
+    for (ring, ids) in rings.iter_mut().zip([0..4, 10..14]) {
+        ids.for_each(|id| _ = send(ring, &bench.front_end, id));
+    }
+    (0..2).for_each(|queue| bench.kick(queue));
+    bench.turn(3);
+    // Some have ended, not those that came first.
+    bench.runtime.with_face(|face, queues| face.held.remove(2).complete(queues, 8));
+    bench.turn(1);
+    assert_eq!(rings[0].used().len(), 1);
+    seen.borrow_mut().clear();
+    let mut bench = Bench::take_over(Holder::eager(&seen), bench.kill());
+    assert_eq!(bench.wait(&mut rings[0], 3).len(), 3);
+    assert_eq!(bench.wait(&mut rings[1], 4).len(), 4);
+    assert_eq!(*seen.borrow(), [0, 1, 3, 10, 11, 12, 13]);
+    // A stopped queue says nothing, wherever it was noted.
+    let region = bench.front_end.inflight().unwrap();
+    // Behind two regions of 4 descriptors (128 bytes with all that belongs to them) come two of 1,024.
+    let versions = || [0, 128, 256, 256 + 16448].map(|at| region.half(at + 8).load(Ordering::SeqCst));
+    assert_eq!(versions(), [0, 0, 1, 1]);
+    (0..2).for_each(|queue| _ = bench.stop(queue));
+    assert_eq!(versions(), [0; 4]);
+}
+
 #[test]
 fn after_a_crash_without_a_cause_requests_run_one_by_one() {
     let seen = Seen::default();

@@ -7,6 +7,7 @@ mod common;
 use std::os::fd::AsFd;
 
 use common::{Holder, RAM, Seen, bench, send};
+use vhost_face::feature;
 use vhost_face::testing::{Bench, FrontEnd, message};
 use vhost_face::wire::request;
 
@@ -127,5 +128,50 @@ fn the_configuration_is_read_in_pieces() {
     bench.tell(request::GET_CONFIG, &[words(&[4, 3, 0]), vec![0; 3]].concat(), &[]);
     let heard = bench.hear();
     assert_eq!(heard.payload, [words(&[4, 3, 0]), vec![4, 5, 6]].concat());
-    assert!(ends(&mut bench, request::SET_CONFIG, &[words(&[0, 1, 0]), vec![1]].concat()));
+}
+
+/// It is a driver that writes to it: whatever it does is no fault of the front end's.
+#[test]
+fn a_configuration_that_cannot_be_written_stays_and_so_does_the_front_end() {
+    let seen = Seen::default();
+    let (mut bench, mut ring) = bench(Holder::eager(&seen));
+    let payload = [words(&[0, 1, 0]), vec![1]].concat();
+    assert!(!ends(&mut bench, request::SET_CONFIG, &payload));
+    assert!(bench.try_hear().is_none(), "it was not asked");
+    let mut asking = message(request::SET_CONFIG, &payload);
+    asking[4] |= 8;
+    assert!(bench.tell_raw(&asking, &[]));
+    let heard = bench.hear();
+    assert_eq!((heard.request, heard.payload), (request::SET_CONFIG, 1u64.to_ne_bytes().to_vec()));
+    send(&mut ring, &bench.front_end, 1);
+    bench.kick(0);
+    assert_eq!(bench.wait(&mut ring, 1).len(), 1);
+}
+
+/// Descriptors that the loop watches.
+fn watched(bench: &Bench<Holder>) -> usize {
+    let of = |number: &i32| std::fs::read_to_string(format!("/proc/self/fdinfo/{number}")).unwrap();
+    let all = bench.runtime.descriptors();
+    all.iter().map(|number| of(number).lines().filter(|line| line.starts_with("tfd:")).count()).sum()
+}
+
+/// A front end keeps its descriptor open, and the loop would be woken by it for ever.
+#[test]
+fn a_bell_that_was_replaced_is_not_listened_to_even_if_the_queue_cannot_start() {
+    let mut bench = silent();
+    let before = watched(&bench);
+    let (first, second) = (ipc::event::Doorbell::new().unwrap(), ipc::event::Doorbell::new().unwrap());
+    let kick = 0u64.to_ne_bytes();
+    let features = |bits: u64| bits.to_ne_bytes();
+    bench.tell(request::SET_FEATURES, &features(feature::PROTOCOL_FEATURES), &[]);
+    bench.tell(request::SET_VRING_ADDR, &[words(&[0, 0]), vec![0; 32]].concat(), &[]);
+    bench.tell(request::SET_VRING_KICK, &kick, &[first.as_fd()]);
+    bench.turn(2);
+    assert_eq!(watched(&bench), before + 1, "it is not enabled yet");
+    // Now it is, and has no size.
+    bench.tell(request::SET_FEATURES, &features(feature::VERSION_1), &[]);
+    assert!(bench.tell_raw(&message(request::SET_VRING_KICK, &kick), &[second.as_fd()]));
+    bench.turn(2);
+    assert!(!bench.runtime.is_connected());
+    assert_eq!(watched(&bench), before - 1, "neither bell, nor the front end");
 }

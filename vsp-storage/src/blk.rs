@@ -7,6 +7,8 @@
 //! has to know is one byte ([`marks`]).
 
 mod plan;
+#[cfg(test)]
+mod tests;
 pub mod wire;
 
 use std::os::fd::RawFd;
@@ -267,8 +269,10 @@ impl Face for Blk {
         self.engine.hurry_all(|command| command.request.queue() == queue);
     }
 
-    fn disconnected(&mut self, _queues: &mut Queues) {
-        self.engine.hurry_all(|_| true);
+    fn disconnected(&mut self, queues: &mut Queues) {
+        // What the disk has ends before anybody is let in. What waits was never begun and never answered: it is in flight for the front end, which
+        // gives it back. To run it now would only have limits broken and the next front end wait.
+        self.engine.abandon().into_iter().for_each(|command| command.request.complete(queues, 0));
     }
 
     fn batch(&self) -> usize {
@@ -279,11 +283,17 @@ impl Face for Blk {
         DEPTH
     }
 
+    /// A guest may have as many requests in its rings as it likes, and stop them at any moment, which waits for no limit. So one of each ring
+    /// waits for the limits here, and the others in the ring.
+    fn holds_back(&self, queue: u16) -> bool {
+        self.engine.holds_back(|command| command.request.queue() == queue)
+    }
+
     fn request(&mut self, chain: &Chain, request: Request, queues: &mut Queues) {
         if self.crash_on.is_some() && plan::kind(chain, queues.ram()) == self.crash_on.map(u32::from) {
             std::process::abort();
         }
-        let stable = self.is_stable();
+        let (stable, queue) = (self.is_stable(), request.queue());
         let unit = &self.engine.luns[0].unit;
         let planned = plan::plan(unit, chain, queues.ram(), stable);
         match planned {
@@ -291,6 +301,9 @@ impl Face for Blk {
                 let context = Command { request, status, ram: Arc::clone(queues.ram()), reads };
                 let job = Job { context, unit: 0, repeat: Repeat::Same, exclusive: false, work };
                 self.engine.start(operation, job, 0);
+                if queues.is_stopping(queue) {
+                    self.stopping(queue, queues);
+                }
             }
             Planned::Answer { at, status, data } => {
                 let ram = Arc::clone(queues.ram());

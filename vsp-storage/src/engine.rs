@@ -183,6 +183,19 @@ impl<C: std::fmt::Debug> Engine<C> {
         (0..self.luns.len()).for_each(|place| self.hurry(place, which));
     }
 
+    /// Whether any of these commands waits, where its unit has limits.
+    pub fn holds_back(&self, which: impl Fn(&C) -> bool) -> bool {
+        self.luns.iter().any(|lun| lun.queue.holds_back(|(_, flight)| which(&flight.job.context)))
+    }
+
+    /// Whoever has asked has left, and will ask again for what has no answer: what has not begun need not. What each was about.
+    pub fn abandon(&mut self) -> Vec<C> {
+        let waiting = self.luns.iter_mut().flat_map(|lun| lun.queue.abandon());
+        let left: Vec<C> = waiting.map(|(_, flight)| flight.job.context).collect();
+        self.under_way -= left.len();
+        left
+    }
+
     /// The time, as it was when this batch first asked.
     fn now(&mut self) -> Instant {
         *self.clock.get_or_insert_with(Instant::now)

@@ -81,6 +81,11 @@ impl Limit {
         Limit { commands: Meter::new(limits.iops), bytes: Meter::new(limits.bandwidth), burst }
     }
 
+    /// Whether there are any.
+    pub fn is_any(&self) -> bool {
+        self.commands.is_some() || self.bytes.is_some()
+    }
+
     /// Lets a command through and charges for it, or says when to ask again.
     pub fn admit(&mut self, now: Instant, cost: Cost) -> Result<(), Instant> {
         let meters = [&self.commands, &self.bytes];

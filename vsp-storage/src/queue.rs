@@ -116,6 +116,17 @@ impl<T> Queue<T> {
         }
     }
 
+    /// Whether any of these waits, where there are limits to wait for.
+    pub fn holds_back(&self, which: impl Fn(&T) -> bool) -> bool {
+        self.limit.is_any() && self.waiting.iter().any(|entry| which(&entry.item))
+    }
+
+    /// What waits is nobody's any more.
+    pub fn abandon(&mut self) -> impl Iterator<Item = T> {
+        self.hurried = 0;
+        std::mem::take(&mut self.waiting).into_iter().map(|entry| entry.item)
+    }
+
     /// The guest has the answers to what has ended before this round.
     pub fn answered(&mut self, round: u64) {
         self.unseen = self.unseen.filter(|ended| *ended >= round);

@@ -12,7 +12,7 @@
 //! * [`Channels`]: the device's way back to the guest.
 //! * [`channel`]: the order in which a packet is consumed and a completion published, and what a successor makes of it.
 //! * [`notify`]: signs of life for whoever supervises the process.
-//! * [`compartment`], [`polling`], [`role`]: what the other face of a device (vhost-user) has in common with this one.
+//! * [`compartment`], [`kill`], [`polling`], [`role`]: what the other face of a device (vhost-user) has in common with this one.
 //! * [`Common`]: the command line that all device processes share.
 //!
 //! `docs/writing-a-vsp.md` shows a whole device.
@@ -26,6 +26,7 @@ mod cli;
 pub mod compartment;
 mod control;
 mod device;
+pub mod kill;
 pub mod notify;
 pub mod polling;
 mod prepared;

@@ -36,9 +36,13 @@ impl<F: Face> Runtime<F> {
             };
             let ack = header.need_reply && !message.is_question() && front_end.session.acknowledges();
             tracing::trace!(?message, "heard");
-            let obeyed = front_end.session.obey(message, &mut self.face, &mut self.queues);
+            let mut effect = Effect::default();
+            let obeyed = front_end.session.obey(message, &mut self.face, &mut self.queues, &mut effect);
+            if let Some(bell) = effect.forget.take() {
+                self.forget(&bell);
+            }
             let said = match obeyed {
-                Ok((answer, effect)) => {
+                Ok(answer) => {
                     self.follow(effect)?;
                     self.say(header.request, answer, ack)
                 }
@@ -57,9 +61,6 @@ impl<F: Face> Runtime<F> {
     }
 
     fn follow(&mut self, effect: Effect) -> Result<(), RuntimeError> {
-        if let Some(bell) = effect.forget {
-            self.forget(&bell);
-        }
         if let Some(queue) = effect.watch
             && let Some(number) =
                 self.queues.slots.get(usize::from(queue)).and_then(|slot| slot.kick_number())
@@ -88,6 +89,15 @@ impl<F: Face> Runtime<F> {
         let Some(front_end) = &mut self.front_end else { return Ok(()) };
         let connection = &front_end.connection;
         match answer {
+            Answer::Refused(why) => {
+                // A guest can do that as often as it likes.
+                self.refused += 1;
+                if self.refused.is_power_of_two() {
+                    let so_far = self.refused;
+                    tracing::warn!(so_far, "a write to the configuration space is refused: {why}");
+                }
+                if ack { connection.answer(what, &1u64.to_ne_bytes(), None) } else { Ok(()) }
+            }
             Answer::Done if ack => connection.answer(what, &0u64.to_ne_bytes(), None),
             Answer::Done => Ok(()),
             Answer::Long(value) => connection.answer(what, &value.to_ne_bytes(), None),

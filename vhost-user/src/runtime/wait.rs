@@ -76,17 +76,13 @@ impl<F: Face> Runtime<F> {
 
     /// Whether anything can be taken from a queue.
     fn any_some(&self) -> bool {
-        let depth = self.face.depth();
         let careful = self.queues.is_careful() && self.queues.suspects() > 0;
         !careful
             && (0..self.queues.slots.len() as u16).any(|queue| {
-                let full = |slot: &crate::queue::Slot| {
-                    slot.live.as_ref().is_some_and(|live| live.under_way >= depth)
-                };
                 if self.face.takes_itself(queue) {
                     return self.queues.is_hungry(queue);
                 }
-                self.queues.has_some(queue) && !self.queues.slots.get(usize::from(queue)).is_some_and(full)
+                self.queues.has_some(queue) && !self.is_full(queue)
             })
     }
 

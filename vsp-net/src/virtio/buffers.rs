@@ -1,5 +1,8 @@
 //! Memory that a driver has given for frames, taken from its queue and not used yet: several buffers in a row, so that the longest frame can
 //! be received into them before anybody knows how long it is. What is not used goes back, in the order in which it came.
+//!
+//! A buffer that lies in no RAM takes no frame. It goes back empty when it is its turn, and no frame lies across it: a driver would take it for a
+//! part of one.
 
 use std::collections::VecDeque;
 
@@ -14,7 +17,8 @@ const MOST_PIECES: usize = 1000;
 #[derive(Debug)]
 struct Taken<R> {
     request: R,
-    memory: GuestBuffer,
+    /// `None`: it is no good.
+    memory: Option<GuestBuffer>,
 }
 
 /// All of them, oldest first.
@@ -23,19 +27,27 @@ pub(super) struct Buffers<R> {
     taken: VecDeque<Taken<R>>,
     room: usize,
     pieces: usize,
+    /// How many are no good.
+    bad: usize,
 }
 
 impl<R> Default for Buffers<R> {
     fn default() -> Buffers<R> {
-        Buffers { taken: VecDeque::new(), room: 0, pieces: 0 }
+        Buffers { taken: VecDeque::new(), room: 0, pieces: 0, bad: 0 }
     }
 }
 
 impl<R> Buffers<R> {
-    /// One more.
-    pub fn push(&mut self, request: R, memory: GuestBuffer) {
-        self.room = self.room.saturating_add(memory.len());
-        self.pieces += memory.spans().len();
+    /// One more. One of no bytes is no good, nor is none.
+    pub fn push(&mut self, request: R, memory: Option<GuestBuffer>) {
+        let memory = memory.filter(|memory| !memory.is_empty());
+        match &memory {
+            Some(memory) => {
+                self.room = self.room.saturating_add(memory.len());
+                self.pieces += memory.spans().len();
+            }
+            None => self.bad += 1,
+        }
         self.taken.push_back(Taken { request, memory });
     }
 
@@ -54,21 +66,39 @@ impl<R> Buffers<R> {
         self.taken.len() < if merges { MOST } else { 1 }
     }
 
-    /// Whether the kernel takes so many pieces at once.
+    /// Whether a frame of any length can be received into them at once: the kernel takes so many pieces, and all are good.
     pub fn is_simple(&self) -> bool {
-        self.pieces <= MOST_PIECES
+        self.pieces <= MOST_PIECES && self.bad == 0
+    }
+
+    /// Bytes of those before the first that is no good.
+    fn room_in_front(&self) -> usize {
+        self.taken.iter().map_while(|taken| taken.memory.as_ref()).map(GuestBuffer::len).sum()
+    }
+
+    /// The oldest one, if it goes back empty: no frame of `wanted` bytes begins in it, as one that is no good comes before its end.
+    pub fn pop_useless(&mut self, wanted: usize) -> Option<R> {
+        if self.bad == 0 || self.room_in_front() >= wanted {
+            return None;
+        }
+        self.pop_front().map(|taken| taken.request)
+    }
+
+    /// The oldest one, if it is no good.
+    pub fn pop_bad(&mut self) -> Option<R> {
+        self.pop_useless(1)
     }
 
     /// Their bytes, one after the other.
     pub fn memory(&self) -> impl Iterator<Item = HeldSpan<'_>> + Clone {
-        self.taken.iter().flat_map(|taken| taken.memory.held().iter().copied())
+        self.taken.iter().flat_map(|taken| &taken.memory).flat_map(|memory| memory.held().iter().copied())
     }
 
     /// How many of them the first `len` bytes lie in. At least one, if there is any.
     pub fn of(&self, len: usize) -> usize {
         let mut end = 0;
         let enough = self.taken.iter().position(|taken| {
-            end += taken.memory.len();
+            end += taken.memory.as_ref().map_or(0, GuestBuffer::len);
             end >= len
         });
         enough.map_or(self.taken.len(), |index| index + 1)
@@ -79,7 +109,7 @@ impl<R> Buffers<R> {
         let mut left = len;
         for _ in 0..self.of(len) {
             let Some(Taken { request, memory }) = self.pop_front() else { return };
-            let part = left.min(memory.len());
+            let part = left.min(memory.map_or(0, |memory| memory.len()));
             left -= part;
             each(request, part);
         }
@@ -88,19 +118,24 @@ impl<R> Buffers<R> {
     /// The newest one goes back.
     pub fn pop_back(&mut self) -> Option<R> {
         let Taken { request, memory } = self.taken.pop_back()?;
-        self.forget(&memory);
+        self.forget(memory.as_ref());
         Some(request)
     }
 
     fn pop_front(&mut self) -> Option<Taken<R>> {
         let taken = self.taken.pop_front()?;
-        self.forget(&taken.memory);
+        self.forget(taken.memory.as_ref());
         Some(taken)
     }
 
-    fn forget(&mut self, memory: &GuestBuffer) {
-        self.room -= memory.len();
-        self.pieces -= memory.spans().len();
+    fn forget(&mut self, memory: Option<&GuestBuffer>) {
+        match memory {
+            Some(memory) => {
+                self.room -= memory.len();
+                self.pieces -= memory.spans().len();
+            }
+            None => self.bad -= 1,
+        }
     }
 }
 
@@ -125,7 +160,7 @@ mod tests {
         for (number, len) in lens.iter().enumerate() {
             // Each in two places.
             let places = [(number as u64 * 0x400, len / 2), (0x8000 + number as u64 * 0x400, len - len / 2)];
-            buffers.push(number, GuestBuffer::new(ram, places).unwrap());
+            buffers.push(number, GuestBuffer::new(ram, places).ok());
         }
         buffers
     }
@@ -171,13 +206,25 @@ mod tests {
         let mut buffers = Buffers::default();
         assert!(buffers.takes_more(false) && buffers.takes_more(true));
         while buffers.takes_more(true) {
-            buffers.push((), GuestBuffer::new(&ram, [(0, 1), (100, 1)]).unwrap());
+            buffers.push((), GuestBuffer::new(&ram, [(0, 1), (100, 1)]).ok());
         }
         assert_eq!((buffers.count(), buffers.is_simple(), buffers.takes_more(false)), (MOST, false, false));
-        // Empty ones are taken along, and make no room.
-        let mut empty = Buffers::default();
-        empty.push((), GuestBuffer::new(&ram, []).unwrap());
-        empty.push((), GuestBuffer::new(&ram, [(0, 100)]).unwrap());
-        assert_eq!((empty.of(50), empty.of(200), empty.room()), (2, 2, 100));
+    }
+
+    #[test]
+    fn one_that_is_no_good_goes_back_before_a_frame_would_lie_across_it() {
+        let ram = ram();
+        let mut buffers = Buffers::default();
+        for (number, len) in [(0, 100), (1, 0), (2, 0), (3, 50), (4, 60)] {
+            buffers.push(number, GuestBuffer::new(&ram, [(0, len)]).ok());
+        }
+        buffers.push(5, None);
+        assert_eq!((buffers.room(), buffers.is_simple(), buffers.pop_bad()), (210, false, None));
+        assert_eq!((buffers.pop_useless(100), buffers.of(100)), (None, 1));
+        // A longer one lies behind them.
+        let useless: Vec<_> = std::iter::from_fn(|| buffers.pop_useless(101)).collect();
+        assert_eq!((useless, buffers.of(101), buffers.room()), (vec![0, 1, 2], 2, 110));
+        assert_eq!(written(&mut buffers, 101), [(3, 50), (4, 51)]);
+        assert_eq!((buffers.pop_bad(), buffers.pop_bad(), buffers.is_simple()), (Some(5), None, true));
     }
 }

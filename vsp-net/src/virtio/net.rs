@@ -35,7 +35,8 @@ const LAST_TRIES: Duration = Duration::from_millis(200);
 #[derive(Debug)]
 struct Held {
     request: Request,
-    frame: GuestBuffer,
+    /// `None`: there is none, and it only waits for its turn to end.
+    frame: Option<GuestBuffer>,
 }
 
 /// What waits of one pair's.
@@ -83,11 +84,31 @@ impl Net {
         })
     }
 
-    /// Sends a frame of a pair's, or says that it has to wait.
-    fn send(&mut self, pair: u16, frame: &GuestBuffer) -> Fate {
+    /// Sends a frame of a pair's, if it is one, or says that it has to wait.
+    fn try_send(&mut self, pair: u16, frame: Option<&GuestBuffer>) -> Fate {
+        let Some(frame) = frame else {
+            self.stats.frames.transmit.errors += 1;
+            return Fate::Over;
+        };
         let Net { setting, backend, agreed, stats, .. } = self;
         let queue = usize::from(pair) % backend.queues();
         Sender { backend, queue, setting, agreed: *agreed, stats }.send(frame)
+    }
+
+    /// Sends a frame, and ends its request behind those that wait. `None`: it is no frame, or must not be tried; it ends in its turn all the
+    /// same, as a front end that keeps no list of what is in flight takes whatever ends for the next in the ring.
+    fn transmit(&mut self, request: Request, frame: Option<GuestBuffer>, queues: &mut Queues) {
+        let pair = place(request.queue()).0;
+        let waits = self.waiting.get(usize::from(pair)).is_some_and(|waiting| !waiting.held.is_empty());
+        let fate = if waits { Fate::Later } else { self.try_send(pair, frame.as_ref()) };
+        match self.waiting.get_mut(usize::from(pair)) {
+            Some(waiting) if fate == Fate::Later => {
+                self.stats.tx_waits += 1;
+                waiting.held.push_back(Held { request, frame });
+                self.again.get_or_insert_with(|| Instant::now() + AGAIN);
+            }
+            _ => request.complete(queues, 0),
+        }
     }
 
     /// What the backend may leave to the driver is what has been agreed on last.
@@ -107,7 +128,7 @@ impl Net {
         let mut any = false;
         for pair in 0..self.waiting.len() {
             while let Some(held) = self.waiting[pair].held.pop_front() {
-                if self.send(pair as u16, &held.frame) == Fate::Later {
+                if self.try_send(pair as u16, held.frame.as_ref()) == Fate::Later {
                     let now = Instant::now();
                     if self.waiting[pair].last_try.is_none_or(|then| now < then) {
                         self.waiting[pair].held.push_front(held);
@@ -227,23 +248,13 @@ impl Face for Net {
     }
 
     fn request(&mut self, chain: &Chain, request: Request, queues: &mut Queues) {
-        let (pair, _) = place(request.queue());
         let pieces = chain.readable().iter().map(|piece| (piece.gpa, piece.len.into()));
-        let Ok(frame) = GuestBuffer::new(queues.ram(), pieces) else {
-            self.stats.frames.transmit.errors += 1;
-            return request.complete(queues, 0);
-        };
-        let held = Held { request, frame };
-        let waits = self.waiting.get(usize::from(pair)).is_some_and(|waiting| !waiting.held.is_empty());
-        let fate = if waits { Fate::Later } else { self.send(pair, &held.frame) };
-        match self.waiting.get_mut(usize::from(pair)) {
-            Some(waiting) if fate == Fate::Later => {
-                self.stats.tx_waits += 1;
-                waiting.held.push_back(held);
-                self.again.get_or_insert_with(|| Instant::now() + AGAIN);
-            }
-            _ => held.request.complete(queues, 0),
-        }
+        let frame = GuestBuffer::new(queues.ram(), pieces);
+        self.transmit(request, frame.ok(), queues);
+    }
+
+    fn reject(&mut self, _chain: &Chain, request: Request, queues: &mut Queues) {
+        self.transmit(request, None, queues);
     }
 
     fn submit(&mut self, queues: &mut Queues) {

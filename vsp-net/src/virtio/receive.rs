@@ -20,6 +20,8 @@ use crate::oid::Mac;
 
 /// Most frames of one queue in a row: then what was received becomes visible, and others have their turn.
 const FRAMES_A_TURN: usize = 64;
+/// Most buffers that are taken for one frame, and most that go back empty: as many as a ring has.
+const BUFFERS_AT_ONCE: usize = 1024;
 /// A delivery of more than one frame, or of so many bytes, is a stream's rather than somebody's question or answer.
 const STREAM: usize = 4 << 10;
 /// How long a frame waits for a driver that has some memory, and not enough for it. A driver gives more as soon as it is told of what it has
@@ -112,19 +114,27 @@ impl Receive {
         self.staged.and_then(|staged| staged.since).map(|since| since + PATIENCE)
     }
 
-    /// Takes buffers of a pair's until there is room for `wanted` bytes, or the driver has given no more. Whether there is.
-    fn gather(&mut self, pair: u16, wanted: usize, merges: bool, queues: &mut Queues) -> bool {
+    /// Takes buffers of a pair's until there is room for `wanted` bytes, or the driver has given no more. Whether there is. Those that are no
+    /// good go back as soon as they come first; `bad` counts them.
+    fn gather(&mut self, pair: u16, wanted: usize, merges: bool, bad: &mut u64, queues: &mut Queues) -> bool {
         let Some(given) = self.given.get_mut(usize::from(pair)) else { return false };
-        while given.room() < wanted && given.takes_more(merges) {
+        while let Some(request) = given.pop_bad() {
+            *bad += 1;
+            request.complete(queues, 0);
+        }
+        // A driver that gives nothing but such buffers, as fast as they come back, holds nobody up.
+        for _ in 0..BUFFERS_AT_ONCE {
+            if given.room() >= wanted || !given.takes_more(merges) {
+                break;
+            }
             let Some(request) = queues.take(pair * 2, &mut self.chain) else { break };
             // A buffer that killed processes is as good as one that is no RAM: it goes back empty, in its turn.
             let pieces = self.chain.writable().iter().map(|piece| (piece.gpa, piece.len.into()));
-            let pieces = pieces.filter(|_| !request.is_poisoned());
-            let memory = GuestBuffer::new(queues.ram(), pieces);
-            match memory.or_else(|_| GuestBuffer::new(queues.ram(), [])) {
-                Ok(memory) => given.push(request, memory),
-                // Nothing of no bytes is refused.
-                Err(_) => request.complete(queues, 0),
+            let memory = GuestBuffer::new(queues.ram(), pieces).ok().filter(|_| !request.is_poisoned());
+            given.push(request, memory);
+            if let Some(request) = given.pop_bad() {
+                *bad += 1;
+                request.complete(queues, 0);
             }
         }
         given.room() >= wanted
@@ -201,7 +211,13 @@ impl Net {
     fn deliver(&mut self, source: usize, pair: u16, queues: &mut Queues) -> bool {
         let (mut any, mut frames, mut bytes) = (false, 0, 0);
         for _ in 0..FRAMES_A_TURN {
-            match self.step(source, pair, queues) {
+            let bad = self.stats.rx_bad;
+            let step = match self.step(source, pair, queues) {
+                // What went back has to become visible.
+                Step::Waits if self.stats.rx_bad != bad => Step::Done,
+                step => step,
+            };
+            match step {
                 Step::Delivered(len) => {
                     any = true;
                     frames += 1;
@@ -234,7 +250,8 @@ impl Net {
         }
         let (header_len, merges) = (self.agreed.header_len(), self.agreed.merges());
         let longest = self.agreed.longest_received(self.setting.mtu);
-        let enough = self.receive.gather(pair, header_len + longest, merges, queues);
+        let bad = &mut self.stats.rx_bad;
+        let enough = self.receive.gather(pair, header_len + longest, merges, bad, queues);
         let Some(given) = self.receive.given.get(usize::from(pair)) else { return Step::Waits };
         if given.count() == 0 {
             return Step::Waits;
@@ -274,10 +291,25 @@ impl Net {
         }
     }
 
+    /// Takes buffers until a frame of so many bytes can lie in them. Whether it can.
+    fn place_for(&mut self, wanted: usize, pair: u16, merges: bool, queues: &mut Queues) -> bool {
+        for _ in 0..BUFFERS_AT_ONCE {
+            let bad = &mut self.stats.rx_bad;
+            let enough = self.receive.gather(pair, wanted, merges, bad, queues);
+            let given = self.receive.given.get_mut(usize::from(pair));
+            let Some(request) = given.and_then(|given| given.pop_useless(wanted)) else { return enough };
+            // The frame is kept for those behind it.
+            self.stats.rx_bad += 1;
+            request.complete(queues, 0);
+        }
+        false
+    }
+
     /// Copies the frame that was read to where it belongs.
     fn unstage(&mut self, staged: Staged, pair: u16, queues: &mut Queues) -> Step {
         let (header_len, merges) = (self.agreed.header_len(), self.agreed.merges());
-        if !self.receive.gather(pair, header_len + staged.len, merges, queues) {
+        let wanted = header_len + staged.len;
+        if !self.place_for(wanted, pair, merges, queues) {
             let now = Instant::now();
             let since = staged.since.unwrap_or(now);
             let given = self.receive.given.get(usize::from(pair));

@@ -15,12 +15,21 @@ pub(super) struct Stats {
     pub rx_waits: u64,
     /// Frames that went through memory of ours, for want of the driver's.
     pub rx_staged: u64,
+    /// Buffers that went back empty, for want of RAM in them or in one behind them.
+    pub rx_bad: u64,
 }
 
 impl Stats {
     /// Says it all, for whoever looks why a network is slow.
     pub fn log(&self) {
-        let Stats { frames: Statistics { transmit, receive }, spoofed, tx_waits, rx_waits, rx_staged } = self;
+        let Stats {
+            frames: Statistics { transmit, receive },
+            spoofed,
+            tx_waits,
+            rx_waits,
+            rx_staged,
+            rx_bad,
+        } = self;
         tracing::info!(
             tx_packets = transmit.frames(),
             tx_bytes = transmit.bytes(),
@@ -32,6 +41,7 @@ impl Stats {
             tx_waits,
             rx_waits,
             rx_staged,
+            rx_bad,
             "frames that have passed"
         );
     }

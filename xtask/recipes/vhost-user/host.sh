@@ -46,8 +46,8 @@ for socket in disk.sock nic.sock; do
     [ -S $socket ] || { echo "vhost-user: no $socket"; tail -n 20 disk.log nic.log; exit 1; }
 done
 
-# Queues of 1024: what Linux takes under QEMU 10, whatever QEMU has asked in-flight memory for.
-# Without vectors (MSI-X): QEMU 7.2 without KVM crashes when a guest unmasks those of any vhost-user NIC. That of 10.0 does not.
+# Queues of 1024: the longest, and as much as can be in flight.
+# Without vectors (MSI-X): Debian 12's QEMU 7.2 without KVM crashed when the guest unmasked those of this NIC. Others have not been tried.
 timeout "$LIMIT" qemu-system-x86_64 -nodefaults -no-user-config -nographic -no-reboot -machine q35,memory-backend=ram \
     -accel tcg,tb-size=512 -cpu max -smp 2 -m 512 -object memory-backend-memfd,id=ram,size=512M,share=on \
     -kernel "$GUEST/vmlinuz" -initrd "$GUEST/initrd.img" -serial file:console \

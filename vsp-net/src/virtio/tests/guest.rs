@@ -157,6 +157,17 @@ impl World {
         Some(Received { header, frame: bytes.split_off(HEADER), buffers: used.len() })
     }
 
+    /// The frame in these buffers, and how many its header says that there are.
+    pub fn received(&self, pair: usize, used: &[(u16, u32)]) -> (u8, Vec<u8>) {
+        let mut bytes = Vec::new();
+        for (head, len) in used {
+            let mut part = vec![0; *len as usize];
+            self.bench.front_end.memory.read(self.places[pair][usize::from(*head)] as usize, &mut part);
+            bytes.extend(part);
+        }
+        (bytes[10], bytes.split_off(HEADER))
+    }
+
     /// The next frame, which comes.
     pub fn next(&mut self, pair: usize) -> Received {
         let begin = Instant::now();

@@ -55,7 +55,78 @@ fn buffers_that_are_not_there_take_no_frame() {
     let used = world.bench.wait(&mut world.pairs[0][0], 6);
     let written: Vec<_> = used.iter().map(|(_, len)| *len).collect();
     assert_eq!(written, [0, 0, 0, 0, 0, 76], "they end in their turn, empty");
+    assert_eq!(world.received(0, &used[5..]), (1, into), "and are no part of it");
+    assert_eq!(world.net().stats.rx_bad, 5);
     is_well(&mut world);
+}
+
+/// Without any frame, too, and at once: a driver may have no others.
+#[test]
+fn buffers_that_are_not_there_come_back_though_no_frame_comes() {
+    let mut world = World::bare(setting(), features(), 2048);
+    for _ in 0..16 {
+        world.pairs[0][0].send(&[], &[(RAM, 100)]);
+    }
+    world.bench.kick(0);
+    assert_eq!(world.bench.wait(&mut world.pairs[0][0], 16).len(), 16);
+    // Nor does anybody sleep on them.
+    world.pairs[0][0].send(&[], &[(RAM, 100)]);
+    assert!(world.bench.runtime.with_face(|net, queues| net.poll(queues)), "something has ended");
+}
+
+#[test]
+fn no_frame_lies_across_a_buffer_that_is_not_there() {
+    let mut world = World::bare(setting(), features(), 100);
+    let frames = [frame(MAC, PEER, 60, 1), frame(MAC, PEER, 500, 2), frame(MAC, PEER, 64, 3)];
+    // The first frame has room before the buffer that is not there; the second begins behind the one after that.
+    (0..2).for_each(|_| world.give(0));
+    world.pairs[0][0].send(&[], &[(RAM - 4, 100)]);
+    (0..7).for_each(|_| world.give(0));
+    world.bench.kick(0);
+    frames.iter().for_each(|frame| world.wire.send(frame));
+    let used = world.bench.wait(&mut world.pairs[0][0], 10);
+    let written: Vec<_> = used.iter().map(|(_, len)| *len).collect();
+    assert_eq!(written, [72, 0, 0, 100, 100, 100, 100, 100, 12, 76]);
+    let parts = [&used[..1], &used[3..9], &used[9..]];
+    let came: Vec<_> = parts.iter().map(|part| world.received(0, part)).collect();
+    assert_eq!(came, [(1, frames[0].clone()), (6, frames[1].clone()), (1, frames[2].clone())]);
+    assert_eq!(world.net().stats.rx_bad, 2);
+    is_well(&mut world);
+}
+
+/// A front end that keeps no list of what is in flight takes whatever ends for the next in the ring.
+#[test]
+fn sends_that_are_none_end_behind_those_that_wait() {
+    let mut world = World::new();
+    let mut heads = Vec::new();
+    while world.net().waiting() == 0 {
+        heads.clear();
+        while world.pairs[0][1].room() >= 5 {
+            heads.push(world.push(0, &PLAIN, &frame(PEER, MAC, 1500, 1)));
+        }
+        heads.push(world.pairs[0][1].send(&[(RAM - 4, 100)], &[]));
+        heads.push(world.push(0, &PLAIN, &frame(PEER, MAC, 60, 2)));
+        world.bench.kick(1);
+        world.settle();
+        let ended: Vec<_> = world.pairs[0][1].used().iter().map(|(head, _)| *head).collect();
+        assert_eq!(ended, heads[..ended.len()]);
+        heads.drain(..ended.len());
+    }
+    // Another one is not to be tried again: it has killed too many.
+    let region = world.bench.front_end.inflight().unwrap();
+    region.byte(320 + 16 + 16 * usize::from(heads[1]) + 1).store(3, std::sync::atomic::Ordering::SeqCst);
+    let mut world = world.succeed();
+    world.settle();
+    let mut ended: Vec<u16> = Vec::new();
+    let begin = Instant::now();
+    while ended.len() < heads.len() {
+        ended.extend(world.pairs[0][1].used().iter().map(|(head, _)| *head));
+        world.wire.next();
+        world.turn(2);
+        assert!(begin.elapsed() < Duration::from_secs(10));
+    }
+    assert_eq!(ended, heads);
+    assert_eq!(world.net().stats.frames.transmit.errors, 2);
 }
 
 #[test]
