@@ -135,6 +135,20 @@ mod tests {
     }
 
     #[test]
+    fn the_longest_table_of_memory_comes_whole() {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        ours.set_nonblocking(true).unwrap();
+        let (mut connection, peer) = (Connection::new(ours.into()), Connection::new(theirs.into()));
+        let files: Vec<_> = (0..MAX_FDS).map(|_| std::fs::File::open("/dev/null").unwrap()).collect();
+        let mut table = (MAX_FDS as u64).to_ne_bytes().to_vec();
+        (0..MAX_FDS).for_each(|_| table.extend([0x1000_u64, 0x2000, 0x7000_0000, 0].map(u64::to_ne_bytes).concat()));
+        let fds: Vec<_> = files.iter().map(std::os::fd::AsFd::as_fd).collect();
+        peer.stream.try_send(&message(request::SET_MEM_TABLE, &table), &fds).unwrap();
+        let heard = connection.hear().unwrap();
+        assert!(matches!(heard, Some((_, Message::SetMemTable(all))) if all.len() == MAX_FDS));
+    }
+
+    #[test]
     fn half_a_message_waits_for_ever_and_holds_nobody_up() {
         let (mut connection, mut peer) = pair();
         peer.write_all(&message(request::SET_FEATURES, &7u64.to_ne_bytes())[..15]).unwrap();

@@ -13,10 +13,11 @@ use self::parser::Parser;
 
 /// Bytes of a header: request, flags, length of the payload.
 pub const HEADER: usize = 12;
-/// Longest payload that is taken. The longest that we know is a memory table (264 bytes) or a configuration space (268).
-pub const MAX_PAYLOAD: usize = 512;
-/// Most regions of a memory table; more are added one by one.
-pub const MAX_TABLE: usize = 8;
+/// Longest payload that is taken. The longest that there is is a memory table ([`MAX_TABLE`]).
+pub const MAX_PAYLOAD: usize = 8 + 32 * MAX_TABLE;
+/// Most regions of a memory table. QEMU sends eight and adds more one by one; Cloud Hypervisor sends all that it has: those of boot, and one each time
+/// that memory was added.
+pub const MAX_TABLE: usize = 16;
 /// Bytes of a configuration space.
 pub const CONFIG_SPACE: usize = 256;
 
@@ -329,7 +330,9 @@ mod tests {
         assert_eq!(found[1].0, Region { gpa: 0x1000, len: 0x2000, user: 0x7000_0000, offset: 0 });
         assert!(matches!(table(2, 2, 1), Err(WireError::Descriptors { .. })));
         assert!(matches!(table(3, 2, 3), Err(WireError::Length { .. })));
-        assert!(matches!(table(9, 9, 8), Err(WireError::Field(_))));
+        let most = MAX_TABLE as u64;
+        assert!(matches!(table(most, MAX_TABLE, MAX_TABLE), Ok(Message::SetMemTable(all)) if all.len() == MAX_TABLE));
+        assert!(matches!(table(most + 1, MAX_TABLE + 1, MAX_TABLE), Err(WireError::Field(_))));
         for odd in [[0, 0, 0, 0], [u64::MAX, 2, 0, 0], [0, 2, u64::MAX, 0], [0, 2, 0, u64::MAX]] {
             let payload = [longs(&[1]), longs(&odd)].concat();
             let refused = Message::parse(request::SET_MEM_TABLE, &payload, fds(1));

@@ -9,7 +9,7 @@ peer_start -device vfio-pci,host="${nics[1]}"
 both_ready || exit 1
 
 user_exits() { # exits of our guest to the core's program so far
-    cat /sys/kernel/debug/kvm/"$(pidof -s core-vmm)"-*/vcpu*/{io_exits,mmio_exits} | awk '{ sum += $1 } END { print sum }'
+    cat /sys/kernel/debug/kvm/"$(pidof -s core-vmm)"-*/{io_exits,mmio_exits} | awk '{ sum += $1 } END { print sum }'
 }
 switches() { awk '/^voluntary_ctxt_switches/ { print $2 }' /proc/"$(pidof vsp-pci | tr ' ' '\n' | sort -n | head -n 1)"/status; }
 
