@@ -87,6 +87,8 @@ pub struct Parts {
     pub prefault: bool,
     /// Whether memory that the guest uses is gathered into large pages.
     pub large_pages: bool,
+    /// Whether all memory is going to be pinned, for a device of the host's that may reach it.
+    pub pins: bool,
     /// Runs on each VP thread before the guest does.
     pub restrict: fn() -> Result<(), String>,
 }
@@ -269,8 +271,9 @@ impl Runner {
             machine.start(self.entry, &parts.platform, &self.ask, parts.restrict)?;
         }
         if parts.large_pages {
-            self.gatherer =
-                Gatherer::start(&parts.ram).map_err(|e| tracing::warn!("no large pages: {e}")).ok();
+            self.gatherer = Gatherer::start(&parts.ram, parts.pins)
+                .map_err(|e| tracing::warn!("no large pages: {e}"))
+                .ok();
         }
         self.phase = Phase::Running;
         tracing::info!(vps = parts.vps, "guest started");

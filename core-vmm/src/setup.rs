@@ -138,6 +138,7 @@ pub fn open(config: &CoreConfig, listener: Option<RawFd>) -> Result<Parts, Setup
         on_crash: config.on_crash,
         prefault: config.prefault,
         large_pages: config.hugepages || large::host_prefers(),
+        pins: config.devices.iter().any(|device| device.passthrough && device.guest_ram),
         restrict: if config.sandbox { restrict_vp } else { || Ok(()) },
     })
 }

@@ -141,7 +141,8 @@ mod tests {
         let (mut connection, peer) = (Connection::new(ours.into()), Connection::new(theirs.into()));
         let files: Vec<_> = (0..MAX_FDS).map(|_| std::fs::File::open("/dev/null").unwrap()).collect();
         let mut table = (MAX_FDS as u64).to_ne_bytes().to_vec();
-        (0..MAX_FDS).for_each(|_| table.extend([0x1000_u64, 0x2000, 0x7000_0000, 0].map(u64::to_ne_bytes).concat()));
+        (0..MAX_FDS)
+            .for_each(|_| table.extend([0x1000_u64, 0x2000, 0x7000_0000, 0].map(u64::to_ne_bytes).concat()));
         let fds: Vec<_> = files.iter().map(std::os::fd::AsFd::as_fd).collect();
         peer.stream.try_send(&message(request::SET_MEM_TABLE, &table), &fds).unwrap();
         let heard = connection.hear().unwrap();

@@ -331,7 +331,9 @@ mod tests {
         assert!(matches!(table(2, 2, 1), Err(WireError::Descriptors { .. })));
         assert!(matches!(table(3, 2, 3), Err(WireError::Length { .. })));
         let most = MAX_TABLE as u64;
-        assert!(matches!(table(most, MAX_TABLE, MAX_TABLE), Ok(Message::SetMemTable(all)) if all.len() == MAX_TABLE));
+        assert!(
+            matches!(table(most, MAX_TABLE, MAX_TABLE), Ok(Message::SetMemTable(all)) if all.len() == MAX_TABLE)
+        );
         assert!(matches!(table(most + 1, MAX_TABLE + 1, MAX_TABLE), Err(WireError::Field(_))));
         for odd in [[0, 0, 0, 0], [u64::MAX, 2, 0, 0], [0, 2, u64::MAX, 0], [0, 2, 0, u64::MAX]] {
             let payload = [longs(&[1]), longs(&odd)].concat();

@@ -28,6 +28,9 @@ mod leaf {
 /// TLFS, "HypervisorFeatures": privileges EBX bit 11, features EDX bits 1 and 11 are about the debugger.
 const EBX_DEBUGGING: u32 = 1 << 11;
 const EDX_DEBUGGING: u32 = 1 << 1 | 1 << 11;
+/// TLFS, "HypervisorFeatures": privileges EAX bit 3, synthetic timers, and features EDX bit 19, their interrupts without a message.
+const EAX_SYNTHETIC_TIMERS: u32 = 1 << 3;
+const EDX_DIRECT_TIMERS: u32 = 1 << 19;
 /// TLFS, "ImplementationRecommendations" EAX bit 14: enlightened VMCS, of use to nested Hyper-V only.
 const EAX_NESTED_VMCS: u32 = 1 << 14;
 /// Times that a guest spins before it tells the hypervisor (the value Hyper-V itself reports).
@@ -50,7 +53,7 @@ pub fn leaves(host: &CpuId, hyperv: &CpuId, vp: u32, vps: u32, tsc_deadline: boo
     if host.as_slice().iter().any(|e| e.function == EXTENDED_TOPOLOGY) {
         out.extend((0..3).map(|level| extended_topology(level, vp, vps)));
     }
-    out.extend(hyperv.as_slice().iter().filter_map(|e| hyperv_leaf(*e)));
+    out.extend(hyperv.as_slice().iter().filter_map(|e| hyperv_leaf(*e, tsc_deadline)));
     out
 }
 
@@ -115,7 +118,7 @@ fn extended_topology(level: u32, vp: u32, vps: u32) -> kvm_cpuid_entry2 {
     }
 }
 
-fn hyperv_leaf(mut e: kvm_cpuid_entry2) -> Option<kvm_cpuid_entry2> {
+fn hyperv_leaf(mut e: kvm_cpuid_entry2, tsc_deadline: bool) -> Option<kvm_cpuid_entry2> {
     match e.function {
         leaf::VENDOR => {
             // Linux looks for this signature and for a highest leaf of at least 0x40000005
@@ -128,6 +131,12 @@ fn hyperv_leaf(mut e: kvm_cpuid_entry2) -> Option<kvm_cpuid_entry2> {
         leaf::FEATURES => {
             e.ebx &= !EBX_DEBUGGING;
             e.edx &= !EDX_DEBUGGING;
+            // Linux prefers them to the APIC's own timer wherever they are. In KVM that one is the better one: its expiry costs one exit less (Linux starts
+            // the next synthetic timer before it ends the interrupt, which then cannot be ended without an exit), and KVM has a fast path for it.
+            if tsc_deadline {
+                e.eax &= !EAX_SYNTHETIC_TIMERS;
+                e.edx &= !EDX_DIRECT_TIMERS;
+            }
         }
         leaf::RECOMMENDATIONS => {
             e.eax &= !EAX_NESTED_VMCS;
@@ -157,6 +166,16 @@ mod tests {
         assert_eq!(all[0].ebx >> 24, 3);
         assert_eq!(all[0].ecx & (TSC_DEADLINE | HYPERVISOR_PRESENT), TSC_DEADLINE | HYPERVISOR_PRESENT);
         assert_eq!(&all[1].ebx.to_le_bytes(), b"Micr");
+    }
+
+    #[test]
+    fn the_apics_timer_is_preferred_where_it_has_deadlines() {
+        let features = kvm_cpuid_entry2 { eax: u32::MAX, edx: u32::MAX, ..entry(leaf::FEATURES) };
+        let seen = |tsc_deadline| {
+            let leaf = hyperv_leaf(features, tsc_deadline).unwrap();
+            (leaf.eax & EAX_SYNTHETIC_TIMERS != 0, leaf.edx & EDX_DIRECT_TIMERS != 0)
+        };
+        assert_eq!((seen(true), seen(false)), ((false, false), (true, true)));
     }
 
     #[test]

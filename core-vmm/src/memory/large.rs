@@ -70,13 +70,17 @@ pub struct Gatherer {
 }
 
 impl Gatherer {
-    /// Starts to watch `ram`.
-    pub fn start(ram: &Ram) -> std::io::Result<Self> {
+    /// Starts to watch `ram`. With `all` every block is made large first, in use or not: a device of the host's that is passed through pins all of it before
+    /// long, and what is pinned cannot be gathered any more.
+    pub fn start(ram: &Ram, all: bool) -> std::io::Result<Self> {
         let stop = Arc::new(AtomicBool::new(false));
         let mut blocks = Blocks::new(ram);
         let stopped = Arc::clone(&stop);
         let body = move || {
             let begin = Instant::now();
+            if all {
+                blocks.fill(&stopped);
+            }
             let mut pause = BUSY;
             while !stopped.load(Ordering::Relaxed) {
                 pause = if blocks.pass(&stopped, begin.elapsed() < AHEAD_FOR) > 0 {
@@ -115,6 +119,18 @@ impl Blocks {
     fn new(ram: &Ram) -> Self {
         let left = ram.stretches.iter().map(|s| vec![ATTEMPTS; (s.len as usize) / LARGE]).collect();
         Self { ram: ram.clone(), left }
+    }
+
+    /// Makes every block large, whether or not it is in use.
+    fn fill(&mut self, stop: &AtomicBool) {
+        for ((stretch, area), left) in self.ram.stretches.iter().zip(&*self.ram.areas).zip(&mut self.left) {
+            for (block, left) in left.iter_mut().enumerate().take_while(|_| !stop.load(Ordering::Relaxed)) {
+                let gpa = stretch.gpa + (block * LARGE) as u64;
+                if self.ram.read(gpa, &mut [0]).is_ok() && area.collapse(block * LARGE).is_ok() {
+                    *left = 0;
+                }
+            }
+        }
     }
 
     /// Gathers every block that has come into use; returns how many.
@@ -213,6 +229,20 @@ mod tests {
     }
 
     #[test]
+    fn all_of_it_is_in_use_before_it_is_pinned() {
+        let ram = Ram::new(16 << 20, false).unwrap();
+        let at = 7 * LARGE as u64 + 5;
+        ram.write(at, b"guest data").unwrap();
+        Blocks::new(&ram).fill(&AtomicBool::new(true));
+        assert_eq!(next_data(ram.memfd(), 0), Some(7 * LARGE as u64), "it was to stop");
+        Blocks::new(&ram).fill(&AtomicBool::new(false));
+        assert!((0..8).all(|block| next_data(ram.memfd(), block << 21) == Some(block << 21)));
+        let mut seen = [0; 10];
+        ram.read(at, &mut seen).unwrap();
+        assert_eq!(&seen, b"guest data");
+    }
+
+    #[test]
     fn prepares_what_lies_in_ram() {
         let ram = Ram::new(16 << 20, false).unwrap();
         prepare(&ram, 5 << 20, 3 << 20);
@@ -228,7 +258,7 @@ mod tests {
     #[test]
     fn stops_when_dropped() {
         let ram = Ram::new(16 << 20, false).unwrap();
-        let gatherer = Gatherer::start(&ram).unwrap();
+        let gatherer = Gatherer::start(&ram, true).unwrap();
         let begin = Instant::now();
         drop(gatherer);
         assert!(begin.elapsed() < Duration::from_secs(5));
