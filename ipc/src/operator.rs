@@ -93,7 +93,7 @@ pub enum Reply {
         device: String,
         /// One sentence.
         reason: String,
-        /// The process had the device's channels, or could have: it served. Else it stood by or had only begun, and whoever serves
+        /// The process had the device's channels, or could have: it had been told to serve. Else it stood by, and whoever serves
         /// is not concerned.
         #[serde(default)]
         had_channels: bool,

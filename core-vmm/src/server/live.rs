@@ -55,6 +55,8 @@ pub(super) enum Wish {
 pub(super) enum Hold {
     /// Nothing.
     Free,
+    /// It was told to serve it as soon as it has the device, and to interrupt this VP.
+    Early(u32),
     /// It was told to serve it, and has to answer by then.
     Asked(Instant),
     Served,
@@ -117,7 +119,7 @@ impl Live {
     pub fn answer_by(&self) -> Option<Instant> {
         match self.hold {
             Hold::Asked(by) | Hold::Leaving(by) => Some(by),
-            Hold::Free | Hold::Served => None,
+            Hold::Free | Hold::Early(_) | Hold::Served => None,
         }
     }
 

@@ -25,6 +25,7 @@ impl Server {
                 Act::Serve { role, predecessor } => {
                     self.give_kept(partition, device, role);
                     self.order(partition, device, role, &ToVsp::Serve { predecessor });
+                    self.give_early(partition, device, role);
                 }
                 Act::Quiesce => self.order(partition, device, Role::Old, &ToVsp::Quiesce {}),
                 Act::Retire(process) => {
@@ -42,8 +43,8 @@ impl Server {
                     self.lose_controls(device);
                 }
                 Act::Open => {
-                    tracing::info!(device = %self.devices[device].name, "serves");
                     self.give_all(partition, device);
+                    tracing::info!(device = %self.devices[device].name, "serves");
                 }
                 Act::Swapped(Order { operator, since, .. }) => {
                     let pause_us = u64::try_from(since.elapsed().as_micros()).unwrap_or(u64::MAX);

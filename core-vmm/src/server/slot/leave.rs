@@ -43,8 +43,16 @@ impl<P> Slot<P> {
                 self.seat = seat;
                 dismiss(&mut acts, self.standby.take(), how);
             }
-            (Seat::Held { process, debt } | Seat::Fencing { process, debt }, Role::Seated) => {
+            (Seat::Held { process, debt }, Role::Seated) => {
                 dismiss(&mut acts, Some(process), how);
+                if let Some(debt) = debt {
+                    self.unpaid(&mut acts, debt, &reason, now);
+                }
+                acts.extend(self.promote());
+            }
+            // It may have the device by now, and does not wait to be heard before it begins with channels that it was told of.
+            (Seat::Fencing { process, debt }, Role::Seated) => {
+                self.haunt(&mut acts, process, how, now);
                 if let Some(debt) = debt {
                     self.unpaid(&mut acts, debt, &reason, now);
                 }
@@ -74,7 +82,7 @@ impl<P> Slot<P> {
                 self.seat = Seat::Fencing { process: new, debt: Some(Debt::Swapped(order)) };
             }
             (Seat::Handing { old, new, order, .. }, Role::New) => {
-                dismiss(&mut acts, Some(new), how);
+                self.haunt(&mut acts, new, how, now);
                 acts.extend(self.seat(old, Some(Debt::Failed(order, failed(&reason)))));
             }
             (Seat::Adopting { old, new, order, by }, Role::Old) => {
@@ -96,7 +104,7 @@ impl<P> Slot<P> {
         acts
     }
 
-    /// A process that has had channels goes. Unless it is dead, it may still do with them what it likes.
+    /// A process that has had channels, or could have, goes. Unless it is dead, it may still do with them what it likes.
     fn haunt(&mut self, acts: &mut Acts<P>, process: P, how: Leave, now: Instant) {
         self.fenced = false;
         if how != Leave::Gone {

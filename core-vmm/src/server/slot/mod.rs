@@ -71,7 +71,7 @@ pub(super) enum Seat<P> {
         process: P,
         debt: Option<Debt>,
     },
-    /// Told to serve; it waits until the resource is its own.
+    /// Told to serve; it waits until the resource is its own, and then may begin at once.
     Fencing {
         process: P,
         debt: Option<Debt>,
@@ -114,7 +114,7 @@ pub(super) enum Act<P> {
     Quiesce,
     /// The old process is not needed any more.
     Retire(P),
-    /// A process is to end. If it is not here, it is the [ghost](Role::Ghost), which had channels.
+    /// A process is to end. If it is not here, it is the [ghost](Role::Ghost), which had channels or could have.
     Dismiss(Option<P>, Leave),
     /// A process that has given everything up is to end. Nobody is asked to end it: nothing waits for that.
     Discard(P, Leave),
@@ -144,7 +144,7 @@ struct Waiting {
 pub(super) struct Slot<P> {
     seat: Seat<P>,
     standby: Option<P>,
-    /// The last one that had channels, dismissed. Nobody is told to serve while it lives. With the time by which it has to
+    /// The last one that was told to serve, dismissed. Nobody is told to serve while it lives. With the time by which it has to
     /// be gone, before somebody is asked (again) to end it.
     ghost: Option<(P, Instant)>,
     /// When somebody is to be told of an old process that strays: its successor, which will be reaped by then, is lost as well.
