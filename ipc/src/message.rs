@@ -16,7 +16,8 @@ use serde::{Deserialize, Serialize};
 /// Version 1, without ledgers and standbys, was in no release. Version 3 has [`ToVsp::Control`] and
 /// [`ToVsp::Adopted`], version 4 [`ToCore::ShareGpadl`] and [`ToCore::Fetch`], version 5 [`ToCore::MapMemory`], version 6
 /// [`ToVsp::ChannelPrepare`], version 7 [`ToCore::Keep`], [`ToCore::MapRegion`], [`ToCore::Trap`] and [`ToCore::Interrupt`].
-pub const VERSIONS: Versions = Versions { min: 2, max: 7 };
+/// From version 8 on channels may come [ahead](EARLY_VERSION).
+pub const VERSIONS: Versions = Versions { min: 2, max: 8 };
 
 /// The first version in which a process understands [`ToVsp::Control`] and waits for [`ToVsp::Adopted`].
 pub const CONTROL_VERSION: u32 = 3;
@@ -30,6 +31,9 @@ pub const PREPARE_VERSION: u32 = 6;
 /// [`ToCore::Trap`], [`ToCore::Interrupt`]), and a process what it hears of that. All of it is for devices whose slot says so
 /// ([`crate::config::DeviceSlot::passthrough`]).
 pub const PASSTHROUGH_VERSION: u32 = 7;
+/// The first version in which a process keeps what follows [`ToVsp::Serve`] at once ([`ToVsp::ChannelOpen`], [`ToVsp::Adopted`]) until the resource is its own:
+/// the core need not be asked, and answer, while the guest waits.
+pub const EARLY_VERSION: u32 = 8;
 /// Things under keys of their own that the core keeps for a device.
 pub const MAX_KEPT: usize = 64;
 /// Descriptors that the core keeps for a device under all keys together: an eventfd for each of [`MAX_INTERRUPTS`], what a group of devices needs, and
@@ -299,7 +303,8 @@ pub enum ToVsp {
         standby: bool,
     },
     /// The device is this process's now: it makes the resource its own (waits until the last I/O of a dead predecessor has ended),
-    /// touching neither the resource nor guest memory before, and answers [`ToCore::Serving`]. Channels follow after that.
+    /// touching neither the resource nor guest memory before, and answers [`ToCore::Serving`]. Channels follow after that; from version [`EARLY_VERSION`]
+    /// on those that another process has served may follow at once, and are answered after [`ToCore::Serving`].
     /// Also sent to a process that has quiesced, if its successor could not take over.
     Serve {
         /// Whether another process has served this device before. If none has, whoever holds the resource is a stranger, and
@@ -360,8 +365,9 @@ pub enum ToVsp {
         channel: u32,
     },
     /// All channels that were open when the process began to serve have been given to it, if there were any. Sent once after each
-    /// [`ToCore::Serving`], from version [`CONTROL_VERSION`] on. Before it the process takes no request from any channel: what a
-    /// predecessor has left may lie in the ledger of a channel that is still to come. No answer, no descriptors.
+    /// [`ToCore::Serving`], from version [`CONTROL_VERSION`] on, and from version [`EARLY_VERSION`] on perhaps before that as well, with the order
+    /// to serve. Until it comes, the process takes no request from any channel: what a predecessor has left may lie in the ledger of a channel
+    /// that is still to come. No answer, no descriptors.
     Adopted {},
     /// The answer to [`ToCore::ShareGpadl`], in the order of the questions. Descriptors: if it was shared, a memfd of exactly its pages, in
     /// their order.

@@ -6,6 +6,7 @@
 //! process.
 
 mod adoption;
+mod early;
 mod mapping;
 mod memory;
 mod opening;
@@ -25,13 +26,14 @@ use thiserror::Error;
 use vmbus::packet::PacketHeader;
 
 use self::adoption::Adoption;
+use self::early::Early;
 use self::mapping::Mapper;
 use self::memory::Fetcher;
 use self::wait::Waited;
 use crate::attach::{AttachError, hello, join};
 use crate::channels::{ChannelId, Channels, NewChannel};
 use crate::control::Control;
-use crate::device::{Device, OpenRequest, Packet};
+use crate::device::{Device, Packet};
 use crate::notify::Notifier;
 use crate::polling::Polling;
 use crate::request::Request;
@@ -107,6 +109,8 @@ pub struct Runtime<D> {
     peer: Option<Peer>,
     fetcher: Fetcher,
     mapper: Mapper,
+    /// What is put off while the guest waits.
+    early: Early,
     /// A packet, and behind it what was fetched for it.
     scratch: Vec<u8>,
 }
@@ -133,6 +137,7 @@ impl<D: Device> Runtime<D> {
             peer: None,
             fetcher: Fetcher::default(),
             mapper: Mapper::default(),
+            early: Early::default(),
             scratch: Vec::new(),
         })
     }
@@ -188,12 +193,11 @@ impl<D: Device> Runtime<D> {
         }
         self.refuse_gpadls();
         self.refuse_orders();
-        match &self.role {
-            Role::Serving if self.takes() => {
-                (0..self.channels.slots()).try_for_each(|slot| self.take_batch(slot))?
-            }
-            Role::Fencing(_) => self.fence()?,
-            _ => {}
+        if matches!(self.role, Role::Fencing(_)) {
+            self.fence()?;
+        }
+        if self.takes() {
+            (0..self.channels.slots()).try_for_each(|slot| self.take_batch(slot))?;
         }
         self.end_adoption();
         self.deliver_accesses();
@@ -203,6 +207,7 @@ impl<D: Device> Runtime<D> {
         self.publish()?;
         self.report_controls()?;
         self.report_closed()?;
+        self.say();
         if matches!(self.role, Role::Quiescing) {
             self.hand_over()?;
         }
@@ -251,7 +256,13 @@ impl<D: Device> Runtime<D> {
         // A turn over all channels may be long; one batch is not.
         self.setting.notifier.alive();
         // Not at the end of the turn: the guest need not wait for other channels' batches.
-        self.publish()
+        self.publish()?;
+        // It has had no answer for a while, and what has ended at once need not wait for the other channels' requests to be begun. After what was
+        // answered before is visible, as always: devices count on that.
+        if batch == RECOVERY_BATCH && self.device.poll(&mut self.channels) {
+            self.publish()?;
+        }
+        Ok(())
     }
 
     /// Publishes what was completed; before that, what the core has to know before the guest does.
@@ -297,6 +308,7 @@ impl<D: Device> Runtime<D> {
                 ToVsp::Quiesce {} => {
                     // Whoever only waits for the resource has nothing to end, and answers at once.
                     if matches!(self.role, Role::Serving | Role::Fencing(_)) {
+                        self.early.forget();
                         self.role = Role::Quiescing;
                         self.device.quiescing();
                     }
@@ -305,13 +317,8 @@ impl<D: Device> Runtime<D> {
                     tracing::info!("retired: a successor serves");
                     return Ok(Flow::Retired);
                 }
-                ToVsp::ChannelOpen { channel, subchannel, ring, target_vp, flag, user_data } => {
-                    let request = OpenRequest { subchannel, target_vp, user_data };
-                    let ledger = self.setting.ledger && self.device.ledger();
-                    let is_primary = subchannel == 0;
-                    let new = NewChannel { core_id: channel, is_primary, ring, flag, fds, ledger };
-                    let (status, reason) = self.open(new, &request);
-                    self.tell(&ToCore::OpenResult { channel, status, reason })?;
+                order @ (ToVsp::ChannelOpen { .. } | ToVsp::ChannelClose { .. } | ToVsp::Retarget { .. }) => {
+                    self.ordered(order, fds)?;
                 }
                 ToVsp::ChannelPrepare { channel, ring } => {
                     let ledger = self.setting.ledger && self.device.ledger();
@@ -322,17 +329,6 @@ impl<D: Device> Runtime<D> {
                     }
                 }
                 ToVsp::ChannelForget { channel } => self.channels.unprepare(channel),
-                ToVsp::ChannelClose { channel } => match self.channels.close(channel) {
-                    Some(id) => {
-                        self.device.closing(id);
-                        // What was completed before the close is still the guest's, if it looks.
-                        self.report_closed()?;
-                    }
-                    // A predecessor had it: the device does what is to be done about that in `adopted`.
-                    None if self.adoption.is_pending() => self.mapper.closes.push(channel),
-                    // It failed to open, or is closed already: nothing of ours is in flight.
-                    None => self.tell(&ToCore::Closed { channel })?,
-                },
                 ToVsp::Control { id, payload } => {
                     let control = Control::new(id, payload, fds);
                     if self.takes() {
@@ -357,11 +353,6 @@ impl<D: Device> Runtime<D> {
                 // Whoever asks waits for it.
                 ToVsp::Fetched { channel, .. } => {
                     tracing::warn!(channel, "something was fetched that nobody wants")
-                }
-                ToVsp::Retarget { channel, target_vp, .. } => {
-                    if let Err(error) = self.channels.retarget(channel, fds) {
-                        tracing::error!(channel, target_vp, "interrupts cannot be moved: {error}");
-                    }
                 }
             }
         }

@@ -5,7 +5,7 @@ use std::{os::fd::AsFd, time::Instant};
 
 use ipc::{
     event::Doorbell,
-    message::{CONTROL_VERSION, STATUS_LEDGER, ToVsp},
+    message::{CONTROL_VERSION, EARLY_VERSION, STATUS_LEDGER, ToVsp},
     shm::SharedMemory,
 };
 
@@ -78,11 +78,60 @@ impl Server {
         Ok(())
     }
 
+    /// Tells a process that has just been told to serve of the channels that another one has served, so that it need not ask, and wait for the answer, once
+    /// it has the device. What it cannot be told now it is told then, and so is what comes after a channel that the guest still opens: the order stays.
+    ///
+    /// Not where a device's memory, or a device of the host's, comes before the channels.
+    pub(super) fn give_early<P: Partition>(&mut self, partition: &P, device: usize, role: Role) {
+        let Device { slot, passthrough, device_memory, .. } = &self.devices[device];
+        let Some(process) = slot.get(role).filter(|process| process.version >= EARLY_VERSION) else { return };
+        if *passthrough || *device_memory > 0 {
+            return;
+        }
+        let is_due = |l: &&mut Live| l.device == device && l.wish != Wish::Closing;
+        let mut channels: Vec<&mut Live> = self.live.iter_mut().filter(is_due).collect();
+        channels.sort_unstable_by_key(|live| (live.subchannel, live.relid));
+        for live in channels {
+            debug_assert_eq!(live.hold, Hold::Free, "nobody has it");
+            if live.wish == Wish::Opening {
+                return;
+            }
+            let fds = prepare::descriptors_for(live, process.id, &self.synic, partition);
+            if process.peer.send(&live.message(Word::Open), &fds).is_err() {
+                return;
+            }
+            live.prepared = None;
+            live.hold = Hold::Early(live.target_vp);
+        }
+        // Said again when it serves.
+        let _ = process.peer.send(&ToVsp::Adopted {}, &[]);
+    }
+
+    /// The process that was told of channels ahead serves: it has to answer for them now, and hears what has changed.
+    fn await_early<P: Partition>(&mut self, partition: &P, device: usize) {
+        let by = Instant::now() + self.devices[device].open_grace();
+        let mut changed = Vec::new();
+        for live in self.live.iter_mut().filter(|l| l.device == device) {
+            let Hold::Early(vp) = live.hold else { continue };
+            live.hold = Hold::Asked(by);
+            if live.wish == Wish::Closing || vp != live.target_vp {
+                changed.push((live.relid, live.wish));
+            }
+        }
+        for (relid, wish) in changed {
+            match wish {
+                Wish::Closing => self.ask_close(partition, relid),
+                Wish::Opening | Wish::Open => self.tell(partition, relid, Word::Retarget),
+            }
+        }
+    }
+
     /// Gives all that the device has to the process that has begun to serve: what the guest sees of its memory, then its channels.
     pub(super) fn give_all<P: Partition>(&mut self, partition: &P, device: usize) {
         if !self.has_memory(partition, device) {
             return;
         }
+        self.await_early(partition, device);
         self.settle(partition, device);
         let own = self.live.iter().filter(|l| l.device == device && l.wish != Wish::Closing);
         let mut relids: Vec<(u16, Relid)> = own.map(|l| (l.subchannel, l.relid)).collect();
@@ -239,7 +288,8 @@ impl Server {
             Hold::Asked(_) | Hold::Served if self.devices[device].slot.taker().is_some() => {
                 self.ask_close(partition, relid);
             }
-            Hold::Asked(_) | Hold::Served | Hold::Leaving(_) => {}
+            // Who has been told ahead is told when it serves.
+            Hold::Early(_) | Hold::Asked(_) | Hold::Served | Hold::Leaving(_) => {}
         }
     }
 
@@ -274,14 +324,16 @@ impl Server {
             return;
         };
         let fds = match word {
-            Word::Open if live.prepared.take() == Some(process.id) => Vec::new(),
-            Word::Open => prepare::descriptors(live, &self.synic, partition),
+            Word::Open => prepare::descriptors_for(live, process.id, &self.synic, partition),
             Word::Close => Vec::new(),
             Word::Retarget => {
                 vec![partition.interrupt(live.target_vp), self.synic.event_flags(live.target_vp).as_fd()]
             }
         };
         let sent = process.peer.send(&live.message(word), &fds);
+        if word == Word::Open && sent.is_ok() {
+            live.prepared = None;
+        }
         live.owed = sent.is_err().then(|| (word, Instant::now() + TELL_AGAIN));
     }
 
@@ -289,7 +341,7 @@ impl Server {
     fn take_down<P: Partition>(&mut self, partition: &P, relid: Relid) {
         let Some(at) = self.live.iter().position(|l| l.relid == relid) else { return };
         let live = self.live.swap_remove(at);
-        self.unprepare(live.device, relid, live.prepared);
+        self.unprepare(live.device, relid, live.prepared.map(|(process, _)| process));
         partition.unbind_doorbell(Bus::connection_id(relid));
         self.take_back(partition, live.pages);
     }

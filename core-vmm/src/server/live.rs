@@ -33,8 +33,8 @@ pub(super) struct Live {
     pub kick: Doorbell,
     pub wish: Wish,
     pub hold: Hold,
-    /// The process that has been given it ahead of time.
-    pub prepared: Option<ProcessId>,
+    /// The process that has been given it ahead of time, and the VP that it would interrupt.
+    pub prepared: Option<(ProcessId, u32)>,
     /// What the process could not be told, and when to try again. The latest word counts: a channel that is being closed
     /// need not be retargeted any more.
     pub owed: Option<(Word, Instant)>,
@@ -55,6 +55,8 @@ pub(super) enum Wish {
 pub(super) enum Hold {
     /// Nothing.
     Free,
+    /// It was told to serve it as soon as it has the device, and to interrupt this VP.
+    Early(u32),
     /// It was told to serve it, and has to answer by then.
     Asked(Instant),
     Served,
@@ -117,7 +119,7 @@ impl Live {
     pub fn answer_by(&self) -> Option<Instant> {
         match self.hold {
             Hold::Asked(by) | Hold::Leaving(by) => Some(by),
-            Hold::Free | Hold::Served => None,
+            Hold::Free | Hold::Early(_) | Hold::Served => None,
         }
     }
 

@@ -223,10 +223,12 @@ impl Server {
                 Err(how) => how,
             },
         };
-        if how == Leave::Gone {
-            tracing::warn!(device = %self.devices[i].name, place = ?role, "a process has gone");
-        }
+        let gone = (how == Leave::Gone).then(|| self.devices[i].name.clone());
         self.leave(partition, i, role, how);
+        // Its successor has been told by now: a guest waits, and need not wait for a line in a log.
+        if let Some(device) = gone {
+            tracing::warn!(%device, place = ?role, "a process has gone");
+        }
         false
     }
 

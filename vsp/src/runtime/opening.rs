@@ -56,21 +56,7 @@ impl<D: Device> Runtime<D> {
             return opened;
         }
         if !recovery.fresh {
-            let lent = recovery.lent.len();
-            let Recovery { again, done, void, rejected, unreadable, careful, crash, epoch, .. } = recovery;
-            tracing::info!(
-                channel = core_id,
-                epoch,
-                again,
-                done,
-                void,
-                rejected,
-                unreadable,
-                lent,
-                careful,
-                ?crash,
-                "taken over"
-            );
+            self.early.taken_over(core_id, recovery);
         }
         Ok(())
     }

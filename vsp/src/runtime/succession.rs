@@ -26,8 +26,7 @@ impl<D: Device> Runtime<D> {
             self.role = Role::Serving;
             self.adoption.begin(Instant::now());
             self.tell(&ToCore::Serving {})?;
-            self.setting.notifier.status(true, "serving");
-            return Ok(());
+            return self.catch_up();
         }
         let resource = self.device.resource();
         match fencing.in_vain() {
