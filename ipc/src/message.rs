@@ -363,9 +363,10 @@ pub enum ToVsp {
         /// Channel concerned.
         channel: u32,
     },
-    /// All channels that were open when the process began to serve have been given to it, if there were any. Sent after each
-    /// [`ToCore::Serving`], from version [`CONTROL_VERSION`] on, and from version [`EARLY_VERSION`] on perhaps before it as well. Before it the process takes no request from any channel: what a
-    /// predecessor has left may lie in the ledger of a channel that is still to come. No answer, no descriptors.
+    /// All channels that were open when the process began to serve have been given to it, if there were any. Sent once after each
+    /// [`ToCore::Serving`], from version [`CONTROL_VERSION`] on, and from version [`EARLY_VERSION`] on perhaps before that as well, with the order
+    /// to serve. Until it comes, the process takes no request from any channel: what a predecessor has left may lie in the ledger of a channel
+    /// that is still to come. No answer, no descriptors.
     Adopted {},
     /// The answer to [`ToCore::ShareGpadl`], in the order of the questions. Descriptors: if it was shared, a memfd of exactly its pages, in
     /// their order.

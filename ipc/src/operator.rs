@@ -93,8 +93,8 @@ pub enum Reply {
         device: String,
         /// One sentence.
         reason: String,
-        /// The process had the device's channels, or could have: it had been told to serve. Else it stood by, and whoever serves
-        /// is not concerned.
+        /// The process had said that it serves, or is one that was cut off before and has not ended. Else it stood by or waited for its resource, and
+        /// whoever serves, or has last served, is not concerned.
         #[serde(default)]
         had_channels: bool,
     },

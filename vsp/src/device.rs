@@ -208,7 +208,7 @@ pub trait Device {
     /// Makes the resource this process's alone, without waiting. True: it is, and nothing that a predecessor began is in
     /// flight any more. False: not yet; it is asked again soon. An error ends the process with this sentence.
     ///
-    /// Nobody may touch the resource or guest memory before. `predecessor`: another process has served this device.
+    /// Nobody may touch the resource or guest memory before. [`Device::open`] may follow in the same turn. `predecessor`: another process has served this device.
     fn fence(&mut self, predecessor: bool) -> Result<bool, String> {
         let _ = predecessor;
         Ok(true)

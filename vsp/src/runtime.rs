@@ -320,14 +320,16 @@ impl<D: Device> Runtime<D> {
         self.channels.end_batch(id, pause);
         self.deliver_returns(id);
         self.device.submit(&mut self.channels);
-        if batch == RECOVERY_BATCH {
-            // The guest has had no answer for a while, and what has ended at once need not wait for the other channels' requests to be begun.
-            self.device.poll(&mut self.channels);
-        }
         // A turn over all channels may be long; one batch is not.
         self.setting.notifier.alive();
         // Not at the end of the turn: the guest need not wait for other channels' batches.
-        self.publish()
+        self.publish()?;
+        // It has had no answer for a while, and what has ended at once need not wait for the other channels' requests to be begun. After what was
+        // answered before is visible, as always: devices count on that.
+        if batch == RECOVERY_BATCH && self.device.poll(&mut self.channels) {
+            self.publish()?;
+        }
+        Ok(())
     }
 
     /// Publishes what was completed; before that, what the core has to know before the guest does.

@@ -2,8 +2,9 @@
 //! the guest's end of the rings.
 //!
 //! It follows the protocol; a test that wants to break it has the raw parts at hand. As the real one it keeps what outlives
-//! a device process (RAM, rings, ledgers), so that a test can end one process and go on with the next:
-//! [`FakeCore::successor`].
+//! a device process (RAM, rings, ledgers), so that a test can end one process and go on with the next
+//! ([`FakeCore::successor`]), and tells that of the open channels together with the order to serve ([`FakeCore::early`]), unless something comes
+//! before them.
 
 mod bench;
 mod mapping;
@@ -16,7 +17,9 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use ipc::event::Doorbell;
-use ipc::message::{CONTROL_VERSION, Offer, RamRegion, RingLayout, STATUS_OK, ToCore, ToVsp, VERSIONS};
+use ipc::message::{
+    CONTROL_VERSION, EARLY_VERSION, Offer, RamRegion, RingLayout, STATUS_OK, ToCore, ToVsp, VERSIONS,
+};
 use ipc::shm::{EventFlags, GuestRam, PAGE, RingMapping, SharedMemory, VMBUS_SINT};
 use ipc::socket::Peer;
 use vmbus::packet::{Outgoing, PacketHeader};
@@ -38,12 +41,19 @@ pub struct FakeCore {
     pub vps: u32,
     /// The newest version of the control protocol that it speaks; that of this build unless changed.
     pub version: u32,
+    /// Whether a process that understands it is told of the open channels right after the order to serve; else each time that
+    /// [`FakeCore::reopen`] says so, as by an older core.
+    pub early: bool,
     memory: Option<SharedMemory>,
+    /// The version that the last one that was greeted speaks with it.
+    spoken: Cell<u32>,
     /// Bytes of ledger that the device has asked for.
     ledger: Cell<u64>,
     channels: RefCell<Vec<Held>>,
     /// Channels that a process which has begun to serve has still to be given; `None`: it has been told that it has all.
     owed: RefCell<Option<Vec<u32>>>,
+    /// Channels that it has been given already, and that a test has still to ask for.
+    ahead: RefCell<Vec<u32>>,
     /// GPADLs that the guest has made.
     gpadls: RefCell<Vec<(u32, SharedMemory)>>,
     /// What the guest sees of the device's memory.
@@ -97,10 +107,13 @@ impl FakeCore {
             ram,
             vps: 1,
             version: VERSIONS.max,
+            early: true,
             memory,
+            spoken: Cell::new(0),
             ledger,
             channels,
             owed,
+            ahead: RefCell::default(),
             gpadls: RefCell::default(),
             mappings: RefCell::default(),
             refusal: RefCell::default(),
@@ -126,6 +139,7 @@ impl FakeCore {
         let ram = len.map(|len| vec![RamRegion { gpa: 0, len, offset: 0 }]);
         let fds: Vec<_> = self.memory.iter().map(AsFd::as_fd).collect();
         let (version, vps) = (versions.max.min(self.version), self.vps);
+        self.spoken.set(version);
         let welcome = ToVsp::Welcome { version, vm: "test".into(), vps, ram, standby };
         self.peer.send(&welcome, &fds).expect("sent");
         offer
@@ -152,6 +166,7 @@ impl FakeCore {
     /// Goes on with a process that was left before; the one until now is given back.
     pub fn go_on_with(&mut self, peer: Peer) -> Peer {
         self.heard.borrow_mut().clear();
+        self.ahead.borrow_mut().clear();
         std::mem::replace(&mut self.peer, peer)
     }
 
@@ -195,8 +210,14 @@ impl FakeCore {
         end
     }
 
-    /// Sends the open request of a channel that is open already, as a successor gets it.
+    /// Sends the open request of a channel that is open already, as a successor gets it; it may have it since it was told to serve.
     pub fn reopen(&self, channel: u32) {
+        if self.ahead.borrow_mut().extract_if(.., |one| *one == channel).count() == 0 {
+            self.give(channel);
+        }
+    }
+
+    fn give(&self, channel: u32) {
         let channels = self.channels.borrow();
         let held = channels.iter().find(|held| held.channel == channel).expect("an open channel");
         let open = ToVsp::ChannelOpen {
@@ -249,9 +270,17 @@ impl FakeCore {
         Some(held.ledger.as_ref()?.try_clone().expect("duplicated"))
     }
 
+    /// The rings of an open channel.
+    pub fn rings(&self, channel: u32) -> Option<SharedMemory> {
+        let channels = self.channels.borrow();
+        let held = channels.iter().find(|held| held.channel == channel)?;
+        Some(held.memory.try_clone().expect("duplicated"))
+    }
+
     /// Sends the close request of a channel.
     pub fn close(&self, channel: u32) {
         let is_it = |held: &mut Held| held.channel == channel;
+        self.ahead.borrow_mut().retain(|one| *one != channel);
         let closed = self.channels.borrow_mut().extract_if(.., is_it).last();
         if closed.is_some_and(|held| held.subchannel == 0) {
             self.mappings.borrow_mut().clear();
@@ -273,7 +302,7 @@ impl FakeCore {
     }
 
     /// Sends a message without descriptors. Whoever is told to serve is told as well what is mapped, and that it has been given all
-    /// channels: at once if none is open, else with the last that it is given.
+    /// channels: at once if none is open or it is [given them](Self::early) at once, else with the last that it is given.
     pub fn send(&self, message: &ToVsp) {
         let serve = matches!(message, ToVsp::Serve { .. });
         if serve {
@@ -285,7 +314,17 @@ impl FakeCore {
             self.give_passed();
             *self.owed.borrow_mut() = Some(self.open_channels());
             self.given(u32::MAX);
+            if self.gives_early() {
+                let all = self.open_channels();
+                all.iter().for_each(|channel| self.give(*channel));
+                *self.ahead.borrow_mut() = all;
+            }
         }
+    }
+
+    fn gives_early(&self) -> bool {
+        let is_first = self.mappings.borrow().is_empty() && !self.has_passed();
+        self.early && self.spoken.get() >= EARLY_VERSION && is_first
     }
 
     /// The next message of the device, waiting for it.
@@ -294,7 +333,9 @@ impl FakeCore {
             if let Some(heard) = self.heard.borrow_mut().pop_front() {
                 return heard;
             }
-            let (message, fds) = self.peer.recv::<ToCore>().expect("an answer");
+            // If the device dies before it has read all, that is told before what it has said.
+            let said = self.peer.recv::<ToCore>().or_else(|_| self.peer.recv::<ToCore>());
+            let (message, fds) = said.expect("an answer");
             self.hear(message, fds);
         }
     }

@@ -64,6 +64,7 @@ fn a_device_hears_once_that_it_has_all_channels_and_not_before() {
     assert_eq!(bench.runtime.device().log, ["fence", "adopted"], "there was none");
     let _guests = [bench.open(1, 1), bench.open(2, 1)];
     bench.quiesce();
+    bench.core.early = false;
     bench.serve(true);
     (0..5).for_each(|_| bench.turn(1));
     assert_eq!(bench.runtime.device().log[4..], ["fence"], "two are still to come");

@@ -265,7 +265,7 @@ fn a_state_that_is_not_understood_is_refused_and_stays() {
     let (old, vsp) = core.successor();
     let mut newer = attach(&core, vsp, Actor::default());
     core.reopen(1);
-    newer.turn(None).unwrap();
+    newer.turn(Some(Duration::ZERO)).unwrap();
     let ToCore::OpenResult { status, reason, .. } = core.answer() else { panic!() };
     assert_eq!((status, reason.as_deref()), (STATUS_LEDGER, Some("a foreign state")));
     // The old one goes on.
@@ -304,7 +304,7 @@ fn a_ledger_of_nonsense_is_refused_and_stays_as_it_is() {
     let (_, vsp) = core.successor();
     let mut newer = attach(&core, vsp, Actor::default());
     core.reopen(1);
-    newer.turn(None).unwrap();
+    newer.turn(Some(Duration::ZERO)).unwrap();
     let ToCore::OpenResult { status: STATUS_LEDGER, reason: Some(reason), .. } = core.answer() else {
         panic!()
     };
@@ -401,6 +401,8 @@ fn a_request_that_kills_its_processes_is_failed_and_the_others_are_answered() {
         // In a process of its own a handler does this.
         mapping(&core.ledger(1).unwrap()).store(CRASH_AT, 6);
         let (_, vsp) = core.successor();
+        // The next death is to be met above.
+        core.early = false;
         let next = Actor::new(Script { poison: Some(b'!'), ..Script::default() });
         bench = Bench { runtime: attach(&core, vsp, next), core };
         bench.core.reopen(1);
@@ -461,6 +463,7 @@ fn a_successor_begins_when_it_has_all_channels_and_with_what_was_begun() {
     let mut core = bench.kill();
     let successor = Actor::default();
     let (_, vsp) = core.successor();
+    core.early = false;
     let mut bench = Bench { runtime: attach(&core, vsp, successor.clone()), core };
     bench.core.reopen(1);
     bench.settle();

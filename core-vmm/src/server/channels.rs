@@ -79,7 +79,7 @@ impl Server {
     }
 
     /// Tells a process that has just been told to serve of the channels that another one has served, so that it need not ask, and wait for the answer, once
-    /// it has the device. What it cannot be told now it is told then.
+    /// it has the device. What it cannot be told now it is told then, and so is what comes after a channel that the guest still opens: the order stays.
     ///
     /// Not where a device's memory, or a device of the host's, comes before the channels.
     pub(super) fn give_early<P: Partition>(&mut self, partition: &P, device: usize, role: Role) {
@@ -88,18 +88,19 @@ impl Server {
         if *passthrough || *device_memory > 0 {
             return;
         }
-        let is_due = |l: &&mut Live| l.device == device && l.wish == Wish::Open && l.hold == Hold::Free;
+        let is_due = |l: &&mut Live| l.device == device && l.wish != Wish::Closing;
         let mut channels: Vec<&mut Live> = self.live.iter_mut().filter(is_due).collect();
         channels.sort_unstable_by_key(|live| (live.subchannel, live.relid));
         for live in channels {
-            let fds = if live.prepared.take() == Some(process.id) {
-                Vec::new()
-            } else {
-                prepare::descriptors(live, &self.synic, partition)
-            };
+            debug_assert_eq!(live.hold, Hold::Free, "nobody has it");
+            if live.wish == Wish::Opening {
+                return;
+            }
+            let fds = prepare::descriptors_for(live, process.id, &self.synic, partition);
             if process.peer.send(&live.message(Word::Open), &fds).is_err() {
                 return;
             }
+            live.prepared = None;
             live.hold = Hold::Early(live.target_vp);
         }
         // Said again when it serves.
@@ -323,14 +324,16 @@ impl Server {
             return;
         };
         let fds = match word {
-            Word::Open if live.prepared.take() == Some(process.id) => Vec::new(),
-            Word::Open => prepare::descriptors(live, &self.synic, partition),
+            Word::Open => prepare::descriptors_for(live, process.id, &self.synic, partition),
             Word::Close => Vec::new(),
             Word::Retarget => {
                 vec![partition.interrupt(live.target_vp), self.synic.event_flags(live.target_vp).as_fd()]
             }
         };
         let sent = process.peer.send(&live.message(word), &fds);
+        if word == Word::Open && sent.is_ok() {
+            live.prepared = None;
+        }
         live.owed = sent.is_err().then(|| (word, Instant::now() + TELL_AGAIN));
     }
 
@@ -338,7 +341,7 @@ impl Server {
     fn take_down<P: Partition>(&mut self, partition: &P, relid: Relid) {
         let Some(at) = self.live.iter().position(|l| l.relid == relid) else { return };
         let live = self.live.swap_remove(at);
-        self.unprepare(live.device, relid, live.prepared);
+        self.unprepare(live.device, relid, live.prepared.map(|(process, _)| process));
         partition.unbind_doorbell(Bus::connection_id(relid));
         self.take_back(partition, live.pages);
     }

@@ -33,8 +33,8 @@ pub(super) struct Live {
     pub kick: Doorbell,
     pub wish: Wish,
     pub hold: Hold,
-    /// The process that has been given it ahead of time.
-    pub prepared: Option<ProcessId>,
+    /// The process that has been given it ahead of time, and the VP that it would interrupt.
+    pub prepared: Option<(ProcessId, u32)>,
     /// What the process could not be told, and when to try again. The latest word counts: a channel that is being closed
     /// need not be retargeted any more.
     pub owed: Option<(Word, Instant)>,

@@ -213,7 +213,8 @@ impl Server {
 
     /// No process has a channel; what is still open waits for processes that are not there.
     pub fn is_released(&self) -> bool {
-        self.live.iter().all(|l| l.hold == Hold::Free)
+        // Who waits for its resource has nothing to end.
+        self.live.iter().all(|l| matches!(l.hold, Hold::Free | Hold::Early(_)))
     }
 
     /// When [`Self::tick`] has to be called at the latest.

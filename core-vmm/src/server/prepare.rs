@@ -39,7 +39,8 @@ impl Server {
         }
         let fds = descriptors(live, &self.synic, partition);
         let message = ToVsp::ChannelPrepare { channel: relid, ring: live.ring };
-        live.prepared = process.peer.send(&message, &fds).is_ok().then_some(process.id);
+        let sent = process.peer.send(&message, &fds);
+        live.prepared = sent.is_ok().then_some((process.id, live.target_vp));
     }
 
     /// A channel is no more. Its pages are taken back whether or not the process hears of it.
@@ -51,8 +52,21 @@ impl Server {
     }
 }
 
+/// What this process needs to serve a channel: nothing if it has it all, and the guest has not moved its interrupts since then.
+pub(super) fn descriptors_for<'a, P: Partition>(
+    live: &'a Live,
+    process: ProcessId,
+    synic: &'a Synic,
+    partition: &'a P,
+) -> Vec<BorrowedFd<'a>> {
+    if live.prepared == Some((process, live.target_vp)) {
+        return Vec::new();
+    }
+    descriptors(live, synic, partition)
+}
+
 /// What a process needs to serve a channel, in the order of [`ToVsp::ChannelOpen`].
-pub(super) fn descriptors<'a, P: Partition>(
+fn descriptors<'a, P: Partition>(
     live: &'a Live,
     synic: &'a Synic,
     partition: &'a P,

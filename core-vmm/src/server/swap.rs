@@ -23,11 +23,16 @@ impl Server {
         for act in acts {
             match act {
                 Act::Serve { role, predecessor } => {
-                    self.give_kept(partition, device, role);
-                    self.order(partition, device, role, &ToVsp::Serve { predecessor });
-                    self.give_early(partition, device, role);
+                    // Who cannot be told is cut off, and another one stands in its place, which must hear nothing of this.
+                    let is_told = self.give_kept(partition, device, role)
+                        && self.order(partition, device, role, &ToVsp::Serve { predecessor });
+                    if is_told {
+                        self.give_early(partition, device, role);
+                    }
                 }
-                Act::Quiesce => self.order(partition, device, Role::Old, &ToVsp::Quiesce {}),
+                Act::Quiesce => {
+                    self.order(partition, device, Role::Old, &ToVsp::Quiesce {});
+                }
                 Act::Retire(process) => {
                     tracing::info!(device = %self.devices[device].name, "the old process has handed over");
                     // If it does not listen, it reads the end.
@@ -70,29 +75,36 @@ impl Server {
         self.operators.answer(operator, &Reply::Failed { device: name, reason });
     }
 
-    /// Tells a process what those before it have had kept.
-    fn give_kept<P: Partition>(&mut self, partition: &P, device: usize, role: Role) {
+    /// Tells a process what those before it have had kept. False: it is cut off.
+    fn give_kept<P: Partition>(&mut self, partition: &P, device: usize, role: Role) -> bool {
         let Device { slot, kept, .. } = &self.devices[device];
-        let Some(process) = slot.get(role) else { return };
-        match kept.give(process) {
-            // If it has gone, its end will be read.
-            Ok(()) | Err(SocketError::Closed) => {}
-            Err(error) => {
-                let reason = format!("it cannot be told what is kept for it: {error}");
-                self.leave(partition, device, role, Leave::CutOff(reason));
-            }
-        }
+        let Some(process) = slot.get(role) else { return false };
+        let sent = kept.give(process);
+        self.is_told(partition, (device, role), "what is kept for it", sent)
     }
 
-    /// Tells a process what to do. One that cannot be told, because it lets its socket fill up, is of no use.
-    fn order<P: Partition>(&mut self, partition: &P, device: usize, role: Role, message: &ToVsp) {
-        let Some(process) = self.devices[device].slot.get(role) else { return };
-        match process.peer.send(message, &[]) {
+    /// Tells a process what to do. False: it is cut off.
+    fn order<P: Partition>(&mut self, partition: &P, device: usize, role: Role, message: &ToVsp) -> bool {
+        let Some(process) = self.devices[device].slot.get(role) else { return false };
+        let sent = process.peer.send(message, &[]);
+        self.is_told(partition, (device, role), "what to do", sent)
+    }
+
+    /// A process that cannot be told, because it lets its socket fill up, is of no use.
+    fn is_told<P: Partition>(
+        &mut self,
+        partition: &P,
+        (device, role): (usize, Role),
+        what: &str,
+        sent: Result<(), SocketError>,
+    ) -> bool {
+        match sent {
             // If it has gone, its end will be read.
-            Ok(()) | Err(SocketError::Closed) => {}
+            Ok(()) | Err(SocketError::Closed) => true,
             Err(error) => {
-                let reason = format!("it cannot be told what to do: {error}");
+                let reason = format!("it cannot be told {what}: {error}");
                 self.leave(partition, device, role, Leave::CutOff(reason));
+                false
             }
         }
     }
@@ -100,7 +112,7 @@ impl Server {
     /// A process is told to end. What it sends from now on is not heard.
     fn dismiss(&mut self, device: usize, process: Option<Process>, how: &Leave) {
         let slot = &self.devices[device].slot;
-        let had_channels = process.is_none();
+        let had_channels = process.is_none() && slot.has_ghost_served();
         if let Some(process) = process.as_ref().or(slot.get(Role::Ghost)) {
             say_end(process, how);
         }

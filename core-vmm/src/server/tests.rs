@@ -2,6 +2,7 @@
 
 mod controls;
 mod deaths;
+mod early;
 mod hotplug;
 mod mappings;
 mod memory;
@@ -71,7 +72,7 @@ fn offer() -> DeviceOffer {
 }
 
 fn hello_of(device: &str, offer: DeviceOffer, ledger: u64) -> ToCore {
-    // What is said ahead of time is the business of `prepare`.
+    // What is said ahead of time is the business of `prepare` and `early`.
     let versions = Versions { max: PREPARE_VERSION - 1, ..VERSIONS };
     ToCore::Hello { versions, device: device.into(), offer, ledger, build: "1.0".into() }
 }

@@ -259,6 +259,7 @@ fn keys_wait_for_the_channel_however_long_a_successor_waits_for_it() {
     let _ = world.tell(&key(0x2a, false));
     assert_eq!(world.said(), [stroke(0x2a, false)]);
     world.bench.quiesce();
+    world.bench.core.early = false;
     world.bench.serve(true);
     let _ = world.tell(&key(0x2a, true));
     let start = Instant::now();

@@ -17,7 +17,7 @@ use crate::role::Role;
 /// What is put off.
 #[derive(Debug, Default)]
 pub(super) struct Early {
-    /// Orders about channels, the oldest first. A core is trusted with how many there are: each is about a channel that the guest has open.
+    /// Orders about channels, the oldest first. The core is trusted with how many there are: one for each channel that the guest has open.
     orders: Vec<(ToVsp, Vec<OwnedFd>)>,
     /// What was found of predecessors, by the core's name for the channel.
     found: Vec<(u32, Recovery)>,

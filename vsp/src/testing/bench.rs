@@ -46,13 +46,18 @@ impl<D: Device> Bench<D> {
     }
 
     fn attach(core: FakeCore, vsp: Peer, device: D, predecessor: bool) -> Bench<D> {
+        let mut bench = Bench::greeted(core, vsp, device);
+        bench.serve(predecessor);
+        bench
+    }
+
+    /// Attaches `device` to such a core, which has not told it to serve yet.
+    pub fn greeted(core: FakeCore, vsp: Peer, device: D) -> Bench<D> {
         let setting = Setting { name: "test".into(), ledger: true, notifier: Notifier::silent() };
         let mut runtime = Runtime::new(device, setting).expect("a runtime");
         runtime.greet(vsp).expect("attached");
         core.greet(false);
-        let mut bench = Bench { core, runtime };
-        bench.serve(predecessor);
-        bench
+        Bench { core, runtime }
     }
 
     /// Has the device serve, and takes turns until it does.

@@ -149,6 +149,11 @@ impl FakeCore {
         }
     }
 
+    /// Whether there is anything of a device of the host's.
+    pub(super) fn has_passed(&self) -> bool {
+        !self.passed.kept.borrow().is_empty() || !self.regions().is_empty() || !self.traps().is_empty()
+    }
+
     /// The process that has begun to serve is told what there is.
     pub(super) fn give_passed(&self) {
         for (gpa, bytes, offset) in self.regions() {

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use super::{Act, Acts, Debt, GHOST_GRACE, Order, Role, Seat, Slot};
+use super::{Act, Acts, Debt, GHOST_GRACE, Ghost, Order, Past, Role, Seat, Slot};
 
 /// Why a process serves no more.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -52,18 +52,18 @@ impl<P> Slot<P> {
             }
             // It may have the device by now, and does not wait to be heard before it begins with channels that it was told of.
             (Seat::Fencing { process, debt }, Role::Seated) => {
-                self.haunt(&mut acts, process, how, now);
+                self.haunt(&mut acts, process, (how, Past::Unheard), now);
                 if let Some(debt) = debt {
                     self.unpaid(&mut acts, debt, &reason, now);
                 }
                 acts.extend(self.promote());
             }
             (Seat::Serving { process }, Role::Seated) => {
-                self.haunt(&mut acts, process, how, now);
+                self.haunt(&mut acts, process, (how, Past::Served), now);
                 acts.extend(self.promote());
             }
             (Seat::Quiescing { old, new, order, .. }, Role::Old) => {
-                self.haunt(&mut acts, old, how, now);
+                self.haunt(&mut acts, old, (how, Past::Served), now);
                 match new {
                     Ok(new) => acts.extend(self.seat(new, Some(Debt::Swapped(order)))),
                     Err(earlier) => {
@@ -82,7 +82,7 @@ impl<P> Slot<P> {
                 self.seat = Seat::Fencing { process: new, debt: Some(Debt::Swapped(order)) };
             }
             (Seat::Handing { old, new, order, .. }, Role::New) => {
-                self.haunt(&mut acts, new, how, now);
+                self.haunt(&mut acts, new, (how, Past::Unheard), now);
                 acts.extend(self.seat(old, Some(Debt::Failed(order, failed(&reason)))));
             }
             (Seat::Adopting { old, new, order, by }, Role::Old) => {
@@ -90,7 +90,7 @@ impl<P> Slot<P> {
                 self.seat = Seat::Adopting { old: None, new, order, by };
             }
             (Seat::Adopting { old, new, order, .. }, Role::New) => {
-                self.haunt(&mut acts, new, how, now);
+                self.haunt(&mut acts, new, (how, Past::Served), now);
                 match old {
                     Some(old) => acts.extend(self.seat(old, Some(Debt::Failed(order, failed(&reason))))),
                     None => {
@@ -105,10 +105,12 @@ impl<P> Slot<P> {
     }
 
     /// A process that has had channels, or could have, goes. Unless it is dead, it may still do with them what it likes.
-    fn haunt(&mut self, acts: &mut Acts<P>, process: P, how: Leave, now: Instant) {
-        self.fenced = false;
+    fn haunt(&mut self, acts: &mut Acts<P>, process: P, (how, past): (Leave, Past), now: Instant) {
+        // Only of channels that another one has served can it have been told without having been heard.
+        self.fenced &= past == Past::Unheard && !self.served;
         if how != Leave::Gone {
-            self.ghost = Some((process, now + GHOST_GRACE));
+            debug_assert!(self.ghost.is_none(), "nobody was to be told to serve");
+            self.ghost = Some(Ghost { process, past, by: now + GHOST_GRACE });
         }
         dismiss(acts, None, how);
         acts.push(Act::Release);

@@ -132,6 +132,23 @@ pub(super) enum Act<P> {
 
 pub(super) type Acts<P> = Vec<Act<P>>;
 
+/// How far a process that was told to serve has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Past {
+    /// It has not said that it serves. It may all the same.
+    Unheard,
+    Served,
+}
+
+/// One that was told to serve, and is dismissed.
+#[derive(Debug)]
+struct Ghost<P> {
+    process: P,
+    past: Past,
+    /// Somebody is asked (again) to end it then.
+    by: Instant,
+}
+
 /// An operator waits for a hand-over that cannot begin yet.
 #[derive(Debug, PartialEq)]
 struct Waiting {
@@ -144,9 +161,8 @@ struct Waiting {
 pub(super) struct Slot<P> {
     seat: Seat<P>,
     standby: Option<P>,
-    /// The last one that was told to serve, dismissed. Nobody is told to serve while it lives. With the time by which it has to
-    /// be gone, before somebody is asked (again) to end it.
-    ghost: Option<(P, Instant)>,
+    /// Nobody is told to serve while it lives.
+    ghost: Option<Ghost<P>>,
     /// When somebody is to be told of an old process that strays: its successor, which will be reaped by then, is lost as well.
     stray: Option<Instant>,
     waiting: Option<Waiting>,
@@ -190,6 +206,11 @@ impl<P> Slot<P> {
         self.fenced
     }
 
+    /// Whether the ghost has said that it serves, before it was dismissed.
+    pub fn has_ghost_served(&self) -> bool {
+        self.ghost.as_ref().is_some_and(|ghost| ghost.past == Past::Served)
+    }
+
     /// Times that a process has taken over from another one.
     pub fn takeovers(&self) -> u64 {
         self.takeovers
@@ -206,7 +227,7 @@ impl<P> Slot<P> {
             (Role::New, Seat::Quiescing { new, .. }) => new.as_ref().ok(),
             (Role::New, Seat::Handing { new, .. } | Seat::Adopting { new, .. }) => Some(new),
             (Role::Standby, _) => self.standby.as_ref(),
-            (Role::Ghost, _) => self.ghost.as_ref().map(|(process, _)| process),
+            (Role::Ghost, _) => self.ghost.as_ref().map(|ghost| &ghost.process),
             _ => None,
         }
     }
@@ -408,7 +429,7 @@ impl<P> Slot<P> {
             Seat::Quiescing { by, .. } | Seat::Handing { by, .. } | Seat::Adopting { by, .. } => Some(*by),
             _ => None,
         };
-        let ghost = self.ghost.as_ref().map(|(_, by)| *by);
+        let ghost = self.ghost.as_ref().map(|ghost| ghost.by);
         let waiting = self.waiting.as_ref().map(|w| w.until);
         [step, ghost, self.stray, waiting].into_iter().flatten().min()
     }
@@ -423,8 +444,8 @@ impl<P> Slot<P> {
             acts.push(Act::Strays);
         }
         // Again and again: whoever was told may have ended another one, or not have been there.
-        if let Some((_, by)) = self.ghost.as_mut().filter(|(_, by)| *by <= now) {
-            *by = now + GHOST_GRACE;
+        if let Some(ghost) = self.ghost.as_mut().filter(|ghost| ghost.by <= now) {
+            ghost.by = now + GHOST_GRACE;
             acts.push(Act::Lingers);
         }
         let late = match &self.seat {

@@ -82,7 +82,7 @@ fn a_death_promotes_the_standby_and_opens_the_fence_again() {
     let acts = slot.leave(Role::Seated, Leave::Gone, now);
     assert_eq!(acts, [Act::Release, serve(Role::Seated, true)]);
     assert!(!slot.is_fenced() && slot.get(Role::Seated) == Some(&'b'));
-    assert_eq!(slot.leave(Role::Seated, Leave::Gone, now), NOBODY, "it had nothing");
+    assert_eq!(slot.leave(Role::Seated, Leave::Gone, now), [Act::Release], "it may have begun");
     assert!(!slot.is_fenced() && slot.is_empty());
     slot.attach('c', now);
     slot.serving(Role::Seated, now).unwrap();
@@ -140,7 +140,8 @@ fn an_old_process_that_strays_is_reported_with_the_loss_of_the_new_one() {
     let (mut slot, _) = swapping(now);
     slot.quiesced(Role::Old, now).unwrap();
     slot.leave(Role::Old, Leave::CutOff("x".into()), now);
-    assert!(matches!(slot.leave(Role::Seated, Leave::Gone, now).as_slice(), [Act::Failed(9, _)]));
+    let acts = slot.leave(Role::Seated, Leave::Gone, now);
+    assert!(matches!(acts.as_slice(), [Act::Release, Act::Failed(9, _)]), "{acts:?}");
     assert_eq!(slot.tick(now), NOBODY);
     assert_eq!(slot.tick(now + GHOST_GRACE), [Act::Strays]);
     assert_eq!((slot.deadline(), slot.tick(at(9, now))), (None, NOBODY));
@@ -208,19 +209,43 @@ fn time_limits_decide_every_step() {
     assert!(matches!(acts.as_slice(), [Act::Dismiss(None, Leave::CutOff(_)), Act::Release]), "{acts:?}");
     assert_eq!(slot.get(Role::Seated), Some(&'b'));
     assert_eq!(slot.leave(Role::Ghost, Leave::Gone, now), [serve(Role::Seated, true)]);
-    // The new one does not fence: the old one is told to serve at once.
+    // The new one does not say that it serves, and may have begun all the same: the old one waits for its end.
     let (mut slot, _) = swapping(now);
     slot.quiesced(Role::Old, now).unwrap();
     let acts = slot.tick(now + FENCE_GRACE);
-    assert!(matches!(acts[0], Act::Dismiss(Some('b'), Leave::CutOff(_))));
-    assert_eq!(acts[1], serve(Role::Seated, true));
-    // The new one has had channels: the old one waits for its end.
+    assert!(matches!(acts.as_slice(), [Act::Dismiss(None, Leave::CutOff(_)), Act::Release]), "{acts:?}");
+    assert!(!slot.is_fenced() && !slot.has_ghost_served() && slot.get(Role::Ghost) == Some(&'b'));
+    assert_eq!(slot.leave(Role::Ghost, Leave::Gone, now), [serve(Role::Seated, true)]);
+    // The new one has said so: the same.
     let (mut slot, _) = swapping(now);
     slot.quiesced(Role::Old, now).unwrap();
     slot.serving(Role::New, now).unwrap();
     let acts = slot.tick(now + ADOPT_GRACE);
     assert!(matches!(acts.as_slice(), [Act::Dismiss(None, Leave::CutOff(_)), Act::Release]), "{acts:?}");
-    assert!(!slot.is_fenced());
+    assert!(!slot.is_fenced() && slot.has_ghost_served());
+    assert_eq!(slot.leave(Role::Ghost, Leave::Gone, now), [serve(Role::Seated, true)]);
+}
+
+#[test]
+fn one_that_was_told_to_serve_is_waited_for_though_it_has_not_said_that_it_does() {
+    let now = Instant::now();
+    let why = Leave::CutOff("x".into());
+    let mut slot = S::new();
+    slot.attach('a', now);
+    slot.attach('b', now);
+    assert_eq!(slot.leave(Role::Seated, why.clone(), now), [Act::Dismiss(None, why.clone()), Act::Release]);
+    assert_eq!((slot.get(Role::Ghost), slot.get(Role::Seated)), (Some(&'a'), Some(&'b')));
+    assert!(slot.is_fenced() && !slot.has_ghost_served(), "no channel was served before");
+    assert_eq!(slot.serving(Role::Seated, now), Err(()), "not told to");
+    assert_eq!(slot.leave(Role::Ghost, Leave::Gone, now), [serve(Role::Seated, false)]);
+    slot.serving(Role::Seated, now).unwrap();
+    // A successor may have begun with what 'b' has left.
+    slot.leave(Role::Seated, Leave::Gone, now);
+    assert_eq!(slot.attach('c', now), [serve(Role::Seated, true)]);
+    slot.attach('d', now);
+    assert_eq!(slot.leave(Role::Seated, why.clone(), now), [Act::Dismiss(None, why), Act::Release]);
+    assert!(!slot.is_fenced() && !slot.has_ghost_served());
+    assert_eq!(slot.tick(now + GHOST_GRACE), [Act::Lingers]);
     assert_eq!(slot.leave(Role::Ghost, Leave::Gone, now), [serve(Role::Seated, true)]);
 }
 
@@ -302,10 +327,6 @@ fn whatever_happens_one_process_at_most_has_channels() {
             for act in acts {
                 match act {
                     Act::Serve { role, .. } => {
-                        // One that was dropped before it had channels has no claim.
-                        if owner.is_some_and(|o| !slot.all().any(|(_, &p)| p == o)) {
-                            owner = None;
-                        }
                         assert!(owner.is_none(), "seed {seed}: {owner:?} has not given up: {slot:?}");
                         owner = slot.get(role).copied();
                         assert!(owner.is_some());
@@ -317,6 +338,8 @@ fn whatever_happens_one_process_at_most_has_channels() {
                     _ => {}
                 }
             }
+            // From the order to serve on, whether or not it has said that it does.
+            assert!(owner.is_none_or(|o| slot.all().any(|(_, &p)| p == o)), "seed {seed}: {owner:?} is forgotten");
             assert!(slot.all().count() <= 4);
             assert!(!(slot.is_empty() && slot.has_standby()));
         }

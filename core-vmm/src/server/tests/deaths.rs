@@ -409,8 +409,11 @@ fn whatever_is_said_out_of_turn_ends_that_process_alone() {
         rig.says(&next, &message);
         assert!(is_cut_off(&next) && !is_cut_off(&b), "{message:?}");
         assert!(rig.heard().is_empty() && rig.is_shared(1));
-        // It had no channel, so nobody has to wait for its end.
-        successor(&mut rig);
+        // It was told to serve, so the next one waits for its end.
+        let better = rig.arrive("a", true);
+        assert_eq!(said(&better), None);
+        die(&mut rig, next);
+        assert_eq!(said(&better), Some(ToVsp::Serve { predecessor: true }));
     }
     for message in [ToCore::Serving {}, ToCore::Quiesced {}, ToCore::Closed { channel: 1 }] {
         let (mut rig, a, _b) = Rig::running();

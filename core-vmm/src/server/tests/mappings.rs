@@ -267,6 +267,8 @@ fn a_hand_over_gives_it_to_whoever_serves_in_the_end() {
     rig.says(&a, &ToCore::Quiesced {});
     rig.asks_to_map(&new, GPA, PAGE, &[]);
     assert!(is_cut_off(&new), "it does not serve yet");
+    drop(new);
+    rig.poll();
     // The old one has it back.
     rig.serve(&a, true);
     assert_eq!(told_first(&a).len(), 1);

@@ -93,6 +93,21 @@ fn a_channel_whose_interrupts_move_is_told_again() {
 }
 
 #[test]
+fn a_channel_whose_interrupts_move_while_nobody_has_it_comes_in_full() {
+    let (mut rig, a, _) = running();
+    let next = standby(&mut rig);
+    prepared(&next);
+    // Cut off: until it has ended, the channel is nobody's.
+    rig.says(&a, &ToCore::Serving {});
+    rig.post(GuestMessage::ModifyChannel(ModifyChannel { relid: 1, target_vp: 0 }));
+    drop(a);
+    rig.poll();
+    let fds = takes_over(&mut rig, &next);
+    let flags = rig.server.synic.event_flags(0).as_fd().try_clone_to_owned().unwrap();
+    assert!(fds.len() == 5 && same(&fds[3], &flags));
+}
+
+#[test]
 fn one_that_has_not_been_told_gets_everything() {
     let (mut rig, a, _) = running();
     let next = standby(&mut rig);

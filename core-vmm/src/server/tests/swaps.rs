@@ -285,6 +285,8 @@ fn a_new_process_that_hangs_gives_way_to_the_old_one() {
     pair.wait(FENCE_GRACE);
     pair.cut_off(false);
     assert!(is_cut_off(&pair.new));
+    assert_eq!(said(&pair.old), None, "the new one may have begun");
+    end(&mut pair, |p| &mut p.new);
     pair.is_back("in time");
     let mut pair = Pair::new();
     pair.adopt();

@@ -68,7 +68,8 @@ impl Device {
         self.accused = Some(Accused { main: id, spare, killed });
     }
 
-    /// It has never served. The one that stands by, if the other one serves or hands over to it. Else it may be either of them, and
+    /// It has not said to the core that it serves: it stood by, or was told to serve and waited for its resource. (Of one that was told to serve
+    /// and does not end [more](Self::end_ghost) is heard.) The one that stands by, if the other one serves or hands over to it. Else it may be either of them, and
     /// as the device is not served anyway both are started anew: the one left over might be the one to which the core does not listen
     /// any more.
     fn end_newcomer(&mut self, reason: String, out: &mut Out) {

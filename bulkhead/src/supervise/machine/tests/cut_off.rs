@@ -59,6 +59,52 @@ fn a_process_that_is_cut_off_before_it_serves_is_killed() {
 }
 
 #[test]
+fn one_that_is_cut_off_while_it_waits_for_its_resource_is_killed() {
+    // The first one of all.
+    let mut story = Story::new(true);
+    assert_eq!(story.on(cut_off(false)), [kill(1)]);
+    // The core says so again until it has ended.
+    assert_eq!((story.on(cut_off(true)), story.on(cut_off(true))), (vec![], vec![]));
+    assert_eq!(story.ends(1, KILLED), [start(0, 3)]);
+    assert_eq!(story.on(cut_off(true)), [], "said late");
+    // The one that stood by, which the core has told to serve, whether or not we know that the other one has ended.
+    let mut story = Story::with_spare();
+    assert_eq!(story.on(cut_off(false)), [kill(3)]);
+    let mut story = Story::with_spare();
+    assert_eq!(story.ends(1, KILLED), []);
+    assert_eq!(story.on(cut_off(false)), [kill(3)]);
+    assert_eq!(story.on(cut_off(true)), []);
+    assert_eq!(story.ends(3, KILLED), [start(0, 4)]);
+}
+
+#[test]
+fn the_new_one_is_killed_if_it_is_cut_off_while_it_waits_in_a_swap() {
+    for quiet_first in [true, false] {
+        let mut story = handover();
+        if quiet_first {
+            let _ = story.says(1, Word::Quiet);
+        }
+        assert_eq!(story.on(cut_off(false)), [kill(3)]);
+        let _ = story.says(1, Word::Quiet);
+        assert_eq!(story.on(cut_off(true)), [], "it is being killed");
+        assert_eq!(story.ends(3, KILLED), []);
+        let actions = story.on(Event::SwapFailed(0, "it did not take over in time".to_owned()));
+        assert!(is_refusal(&actions[0], "the old process serves as before"));
+        let _ = story.says(1, Word::Serving);
+        assert_eq!((story.disk0().main, story.disk0().state), (Some(ProcessId(1)), State::Serving));
+    }
+}
+
+#[test]
+fn one_that_says_that_it_serves_and_waits_is_killed_when_the_core_says_it_again() {
+    let mut story = Story::new(true);
+    assert_eq!(story.says(1, Word::Serving), [start(0, 3)]);
+    assert_eq!(story.on(cut_off(false)), [kill(3)], "as far as we know");
+    let _ = story.ends(3, KILLED);
+    assert_eq!(story.on(cut_off(true)), [kill(1)]);
+}
+
+#[test]
 fn if_either_may_be_meant_and_nobody_serves_both_are_started_anew() {
     let mut story = Story::with_spare();
     let _ = story.ends(1, KILLED);
