@@ -116,7 +116,9 @@ fn channels_wait_for_the_resource_and_nothing_is_touched_before() {
     }
     let all = ["fence", "open", "open sub", "packet", "packet", "adopted"];
     assert_eq!(device.says(), all, "in one turn");
-    assert!(guests.iter_mut().all(|guest| guest.poll().is_some_and(|(header, _)| header.transaction_id == 7)));
+    assert!(
+        guests.iter_mut().all(|guest| guest.poll().is_some_and(|(header, _)| header.transaction_id == 7))
+    );
     let answers: Vec<ToCore> = std::iter::from_fn(|| bench.core.try_answer()).collect();
     assert_eq!(answers, [ToCore::Serving {}, opened(1), opened(2)]);
     bench.settle();

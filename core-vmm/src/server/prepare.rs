@@ -66,11 +66,7 @@ pub(super) fn descriptors_for<'a, P: Partition>(
 }
 
 /// What a process needs to serve a channel, in the order of [`ToVsp::ChannelOpen`].
-fn descriptors<'a, P: Partition>(
-    live: &'a Live,
-    synic: &'a Synic,
-    partition: &'a P,
-) -> Vec<BorrowedFd<'a>> {
+fn descriptors<'a, P: Partition>(live: &'a Live, synic: &'a Synic, partition: &'a P) -> Vec<BorrowedFd<'a>> {
     let interrupt = partition.interrupt(live.target_vp);
     let flags = synic.event_flags(live.target_vp).as_fd();
     let mut fds = vec![live.pages.memory().as_fd(), live.kick.as_fd(), interrupt, flags];

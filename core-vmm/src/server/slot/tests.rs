@@ -339,7 +339,10 @@ fn whatever_happens_one_process_at_most_has_channels() {
                 }
             }
             // From the order to serve on, whether or not it has said that it does.
-            assert!(owner.is_none_or(|o| slot.all().any(|(_, &p)| p == o)), "seed {seed}: {owner:?} is forgotten");
+            assert!(
+                owner.is_none_or(|o| slot.all().any(|(_, &p)| p == o)),
+                "seed {seed}: {owner:?} is forgotten"
+            );
             assert!(slot.all().count() <= 4);
             assert!(!(slot.is_empty() && slot.has_standby()));
         }
