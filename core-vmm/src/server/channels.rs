@@ -90,6 +90,9 @@ impl Server {
         }
         let is_due = |l: &&mut Live| l.device == device && l.wish != Wish::Closing;
         let mut channels: Vec<&mut Live> = self.live.iter_mut().filter(is_due).collect();
+        if channels.is_empty() {
+            return;
+        }
         channels.sort_unstable_by_key(|live| (live.subchannel, live.relid));
         for live in channels {
             debug_assert_eq!(live.hold, Hold::Free, "nobody has it");
