@@ -143,7 +143,8 @@ fn what_comes_before_the_channels_keeps_them_back() {
 
 #[test]
 fn what_the_guest_still_opens_is_told_when_the_process_serves_and_so_is_what_follows() {
-    let (mut rig, a, _) = running(false);
+    let (mut rig, a) = attached(slot("a"));
+    rig.open(&a, 1, 1);
     rig.closes(1);
     assert_eq!(said(&a), Some(ToVsp::ChannelClose { channel: 1 }));
     rig.says(&a, &ToCore::Closed { channel: 1 });
