@@ -126,6 +126,8 @@ impl Dice {
 
     /// Fills `bytes`.
     pub fn fill(&mut self, bytes: &mut [u8]) {
-        bytes.iter_mut().for_each(|b| *b = self.number() as u8);
+        for part in bytes.chunks_mut(8) {
+            part.copy_from_slice(&self.number().to_le_bytes()[..part.len()]);
+        }
     }
 }

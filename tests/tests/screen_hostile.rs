@@ -459,7 +459,7 @@ fn keyboard_and_mouse_agree_on_what_is_sent_only_after_they_have_agreed() -> any
 #[test]
 fn memory_that_never_stands_still() -> anyhow::Result<()> {
     let mut rig = Rig::quiet()?;
-    let mut canvas = rig.canvas(Situation::of(1280, 1024))?;
+    let mut canvas = rig.canvas(Situation::of(800, 600))?;
     let mut viewers = [rig.viewer()?, rig.viewer()?];
     let platform = rig.vm.platform().clone();
     let stop = std::sync::atomic::AtomicBool::new(false);
@@ -467,11 +467,11 @@ fn memory_that_never_stands_still() -> anyhow::Result<()> {
         let stop = &stop;
         let noise = scope.spawn(move || {
             let mut dice = Dice(5);
-            let mut bytes = vec![0; 5120];
+            let mut bytes = vec![0; 3200];
             while !stop.load(std::sync::atomic::Ordering::SeqCst) {
                 dice.fill(&mut bytes);
-                let row = u64::from(dice.roll(1024));
-                platform.write(PLACE + row * 5120, &bytes);
+                let row = u64::from(dice.roll(600));
+                platform.write(PLACE + row * 3200, &bytes);
             }
         });
         let all = canvas.whole();

@@ -158,6 +158,8 @@ pub struct Channel<M, L = LedgerMapping> {
     pending: u32,
     sequence: u64,
     owes_signal: bool,
+    /// The guest may sleep on a signal that has died with a predecessor.
+    owes_wake: bool,
     loans: loans::Loans,
 }
 
@@ -175,7 +177,8 @@ impl<M: RingMemory, L: LedgerMemory> Channel<M, L> {
             backlog: VecDeque::new(),
             pending: 0,
             sequence: 0,
-            owes_signal: true,
+            owes_signal: false,
+            owes_wake: true,
             loans: loans::Loans::default(),
         };
         channel.forget_pending();
@@ -213,7 +216,8 @@ impl<M: RingMemory, L: LedgerMemory> Channel<M, L> {
             backlog: VecDeque::new(),
             pending: 0,
             sequence,
-            owes_signal: !recovery.fresh,
+            owes_signal: false,
+            owes_wake: !recovery.fresh,
             loans: loans::Loans::new(loans, &recovery.lent),
         };
         channel.forget_pending();
@@ -534,7 +538,8 @@ impl<M: RingMemory, L: LedgerMemory> Channel<M, L> {
             return;
         }
         KillPoint::WriteDue.reached();
-        self.owes_signal |= self.writer.publish();
+        // Whoever sleeps on a signal that was lost must not sleep on over what comes now.
+        self.owes_signal |= self.writer.publish() | std::mem::take(&mut self.owes_wake);
         KillPoint::WritePublished.reached();
         if let Some(book) = &mut self.book {
             book.write_published();
@@ -558,8 +563,14 @@ impl<M: RingMemory, L: LedgerMemory> Channel<M, L> {
         Ok(None)
     }
 
-    /// Whether the guest has to be signalled for what was published since the last call.
+    /// Whether the guest has to be signalled for what was published since the last call, or for a predecessor's sake.
     pub fn take_signal(&mut self) -> bool {
+        self.take_prompt_signal() | std::mem::take(&mut self.owes_wake)
+    }
+
+    /// Whether it has to be signalled for what was published since the last call. What else [`Channel::take_signal`] says can wait until the
+    /// first requests are on their way: nothing lies in the ring that is new.
+    pub fn take_prompt_signal(&mut self) -> bool {
         std::mem::take(&mut self.owes_signal)
     }
 

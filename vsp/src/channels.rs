@@ -209,7 +209,9 @@ impl Channels {
     pub(crate) fn prepare(&mut self, new: NewChannel) -> Result<(), OpenError> {
         let NewChannel { core_id, ring, fds, ledger, .. } = new;
         self.pantry.take(core_id);
-        self.pantry.put(Prepared::new(core_id, ring, fds, ledger)?);
+        let prepared = Prepared::new(core_id, ring, fds, ledger)?;
+        prepared.touch();
+        self.pantry.put(prepared);
         Ok(())
     }
 
@@ -454,6 +456,11 @@ impl Channels {
     /// Publishes all completions and signals whoever has to be.
     pub(crate) fn flush(&mut self) {
         self.slots.iter_mut().flatten().filter(|slot| slot.answers()).for_each(Slot::flush);
+    }
+
+    /// Wakes whoever may sleep on a predecessor's signal.
+    pub(crate) fn wake(&mut self) {
+        self.slots.iter_mut().flatten().filter(|slot| slot.answers()).for_each(Slot::wake);
     }
 
     /// Whether a channel may go on with what a predecessor has left: it must not get ahead of what another has begun with.

@@ -205,9 +205,10 @@ impl<D: Device> Runtime<D> {
             self.device.submit(&mut self.channels);
         }
         self.publish()?;
+        self.channels.wake();
         self.report_controls()?;
         self.report_closed()?;
-        self.say();
+        self.say()?;
         if matches!(self.role, Role::Quiescing) {
             self.hand_over()?;
         }
@@ -405,11 +406,17 @@ impl<D: Device> Runtime<D> {
         Ok(())
     }
 
-    fn tell(&self, message: &ToCore) -> Result<(), RuntimeError> {
+    fn tell(&mut self, message: &ToCore) -> Result<(), RuntimeError> {
         self.tell_with(message, &[])
     }
 
-    fn tell_with(&self, message: &ToCore, fds: &[BorrowedFd<'_>]) -> Result<(), RuntimeError> {
+    /// Tells the core something, behind what was put off.
+    fn tell_with(&mut self, message: &ToCore, fds: &[BorrowedFd<'_>]) -> Result<(), RuntimeError> {
+        self.early.take_results().into_iter().try_for_each(|result| self.send(&result, &[]))?;
+        self.send(message, fds)
+    }
+
+    fn send(&self, message: &ToCore, fds: &[BorrowedFd<'_>]) -> Result<(), RuntimeError> {
         match self.peer.as_ref().map(|peer| peer.send(message, fds)) {
             // That the core is gone is noticed when it is read from.
             None | Some(Ok(()) | Err(SocketError::Closed)) => Ok(()),

@@ -118,6 +118,13 @@ impl Slot {
             Ok(()) => self.resume(),
             Err(error) => self.fail(&error),
         }
+        if self.channel.take_prompt_signal() {
+            self.interrupt.signal(self.flag);
+        }
+    }
+
+    /// Wakes a guest that may sleep on a predecessor's signal, if nothing has been sent to it yet.
+    pub fn wake(&mut self) {
         if self.channel.take_signal() {
             self.interrupt.signal(self.flag);
         }

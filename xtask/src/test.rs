@@ -4,7 +4,7 @@
 
 use std::io::{BufRead, BufReader};
 use std::process::{Command, ExitCode, Stdio};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
@@ -38,6 +38,10 @@ pub struct Arguments {
     /// List the checks.
     #[arg(long)]
     list: bool,
+    /// Begin no scenario in the lab later than so many minutes from now, and say which were left out. Which ones come first changes from commit
+    /// to commit.
+    #[arg(long, value_name = "N")]
+    minutes: Option<u64>,
 }
 
 /// Single tests, not checks: a check may stand for many.
@@ -49,12 +53,14 @@ struct Count {
 
 struct Check {
     name: String,
+    /// Whether it may be left out for want of time.
+    can_wait: bool,
     run: Box<dyn Fn(bool) -> Result<Count>>,
 }
 
 impl Check {
     fn new(name: &str, run: impl Fn(bool) -> Result<Count> + 'static) -> Self {
-        Self { name: name.to_owned(), run: Box::new(run) }
+        Self { name: name.to_owned(), can_wait: false, run: Box::new(run) }
     }
 }
 
@@ -71,9 +77,18 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     let mut total = Count::default();
-    let mut failures = Vec::new();
+    let (mut failures, mut left_out) = (Vec::new(), Vec::new());
     let count = checks.len();
+    let begun = Instant::now();
+    let limit = arguments.minutes.map(|minutes| Duration::from_secs(minutes * 60));
+    if limit.is_some() {
+        take_turns(&mut checks);
+    }
     for (index, check) in checks.iter().enumerate() {
+        if check.can_wait && limit.is_some_and(|limit| begun.elapsed() > limit) {
+            left_out.push(check.name.as_str());
+            continue;
+        }
         let label = format!("[{}/{count}] {}", index + 1, check.name);
         sh::say(&format!("{label} ..."));
         let start = Instant::now();
@@ -102,8 +117,27 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     if !failures.is_empty() {
         println!("failed: {}", failures.join(", "));
     }
+    if !left_out.is_empty() {
+        println!("NOT RUN, the time was up: {} (each by `cargo xtask test --only NAME`)", left_out.join(", "));
+    }
     println!("{} passed, {} failed", total.passed, total.failed);
     Ok(if total.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Has other scenarios come first with each commit, so that each is run now and then where not all can be.
+fn take_turns(checks: &mut [Check]) {
+    let commit = sh::output(Command::new("git").args(["rev-parse", "HEAD"]).current_dir(build::workspace()));
+    let first = checks.iter().position(|check| check.can_wait).unwrap_or(checks.len());
+    let last = checks.iter().rposition(|check| check.can_wait).map_or(first, |last| last + 1);
+    let turns = &mut checks[first..last];
+    if let Some(start) = commit.ok().and_then(|commit| turn(&commit, turns.len())) {
+        turns.rotate_left(start);
+    }
+}
+
+/// Which of `count` comes first with this commit.
+fn turn(commit: &str, count: usize) -> Option<usize> {
+    usize::from_str_radix(commit.get(..8)?, 16).ok()?.checked_rem(count)
 }
 
 fn checks(fast: bool, only: Option<&str>) -> Result<Vec<Check>> {
@@ -147,9 +181,10 @@ fn checks(fast: bool, only: Option<&str>) -> Result<Vec<Check>> {
 }
 
 fn in_the_lab(scenario: scenarios::Scenario) -> Check {
-    Check::new(&format!("lab {}", scenario.name), move |verbose| {
+    let check = Check::new(&format!("lab {}", scenario.name), move |verbose| {
         Ok(if scenario.run(verbose)?.is_some() { PASSED } else { Count::default() })
-    })
+    });
+    Check { can_wait: true, ..check }
 }
 
 const PASSED: Count = Count { passed: 1, failed: 0 };
@@ -243,7 +278,7 @@ fn dependencies(fast: bool) -> Result<Count> {
             return Ok(Count::default());
         }
         sh::step("installing cargo-deny (some minutes)", || {
-            sh::run(build::cargo().args(["install", "cargo-deny", "--locked", "--quiet"]))
+            sh::run(build::cargo().args(["install", "cargo-deny", "--locked", "--quiet", "--debug"]))
         })?;
     }
     for manifest in ["Cargo.toml", "fuzz/Cargo.toml"] {
@@ -320,6 +355,13 @@ fn fuzz_run(seconds: u32, target: Option<&str>) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn each_commit_begins_elsewhere() {
+        assert_eq!(turn("0000000a55", 7), Some(3));
+        assert_eq!(turn("ffffffff00\n", 1), Some(0));
+        assert_eq!((turn("0000000a", 0), turn("nothing!", 7), turn("", 7)), (None, None, None));
+    }
 
     #[test]
     fn summaries_of_both_runners_are_understood() {

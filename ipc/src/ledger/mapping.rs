@@ -2,8 +2,12 @@
 
 use std::sync::atomic::{Ordering, compiler_fence};
 
-use super::LedgerMemory;
+use super::layout::{Layout, OUTCOME, SPINE, STATE_HALF};
+use super::{LONGEST_PACKET, LedgerMemory};
 use crate::shm::{Mapping, PAGE, SharedMemory, ShmError};
+
+/// Slots that are mapped ahead: a page of the memory for each, or two, even if the guest never uses them.
+const TOUCHED: u32 = 16;
 
 /// A mapped ledger.
 #[derive(Debug)]
@@ -21,6 +25,17 @@ impl LedgerMapping {
     /// The memory cannot be mapped.
     pub fn of_header(memory: &SharedMemory) -> Result<LedgerMapping, ShmError> {
         Ok(LedgerMapping(Mapping::new(memory, 0, memory.len().min(PAGE as u64))?))
+    }
+
+    /// Has the kernel map now what a successor reads first: the words, the state, the spines, and the beginnings of as many slots as a
+    /// busy guest has in use, which are the first ones. Nothing is made of what is there.
+    pub fn touch(&self) {
+        let Ok(layout) = Layout::filling(self.len(), 0, 0) else { return };
+        self.0.touch(0, layout.state_at as usize + 2 * STATE_HALF + layout.slots as usize * SPINE);
+        for slot in 0..layout.slots.min(TOUCHED) {
+            self.0.touch(layout.packet(slot), 1);
+            self.0.touch(layout.packet(slot) + LONGEST_PACKET as usize, OUTCOME);
+        }
     }
 
     /// The memory itself, for the word that a dying process leaves a note in.

@@ -4,11 +4,11 @@ use std::ffi::c_void;
 use std::num::NonZeroUsize;
 use std::os::fd::BorrowedFd;
 use std::ptr::{self, NonNull};
-use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64};
+use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering};
 
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, mmap_anonymous, munmap};
 
-use super::{SharedMemory, ShmError};
+use super::{PAGE, SharedMemory, ShmError};
 
 /// Bytes of a large page.
 const LARGE: usize = 2 << 20;
@@ -131,6 +131,14 @@ impl Mapping {
         self.len == 0
     }
 
+    /// Has the kernel map these bytes now rather than at the first access: one is read from every page, and nothing made of it.
+    pub fn touch(&self, offset: usize, len: usize) {
+        let end = offset.saturating_add(len).min(self.len);
+        for at in (offset..end).step_by(PAGE) {
+            std::hint::black_box(self.byte(at).load(Ordering::Relaxed));
+        }
+    }
+
     /// Where `offset` lies in our address space, for the kernel (iovecs); `len` bytes from there are inside.
     pub(super) fn address(&self, offset: usize, len: usize) -> NonNull<u8> {
         self.bounds(offset, len);
@@ -220,7 +228,6 @@ pub(super) unsafe fn copy(from: *const u8, to: *mut u8, len: usize) {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::Ordering;
 
     use super::*;
 
@@ -235,6 +242,14 @@ mod tests {
         assert_eq!(&two, b"cd");
         tail.word(4).store(7, Ordering::SeqCst);
         assert_eq!(all.word(8196).load(Ordering::SeqCst), 7);
+    }
+
+    #[test]
+    fn touching_reads_no_further_than_the_end() {
+        let memory = SharedMemory::create("test", 2 * 4096).unwrap();
+        let mapping = Mapping::new(&memory, 0, 2 * 4096).unwrap();
+        mapping.touch(4096, usize::MAX);
+        mapping.touch(3 * 4096, 1);
     }
 
     #[test]

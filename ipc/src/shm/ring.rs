@@ -32,6 +32,12 @@ impl RingMapping {
         Ok(RingMapping { mapping, data_len })
     }
 
+    /// Has the kernel map all of it now rather than at the first access. Nothing is made of what is there.
+    pub fn touch(&self) {
+        // The second mapping of the data is behind the first; a packet that wraps is rare.
+        self.mapping.touch(0, PAGE + self.data_len as usize);
+    }
+
     fn word(&self, word: ControlWord) -> &std::sync::atomic::AtomicU32 {
         self.mapping.word(match word {
             ControlWord::WriteIndex => 0,

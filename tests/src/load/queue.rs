@@ -278,6 +278,10 @@ impl Queue {
             Err(error) => return Err(error),
         };
         self.pulse.beat();
+        if !timeout.is_zero() {
+            // The ring was empty when this queue went to sleep.
+            self.seen = self.seen.max(self.pulse.deaths_past());
+        }
         if self.seen > self.reported {
             self.reported = self.seen;
             self.pulse.revived(self.seen);

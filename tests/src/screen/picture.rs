@@ -102,10 +102,15 @@ impl Picture {
             let bytes = a.to_le_bytes().into_iter().zip(b.to_le_bytes()).take(3);
             bytes.into_iter().all(|(a, b)| a.abs_diff(b) <= slack)
         };
-        let pairs = self.pixels.iter().zip(&other.pixels);
-        let mut differ = pairs.enumerate().filter(|(_, (a, b))| a != b && !close(**a, **b));
-        let (at, (ours, theirs)) = differ.next()?;
-        let (x, y) = (at % self.width as usize, at / self.width as usize);
+        // Most rows are the same, which is seen at once.
+        let width = (self.width as usize).max(1);
+        let rows = self.pixels.chunks_exact(width).zip(other.pixels.chunks_exact(width));
+        let rows = rows.enumerate().filter(|(_, (ours, theirs))| ours != theirs);
+        let mut differ = rows.flat_map(|(y, (ours, theirs))| {
+            let pairs = ours.iter().zip(theirs).enumerate();
+            pairs.filter(|(_, (a, b))| a != b && !close(**a, **b)).map(move |(x, pair)| (x, y, pair))
+        });
+        let (x, y, (ours, theirs)) = differ.next()?;
         Some(format!("{} pixels differ, first {ours:06x} and {theirs:06x} at ({x}, {y})", 1 + differ.count()))
     }
 }

@@ -5,6 +5,7 @@ pub mod encoding;
 mod rects;
 mod security;
 
+use std::cell::RefCell;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -99,6 +100,8 @@ pub struct Viewer {
     pub counts: Counts,
     /// It has asked for a whole picture once.
     asked: bool,
+    /// What was decoded last, and from what.
+    known: RefCell<(Vec<u8>, Picture)>,
 }
 
 impl Viewer {
@@ -135,6 +138,7 @@ impl Viewer {
             continuous: false,
             counts: Counts::default(),
             asked: false,
+            known: RefCell::new((Vec::new(), Picture::new(0, 0))),
         };
         viewer.resize(width, height)?;
         viewer.set_format(options.format)?;
@@ -146,6 +150,8 @@ impl Viewer {
         ensure!(width > 0 && height > 0, "a picture of {width}x{height}");
         (self.width, self.height) = (width, height);
         self.bytes = vec![0; width as usize * height as usize * self.format.bytes()];
+        // Zeroes are black in every format.
+        self.known = RefCell::new((self.bytes.clone(), Picture::new(width, height)));
         Ok(())
     }
 
@@ -292,11 +298,21 @@ impl Viewer {
 
     /// What has been decoded.
     pub fn picture(&self) -> Picture {
-        let mut picture = Picture::new(self.width, self.height);
-        let pixels = self.bytes.chunks_exact(self.format.bytes());
-        let pixels: Vec<u32> = pixels.map(|bytes| self.format.colour(self.format.value(bytes))).collect();
-        picture.put(self.whole(), &pixels);
-        picture
+        let mut known = self.known.borrow_mut();
+        let (bytes, picture) = &mut *known;
+        // Tests look after every update, and most of the rows are as they were.
+        for y in 0..self.height {
+            let row = Area { y, height: 1, ..self.whole() };
+            let range = self.row(row, 0);
+            if bytes[range.clone()] != self.bytes[range.clone()] {
+                let pixels = self.bytes[range.clone()].chunks_exact(self.format.bytes());
+                let pixels: Vec<u32> =
+                    pixels.map(|pixel| self.format.colour(self.format.value(pixel))).collect();
+                picture.put(row, &pixels);
+                bytes[range.clone()].copy_from_slice(&self.bytes[range]);
+            }
+        }
+        picture.clone()
     }
 
     /// The picture's size.

@@ -7,7 +7,6 @@ use ipc::ledger::{
     CRASH_ELSEWHERE, Found, Ledger, LedgerError, LedgerMemory, Loan, Outcome, Phase, Rings, Word,
 };
 use thiserror::Error;
-use vmbus::packet::PacketHeader;
 use vmbus::ring::RingError;
 
 use super::KillPoint;
@@ -31,7 +30,7 @@ pub struct Recovery {
     pub fresh: bool,
     /// The device's state, if it ever had one.
     pub state: Option<Vec<u8>>,
-    /// Requests that run again.
+    /// Requests that run again, if they can be read: that is found out one by one, since the guest waits for the first.
     pub again: u32,
     /// Requests whose end the guest has seen already.
     pub done: u32,
@@ -39,8 +38,6 @@ pub struct Recovery {
     pub void: u32,
     /// Of those that would run again: those that have killed too many processes.
     pub rejected: u32,
-    /// Of those that would run again: those of which too much was overwritten.
-    pub unreadable: u32,
     /// Loans that the guest has.
     pub lent: Vec<u32>,
     /// Requests run again one at a time, because one without a name killed the predecessor.
@@ -218,14 +215,13 @@ impl Survey {
         let mut book = Book::new(ledger, self.read, self.write);
         book.free = self.free;
         book.free.reserve_exact(self.claims.len());
-        let mut scratch = Vec::new();
         for Claim { again, fate } in self.claims {
             let (slot, sequence) = (again.slot, again.spine.sequence);
             match fate {
                 Fate::Done => recovery.done += 1,
                 Fate::Void => recovery.void += 1,
                 Fate::Again { completing } => {
-                    recovery.count(&book.ledger, &again, &mut scratch);
+                    recovery.count(&book.ledger, &again);
                     book.reruns.push_back(again);
                     if completing {
                         book.ledger.set_state(slot, Phase::Taken, sequence);
@@ -296,19 +292,12 @@ impl Survey {
 
 impl Recovery {
     /// Counts a request that runs again.
-    fn count<L: LedgerMemory>(&mut self, ledger: &Ledger<L>, again: &Again, scratch: &mut Vec<u8>) {
-        let (slot, spine) = (again.slot, &again.spine);
-        let readable = match ledger.outcome(slot, spine.sequence) {
-            Outcome::Is(_) => return self.again += 1,
-            Outcome::Lost => false,
-            Outcome::None => {
-                ledger.packet(slot, spine, scratch) && PacketHeader::of_prefix(scratch).is_some()
-            }
-        };
-        match readable {
-            false => self.unreadable += 1,
-            true if again.attempts >= MAX_ATTEMPTS => self.rejected += 1,
-            true => self.again += 1,
+    fn count<L: LedgerMemory>(&mut self, ledger: &Ledger<L>, again: &Again) {
+        let is_rejected = again.attempts >= MAX_ATTEMPTS
+            && ledger.outcome(again.slot, again.spine.sequence) == Outcome::None;
+        match is_rejected {
+            true => self.rejected += 1,
+            false => self.again += 1,
         }
     }
 }

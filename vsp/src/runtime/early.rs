@@ -6,7 +6,7 @@
 
 use std::os::fd::OwnedFd;
 
-use ipc::message::{ToCore, ToVsp};
+use ipc::message::{STATUS_OK, ToCore, ToVsp};
 
 use super::{Runtime, RuntimeError};
 use crate::channel::Recovery;
@@ -23,12 +23,19 @@ pub(super) struct Early {
     found: Vec<(u32, Recovery)>,
     /// The supervisor does not know that this process serves.
     is_news: bool,
+    /// Channels that are open, of which the core has still to be told. It waits for none of them, and would want a processor.
+    results: Vec<ToCore>,
 }
 
 impl Early {
     /// The device is to be handed over: what was ordered concerns the next one.
     pub fn forget(&mut self) {
         *self = Early::default();
+    }
+
+    /// What the core is to be told.
+    pub fn take_results(&mut self) -> Vec<ToCore> {
+        std::mem::take(&mut self.results)
     }
 
     /// A channel has been taken over from another process.
@@ -54,30 +61,20 @@ impl<D: Device> Runtime<D> {
     }
 
     /// Says what has been put off.
-    pub(super) fn say(&mut self) {
+    pub(super) fn say(&mut self) -> Result<(), RuntimeError> {
+        self.early.take_results().into_iter().try_for_each(|result| self.send(&result, &[]))?;
         if std::mem::take(&mut self.early.is_news) {
             self.setting.notifier.status(true, "serving");
         }
         if self.early.found.is_empty() || !self.adoption.lets_take() {
-            return;
+            return Ok(());
         }
         for (channel, recovery) in self.early.found.drain(..) {
             let lent = recovery.lent.len();
-            let Recovery { again, done, void, rejected, unreadable, careful, crash, epoch, .. } = recovery;
-            tracing::info!(
-                channel,
-                epoch,
-                again,
-                done,
-                void,
-                rejected,
-                unreadable,
-                lent,
-                careful,
-                ?crash,
-                "taken over"
-            );
+            let Recovery { again, done, void, rejected, careful, crash, epoch, .. } = recovery;
+            tracing::info!(channel, epoch, again, done, void, rejected, lent, careful, ?crash, "taken over");
         }
+        Ok(())
     }
 
     fn obey(&mut self, order: ToVsp, fds: Vec<OwnedFd>) -> Result<(), RuntimeError> {
@@ -88,7 +85,11 @@ impl<D: Device> Runtime<D> {
                 let is_primary = subchannel == 0;
                 let new = NewChannel { core_id: channel, is_primary, ring, flag, fds, ledger };
                 let (status, reason) = self.open(new, &request);
-                self.tell(&ToCore::OpenResult { channel, status, reason })?;
+                let result = ToCore::OpenResult { channel, status, reason };
+                match status {
+                    STATUS_OK if self.early.is_news => self.early.results.push(result),
+                    _ => self.tell(&result)?,
+                }
             }
             ToVsp::ChannelClose { channel } => match self.channels.close(channel) {
                 Some(id) => {

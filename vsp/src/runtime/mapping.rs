@@ -61,7 +61,7 @@ impl<D: Device> Runtime<D> {
         Ok(())
     }
 
-    fn give_order(&self, order: Order) -> Result<(), RuntimeError> {
+    fn give_order(&mut self, order: Order) -> Result<(), RuntimeError> {
         match order {
             Order::Map { gpa, memory, bytes } => {
                 self.tell_with(&ToCore::MapMemory { gpa, bytes }, &[memory.as_fd()])
