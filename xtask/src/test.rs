@@ -118,7 +118,10 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
         println!("failed: {}", failures.join(", "));
     }
     if !left_out.is_empty() {
-        println!("NOT RUN, the time was up: {} (each by `cargo xtask test --only NAME`)", left_out.join(", "));
+        println!(
+            "NOT RUN, the time was up: {} (each by `cargo xtask test --only NAME`)",
+            left_out.join(", ")
+        );
     }
     println!("{} passed, {} failed", total.passed, total.failed);
     Ok(if total.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })

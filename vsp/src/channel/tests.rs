@@ -76,6 +76,39 @@ fn nothing_is_visible_before_its_step() {
     assert_eq!(channel.outstanding(), 0);
 }
 
+/// The dead one's answer lies in the ring, so the ring's own rule would not have the next one signalled.
+#[test]
+fn a_guest_that_sleeps_on_a_lost_signal_is_woken_by_the_first_answer() {
+    let (mut guest, mut dead) = channel(8);
+    let mut scratch = Vec::new();
+    guest.send(1);
+    let answered = ticket(dead.take(&mut scratch));
+    dead.complete(answered, b"answer", None).unwrap();
+    dead.publish_completions().unwrap();
+    drop(dead);
+    let (to_host, to_guest) = (guest.to_host.clone(), guest.to_guest.clone());
+    let mut successor = Channel::<_, LedgerMapping>::new(to_host, to_guest, 8).unwrap();
+    assert!(!successor.take_prompt_signal(), "that can wait");
+    guest.send(2);
+    let next = ticket(successor.take(&mut scratch));
+    successor.complete(next, b"answer", None).unwrap();
+    assert!(!successor.take_prompt_signal(), "nothing is visible");
+    successor.publish_completions().unwrap();
+    assert!(successor.take_prompt_signal(), "the answer lies behind one that was not signalled");
+    assert!(!successor.take_signal(), "once is enough");
+}
+
+#[test]
+fn a_guest_without_answers_is_woken_too() {
+    let (guest, dead) = channel(8);
+    drop(dead);
+    let mut successor =
+        Channel::<_, LedgerMapping>::new(guest.to_host.clone(), guest.to_guest.clone(), 8).unwrap();
+    successor.publish_completions().unwrap();
+    assert!(!successor.take_prompt_signal());
+    assert!(successor.take_signal() && !successor.take_signal());
+}
+
 #[test]
 fn the_limit_stops_taking_until_something_completes() {
     let (mut guest, mut channel) = channel(2);
