@@ -228,7 +228,6 @@ pub(super) unsafe fn copy(from: *const u8, to: *mut u8, len: usize) {
 
 #[cfg(test)]
 mod tests {
-
     use super::*;
 
     #[test]
