@@ -214,6 +214,16 @@ impl Connection {
     }
 }
 
+/// Says to one for whom there is no place why he is let go.
+pub fn refuse(stream: &UnixStream) {
+    let why = "as many commands as there is room for wait for this console already; try again when one of them has ended";
+    let mut line = serde_json::to_vec(&Answer::<()>::Error(why.into())).unwrap_or_default();
+    line.push(b'\n');
+    // He has just come, so there is room for it, unless he has gone again.
+    let mut stream = stream;
+    let _ = stream.write(&line);
+}
+
 /// A picture as a PNG file.
 pub fn png(picture: &Picture) -> Result<Vec<u8>, png::EncodingError> {
     let (width, height) = picture.size();

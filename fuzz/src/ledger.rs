@@ -136,7 +136,7 @@ fn serve(memory: &Memory, rings: &[TestRing; 2]) {
         return;
     };
     assert!(
-        recovery.again + recovery.rejected + recovery.unreadable + recovery.done + recovery.void <= SLOTS
+        recovery.again + recovery.rejected + recovery.done + recovery.void <= SLOTS
     );
     let mut scratch = Vec::new();
     let mut held: Vec<Ticket> = Vec::new();

@@ -76,6 +76,13 @@ pub trait LedgerMemory {
     fn load(&self, offset: usize) -> u64;
     /// Writes a word (at least `Release`).
     fn store(&self, offset: usize, value: u64);
+    /// Writes words that lie one behind the other, in this order.
+    #[inline]
+    fn store_words(&self, offset: usize, words: &[u64]) {
+        for (index, word) in words.iter().enumerate() {
+            self.store(offset + index * 8, *word);
+        }
+    }
     /// Copies bytes out.
     fn read(&self, offset: usize, into: &mut [u8]);
     /// Copies bytes in: behind all stores before it, ahead of all after it.
@@ -91,6 +98,9 @@ impl<L: LedgerMemory + ?Sized> LedgerMemory for &L {
     }
     fn store(&self, offset: usize, value: u64) {
         (**self).store(offset, value);
+    }
+    fn store_words(&self, offset: usize, words: &[u64]) {
+        (**self).store_words(offset, words);
     }
     fn read(&self, offset: usize, into: &mut [u8]) {
         (**self).read(offset, into);

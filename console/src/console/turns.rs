@@ -27,14 +27,10 @@ impl Console {
         }
         self.keyboard_side.receive(&mut self.keyboard);
         self.mouse_side.receive();
-        self.accept(now);
-        for place in self.peers.places() {
-            match self.peers.get_mut(place) {
-                Some(Peer::Viewer(_)) => self.hear(place, now),
-                Some(Peer::Command(_)) => self.serve_command(place, now),
-                Some(Peer::Browser(_)) => self.serve_browser(place, now),
-                None => {}
-            }
+        // Who has gone makes room for who comes.
+        self.hear_all(now);
+        if self.accept(now) {
+            self.hear_all(now);
         }
         self.typist.turn(&mut self.keyboard, now);
         self.keyboard_side.send(&mut self.keyboard);
@@ -49,6 +45,17 @@ impl Console {
         }
         for place in self.peers.places() {
             self.speak(place, now);
+        }
+    }
+
+    fn hear_all(&mut self, now: Instant) {
+        for place in self.peers.places() {
+            match self.peers.get_mut(place) {
+                Some(Peer::Viewer(_)) => self.hear(place, now),
+                Some(Peer::Command(_)) => self.serve_command(place, now),
+                Some(Peer::Browser(_)) => self.serve_browser(place, now),
+                None => {}
+            }
         }
     }
 
@@ -68,7 +75,9 @@ impl Console {
         }
     }
 
-    fn accept(&mut self, now: Instant) {
+    /// Takes who has come; whether somebody has.
+    fn accept(&mut self, now: Instant) -> bool {
+        let mut came = false;
         for index in 0..self.listeners.len() {
             for _ in 0..HELPING {
                 let listener = &mut self.listeners[index];
@@ -76,7 +85,10 @@ impl Console {
                     break;
                 }
                 match listener.it.accept() {
-                    Ok(Some(stream)) => self.welcome(stream, now),
+                    Ok(Some(stream)) => {
+                        came = true;
+                        self.welcome(stream, now);
+                    }
                     Ok(None) => listener.woken = false,
                     Err(error) => {
                         listener.woken = false;
@@ -89,7 +101,11 @@ impl Console {
             let Some(control) = self.control.as_mut().filter(|control| control.woken) else { break };
             match listener::accept_command(&control.it) {
                 Ok(Some(stream)) => {
+                    came = true;
                     let place = self.room_for(Kind::Command);
+                    if place.is_none() {
+                        control::refuse(&stream);
+                    }
                     self.seat(place, Peer::Command(Box::new(control::Connection::new(stream))));
                 }
                 Ok(None) => control.woken = false,
@@ -103,6 +119,7 @@ impl Console {
             let Some(web) = self.web.as_mut().filter(|web| web.woken) else { break };
             match web.it.accept_next(now) {
                 Ok(Some(connection)) => {
+                    came = true;
                     let place = self.room_for(Kind::Browser);
                     self.seat(place, Peer::Browser(Box::new(connection)));
                 }
@@ -113,6 +130,7 @@ impl Console {
                 }
             }
         }
+        came
     }
 
     fn complain(&self, what: &str, error: &dyn std::fmt::Display) {

@@ -59,6 +59,13 @@ impl LedgerMemory for LedgerMapping {
         self.0.long(offset).store(value, Ordering::Release);
     }
 
+    #[inline]
+    fn store_words(&self, offset: usize, words: &[u64]) {
+        for (place, word) in self.0.longs(offset, words.len()).iter().zip(words) {
+            place.store(*word, Ordering::Release);
+        }
+    }
+
     fn read(&self, offset: usize, into: &mut [u8]) {
         self.0.read(offset, into);
     }

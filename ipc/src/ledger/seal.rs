@@ -59,11 +59,17 @@ pub fn of_bytes(seed: u64, bytes: &[u8]) -> u64 {
     for (lane, word) in lanes.iter_mut().zip(words) {
         *lane = step(*lane, u64::from_le_bytes(*word));
     }
-    let mut last = [0; 8];
-    last[..tail.len()].copy_from_slice(tail);
-    lanes[3] = step(lanes[3], u64::from_le_bytes(last));
+    // Packets are whole words, so there is hardly ever anything to copy.
+    let last = if tail.is_empty() { 0 } else { last_word(tail) };
+    lanes[3] = step(lanes[3], last);
     let [a, b, c, d] = lanes;
     finish(a ^ b.rotate_left(17) ^ c.rotate_left(31) ^ d.rotate_left(47) ^ bytes.len() as u64)
+}
+
+/// Fewer bytes than a word has, the missing ones 0.
+#[cold]
+fn last_word(tail: &[u8]) -> u64 {
+    tail.iter().rev().fold(0, |word, byte| word << 8 | u64::from(*byte))
 }
 
 #[inline]

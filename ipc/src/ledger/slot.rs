@@ -177,13 +177,18 @@ impl<L: LedgerMemory> Ledger<L> {
     #[inline]
     pub fn write_request(&self, slot: u32, spine: &Spine, packet: &[u8]) {
         self.memory.write(self.layout.packet(slot), packet);
-        let at = self.layout.spine(slot);
         let shape = spine.shape();
-        self.memory.store(at + TRANSACTION, spine.transaction_id);
-        self.memory.store(at + READ_AFTER, spine.read_after);
-        self.memory.store(at + SHAPE, shape);
-        self.memory.store(at + PACKET_CHECKSUM, spine.packet_checksum);
-        self.memory.store(at + CHECKSUM, spine.checksum(slot, shape));
+        // All that is behind the state in its cache line. What would be said of a completion is not looked at before there is one.
+        let words = [
+            spine.transaction_id,
+            spine.read_after,
+            0,
+            0,
+            shape,
+            spine.packet_checksum,
+            spine.checksum(slot, shape),
+        ];
+        self.memory.store_words(self.layout.spine(slot) + TRANSACTION, &words);
     }
 
     /// What a slot says of the request that its state names.
@@ -215,8 +220,8 @@ impl<L: LedgerMemory> Ledger<L> {
     #[inline]
     pub fn write_completing(&self, slot: u32, completing: Completing) {
         let at = self.layout.spine(slot);
-        self.memory.store(at + VISIBLE_AT, seal(completing.visible_at / 8));
-        self.memory.store(at + GENERATION, seal(completing.generation));
+        self.memory
+            .store_words(at + VISIBLE_AT, &[seal(completing.visible_at / 8), seal(completing.generation)]);
     }
 
     /// Where a request's completion lies.

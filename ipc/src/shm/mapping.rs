@@ -4,6 +4,7 @@ use std::ffi::c_void;
 use std::num::NonZeroUsize;
 use std::os::fd::BorrowedFd;
 use std::ptr::{self, NonNull};
+use std::slice;
 use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering};
 
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, mmap_anonymous, munmap};
@@ -158,7 +159,9 @@ impl Mapping {
     #[inline]
     pub fn half(&self, offset: usize) -> &AtomicU16 {
         self.bounds(offset, 2);
-        assert!(offset.is_multiple_of(2), "half word at odd offset {offset}");
+        if !offset.is_multiple_of(2) {
+            misaligned(offset, 2);
+        }
         // SAFETY: as in [`Mapping::word`].
         unsafe { AtomicU16::from_ptr(self.base.as_ptr().add(offset).cast()) }
     }
@@ -167,7 +170,9 @@ impl Mapping {
     #[inline]
     pub fn word(&self, offset: usize) -> &AtomicU32 {
         self.bounds(offset, 4);
-        assert!(offset.is_multiple_of(4), "word at odd offset {offset}");
+        if !offset.is_multiple_of(4) {
+            misaligned(offset, 4);
+        }
         // SAFETY: in bounds and aligned (the base is page-aligned), mapped as long as `self` lives; the other
         // side is another process, which atomics are defined to tolerate in practice on this platform.
         unsafe { AtomicU32::from_ptr(self.base.as_ptr().add(offset).cast()) }
@@ -177,9 +182,23 @@ impl Mapping {
     #[inline]
     pub fn long(&self, offset: usize) -> &AtomicU64 {
         self.bounds(offset, 8);
-        assert!(offset.is_multiple_of(8), "long at odd offset {offset}");
+        if !offset.is_multiple_of(8) {
+            misaligned(offset, 8);
+        }
         // SAFETY: as in [`Mapping::word`].
         unsafe { AtomicU64::from_ptr(self.base.as_ptr().add(offset).cast()) }
+    }
+
+    /// So many 64-bit words from `offset` on (a multiple of 8).
+    #[inline]
+    pub fn longs(&self, offset: usize, count: usize) -> &[AtomicU64] {
+        self.bounds(offset, count.saturating_mul(8));
+        if !offset.is_multiple_of(8) {
+            misaligned(offset, 8);
+        }
+        // SAFETY: as in [`Mapping::word`], for each of them; what the slice refers to is changed by atomic stores only, or by
+        // copies that nobody holds a slice across.
+        unsafe { slice::from_raw_parts(self.base.as_ptr().add(offset).cast(), count) }
     }
 
     /// Copies out. The bytes may have changed a moment later: only the copy may be checked and used.
@@ -190,18 +209,35 @@ impl Mapping {
     }
 
     /// Copies in.
+    #[inline]
     pub fn write(&self, offset: usize, from: &[u8]) {
         self.bounds(offset, from.len());
         // SAFETY: the destination is in bounds and shared (no reference to it exists), the source is a
         // private slice.
-        unsafe { copy(from.as_ptr(), self.base.as_ptr().add(offset), from.len()) }
+        unsafe { ptr::copy_nonoverlapping(from.as_ptr(), self.base.as_ptr().add(offset), from.len()) }
     }
 
     #[inline]
     fn bounds(&self, offset: usize, len: usize) {
         let inside = offset.checked_add(len).is_some_and(|end| end <= self.len);
-        assert!(inside, "{len} bytes at {offset} of a mapping of {}", self.len);
+        if !inside {
+            outside(offset, len, self.len);
+        }
     }
+}
+
+/// Apart, so that what it says is not made ready ahead of each access.
+#[cold]
+#[inline(never)]
+fn outside(offset: usize, len: usize, of: usize) -> ! {
+    panic!("{len} bytes at {offset} of a mapping of {of}");
+}
+
+/// The same.
+#[cold]
+#[inline(never)]
+fn misaligned(offset: usize, size: usize) -> ! {
+    panic!("a word of {size} bytes at offset {offset}");
 }
 
 impl Drop for Mapping {

@@ -61,7 +61,13 @@ impl<M: RingMemory> RingReader<M> {
         if header.len > self.longest {
             return Err(RingError::TooLong { len: header.len, limit: self.longest });
         }
-        scratch.resize(header.len as usize, 0);
+        // All of it is written below: only memory that it has not had yet needs an initial value.
+        let len = header.len as usize;
+        if scratch.len() >= len {
+            scratch.truncate(len)
+        } else {
+            scratch.resize(len, 0)
+        }
         let (head, rest) = scratch.split_at_mut(DESCRIPTOR_SIZE as usize);
         head.copy_from_slice(&descriptor);
         self.memory.read(self.size.advance(self.position, DESCRIPTOR_SIZE), rest);

@@ -1,6 +1,7 @@
 //! What `bulkhead screenshot`, `type`, `key` and their like ask of a console.
 
 use std::io::{ErrorKind, Read, Write};
+use std::os::unix::net::UnixStream;
 
 use seat::Sent;
 use seat::keyboard::{FromConsole as KeyEvent, ToConsole as FromKeyboard};
@@ -38,6 +39,39 @@ fn commands_see_and_type() {
     );
     assert!(desk.command(&mut control, r#"{"token":{}}"#)["error"].is_string());
     assert!(desk.command(&mut control, "nonsense")["error"].is_string());
+}
+
+/// As many as there may be.
+fn crowd(desk: &Desk) -> Vec<UnixStream> {
+    let one = |_| {
+        let mut control = desk.connect("control");
+        control.write_all(b"{\"type\":\"no\"}\n").unwrap();
+        control
+    };
+    (0..8).map(one).collect()
+}
+
+#[test]
+fn who_goes_makes_room_for_who_comes_at_the_same_moment() {
+    let mut desk = Desk::new();
+    let crowd = crowd(&desk);
+    desk.turns(3);
+    drop(crowd);
+    let mut control = desk.connect("control");
+    assert!(desk.command(&mut control, r#"{"state":{}}"#)["state"].is_object());
+}
+
+#[test]
+fn who_finds_no_place_is_told_why() {
+    let mut desk = Desk::new();
+    let _crowd = crowd(&desk);
+    desk.turns(3);
+    let mut late = desk.connect("control");
+    desk.turns(3);
+    let mut line = String::new();
+    late.set_nonblocking(true).unwrap();
+    late.read_to_string(&mut line).unwrap();
+    assert!(line.starts_with("{\"error\":\"as many commands as"), "{line}");
 }
 
 #[test]
