@@ -184,6 +184,8 @@ impl<F: Face> Runtime<F> {
         }
         self.hear()?;
         self.answer_knock()?;
+        // To begin with the next requests takes the longer the slower the resource is; what has ended need not wait for that.
+        self.queues.publish_all();
         for queue in 0..self.queues.slots.len() as u16 {
             if self.queues.has_some(queue) {
                 self.take_batch(queue);

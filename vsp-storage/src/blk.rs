@@ -32,8 +32,6 @@ use crate::uring::Kind;
 const QUEUES: u16 = 16;
 /// Most pieces of data in a request: what fits into a queue of 128 with header and status, QEMU's default.
 const SEG_MAX: u32 = 126;
-/// Requests taken before what has ended becomes visible: as on the other face.
-const BATCH: usize = 16;
 /// Requests of a queue that are under way at most, as Linux' own queues have: what each may name takes up to 16 KiB here.
 const DEPTH: u32 = 256;
 
@@ -136,7 +134,8 @@ impl Blk {
         request.complete(queues, data.saturating_add(1));
     }
 
-    /// Hands over what is queued and finishes what has ended, until neither is left or it takes too long.
+    /// Hands over what is queued and finishes what has ended; again as long as something is queued by that, unless it takes too long. What
+    /// ends meanwhile is the next turn's: the guest has the answers to the first while it does.
     fn pump(&mut self, queues: &mut Queues) {
         // Nothing here is done once only, so nothing waits for answers.
         self.engine.wake(0);
@@ -151,7 +150,7 @@ impl Blk {
                     Step::Over(flight, kind, outcome) => self.over(flight, kind, outcome, queues),
                 }
             }
-            if !ended {
+            if !ended || !self.engine.has_queued() {
                 return;
             }
         }
@@ -276,7 +275,7 @@ impl Face for Blk {
     }
 
     fn batch(&self) -> usize {
-        BATCH
+        self.engine.batch()
     }
 
     fn depth(&self) -> u32 {

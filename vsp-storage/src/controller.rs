@@ -314,6 +314,10 @@ impl Device for Controller {
         self.answer(request, &answer, channels);
     }
 
+    fn batch(&self) -> usize {
+        self.engine.batch()
+    }
+
     fn submit(&mut self, channels: &mut Channels) {
         self.spread_news(channels);
         self.note_answered(channels);

@@ -20,6 +20,12 @@ use crate::uring::{Kind, Memory, Operation, Uring, UringError};
 /// hundreds in a row (WRITE SAME, UNMAP), and meanwhile no answer becomes visible and nobody is heard.
 pub(crate) const ROUNDS: usize = 4;
 
+/// Requests that are taken at a time, and begun with in one system call, where the resource answers at once.
+const AT_ONCE: usize = 16;
+
+/// The same where it takes its time: it has something to do the sooner.
+const BESIDES: usize = 4;
+
 /// A command under way, and when it came.
 #[derive(Debug)]
 pub(crate) struct Flight<C> {
@@ -232,6 +238,16 @@ impl<C: std::fmt::Debug> Engine<C> {
             broken(&error);
         }
         self.clock = None;
+    }
+
+    /// How many requests are to be taken at a time.
+    pub fn batch(&self) -> usize {
+        if self.under_way == 0 { AT_ONCE } else { BESIDES }
+    }
+
+    /// Whether something is queued that has not been handed over.
+    pub fn has_queued(&mut self) -> bool {
+        self.uring.has_queued()
     }
 
     /// What has become of the next command that something has ended of.

@@ -333,6 +333,11 @@ impl<T> Uring<T> {
         self.hand_over()
     }
 
+    /// Whether something waits for the next [`Uring::submit`]: for nothing but that, or for memory that there may be by then.
+    pub fn has_queued(&mut self) -> bool {
+        !self.starved.is_empty() || !self.ring.submission().is_empty()
+    }
+
     fn hand_over(&mut self) -> io::Result<()> {
         let mut patience = PATIENCE;
         loop {

@@ -197,6 +197,8 @@ impl<D: Device> Runtime<D> {
             self.fence()?;
         }
         if self.takes() {
+            // To begin with the next requests takes the longer the slower the resource is; what has ended need not wait for that.
+            self.publish()?;
             (0..self.channels.slots()).try_for_each(|slot| self.take_batch(slot))?;
         }
         self.end_adoption();
@@ -218,10 +220,11 @@ impl<D: Device> Runtime<D> {
     /// Takes packets from one channel, publishes that they are taken, and has the device start on them.
     fn take_batch(&mut self, slot: usize) -> Result<(), RuntimeError> {
         let Some(id) = self.channels.start_batch(slot) else { return Ok(()) };
-        let batch = if self.channels.is_recovering(id) { RECOVERY_BATCH } else { self.device.batch() };
+        let recovers = self.channels.is_recovering(id);
+        let batch = if recovers { RECOVERY_BATCH } else { self.device.batch() };
         let mut pause = Pause::Turn;
         for _ in 0..batch {
-            if batch == RECOVERY_BATCH && !self.channels.may_go_on(id) {
+            if recovers && !self.channels.may_go_on(id) {
                 break;
             }
             let Runtime { channels, device, peer, fetcher, scratch, .. } = self;
@@ -260,7 +263,7 @@ impl<D: Device> Runtime<D> {
         self.publish()?;
         // It has had no answer for a while, and what has ended at once need not wait for the other channels' requests to be begun. After what was
         // answered before is visible, as always: devices count on that.
-        if batch == RECOVERY_BATCH && self.device.poll(&mut self.channels) {
+        if recovers && self.device.poll(&mut self.channels) {
             self.publish()?;
         }
         Ok(())

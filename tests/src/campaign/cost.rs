@@ -17,7 +17,9 @@ const DEPTH: usize = 32;
 const READ: u32 = 4096;
 const BLOCKS: u32 = 8;
 /// How long each side is measured at a time.
-const TURN: Duration = Duration::from_millis(500);
+const TURN: Duration = Duration::from_millis(250);
+/// Rounds between two beginnings.
+const LIFE: u32 = 4;
 
 /// The same reads through a process with a ledger and one without.
 #[derive(Debug)]
@@ -82,25 +84,37 @@ impl Side {
 }
 
 /// Measures; the order of the two sides changes from round to round.
+///
+/// Where the kernel puts a process's memory makes some percent of difference for as long as the process lives, so both sides begin anew every
+/// few rounds, each with the other's disk.
 pub fn measure(rounds: u32) -> anyhow::Result<Vec<Round>> {
     let disks = [Disk::new(DISK)?, Disk::new(DISK)?];
     for disk in &disks {
         std::os::unix::fs::FileExt::write_all_at(&disk.file, &vec![0x77; DISK as usize], 0)?;
     }
-    let mut with = Side::start(&disks[0], &[]).context("with a ledger")?;
-    let mut without = Side::start(&disks[1], &["--bench-without-ledger"]).context("without a ledger")?;
     let mut all = Vec::new();
-    // One that does not count, to warm up.
-    for n in 0..=rounds {
-        let round = if n % 2 == 0 {
-            let with = with.measure()?;
-            Round { with, without: without.measure()? }
+    for (pair, first) in (0..rounds).step_by(LIFE as usize).enumerate() {
+        let [one, other] = if pair % 2 == 0 { [0, 1] } else { [1, 0] };
+        let with = || Side::start(&disks[one], &[]).context("with a ledger");
+        let without = || Side::start(&disks[other], &["--bench-without-ledger"]).context("without a ledger");
+        let (mut with, mut without) = if pair / 2 % 2 == 0 {
+            (with()?, without()?)
         } else {
-            let without = without.measure()?;
-            Round { with: with.measure()?, without }
+            let without = without()?;
+            (with()?, without)
         };
-        if n > 0 {
-            all.push(round);
+        // One that does not count, to warm up.
+        for n in 0..=LIFE.min(rounds - first) {
+            let round = if n % 2 == 0 {
+                let with = with.measure()?;
+                Round { with, without: without.measure()? }
+            } else {
+                let without = without.measure()?;
+                Round { with: with.measure()?, without }
+            };
+            if n > 0 {
+                all.push(round);
+            }
         }
     }
     Ok(all)

@@ -60,7 +60,8 @@ impl Controller {
         }
     }
 
-    /// Hands over what is queued and finishes what has ended, until neither is left or it takes too long.
+    /// Hands over what is queued and finishes what has ended; again as long as something is queued by that, unless it takes too long. What
+    /// ends meanwhile is the next turn's: the guest has the answers to the first while it does.
     pub(super) fn pump(&mut self, channels: &mut Channels) {
         self.notify(channels);
         self.engine.wake(self.answered);
@@ -78,7 +79,7 @@ impl Controller {
                     Step::Over(flight, kind, outcome) => self.over(flight, kind, outcome, channels),
                 }
             }
-            if !ended {
+            if !ended || !self.engine.has_queued() {
                 return;
             }
         }

@@ -46,6 +46,8 @@ impl<D: Device> Runtime<D> {
             if !self.polling.must_listen(now) {
                 return Ok(Waited::Over);
             }
+            // What the look has ended need not wait for what else there is.
+            self.publish()?;
             timeout = Some(Duration::ZERO);
         } else {
             self.channels.rest();
