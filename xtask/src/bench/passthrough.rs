@@ -27,7 +27,9 @@ const TURNS: f64 = 20.0;
 /// Measures.
 pub fn measure(binaries: &[PathBuf], rounds: u32, verbose: bool) -> Result<Vec<Figure>> {
     let spec = Spec {
-        memory: 768,
+        // As the peer has it.
+        vcpus: 1,
+        memory: 512,
         job: include_str!("../../recipes/guest-scripts/bench-pci"),
         cards: &[Card::Nic, Card::OtherNic, Card::Neighbour],
         passed: &["nic"],
