@@ -475,7 +475,7 @@ fn memory_that_never_stands_still() -> anyhow::Result<()> {
             }
         });
         let all = canvas.whole();
-        for _ in 0..60 {
+        for _ in 0..20 {
             canvas.tell(&[all])?;
             for viewer in &mut viewers {
                 // A stream that does not unpack would be an error in here.
