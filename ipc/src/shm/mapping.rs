@@ -280,6 +280,25 @@ mod tests {
     }
 
     #[test]
+    fn words_side_by_side_are_those_words() {
+        let memory = SharedMemory::create("test", 4096).unwrap();
+        let mapping = Mapping::new(&memory, 0, 4096).unwrap();
+        for (index, word) in mapping.longs(4096 - 24, 3).iter().enumerate() {
+            word.store(index as u64 + 1, Ordering::Relaxed);
+        }
+        let found = [4072, 4080, 4088].map(|offset| mapping.long(offset).load(Ordering::Relaxed));
+        assert_eq!(found, [1, 2, 3]);
+        assert!(mapping.longs(4096, 0).is_empty());
+    }
+
+    #[test]
+    #[should_panic(expected = "of a mapping of")]
+    fn words_that_go_beyond_the_end_panic() {
+        let memory = SharedMemory::create("test", 4096).unwrap();
+        let _ = Mapping::new(&memory, 0, 4096).unwrap().longs(4096 - 16, 3);
+    }
+
+    #[test]
     fn touching_reads_no_further_than_the_end() {
         let memory = SharedMemory::create("test", 2 * 4096).unwrap();
         let mapping = Mapping::new(&memory, 0, 2 * 4096).unwrap();
