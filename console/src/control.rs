@@ -196,6 +196,13 @@ impl Connection {
         self.sent = 0;
     }
 
+    /// Says why its owner is let go, for whom there is no place. He has just come, so there is room for it, unless he has gone again.
+    pub fn refuse(&mut self) {
+        let why = "as many commands as there is room for wait for this console already; try again when one of them has ended";
+        self.answer(&Answer::<()>::Error(why.into()), &[]);
+        let _ = self.send();
+    }
+
     fn send(&mut self) -> Result<(), ControlEnd> {
         while self.writable && self.sent < self.out.len() {
             match self.stream.write(&self.out[self.sent..]) {
@@ -212,16 +219,6 @@ impl Connection {
         }
         Ok(())
     }
-}
-
-/// Says to one for whom there is no place why he is let go.
-pub fn refuse(stream: &UnixStream) {
-    let why = "as many commands as there is room for wait for this console already; try again when one of them has ended";
-    let mut line = serde_json::to_vec(&Answer::<()>::Error(why.into())).unwrap_or_default();
-    line.push(b'\n');
-    // He has just come, so there is room for it, unless he has gone again.
-    let mut stream = stream;
-    let _ = stream.write(&line);
 }
 
 /// A picture as a PNG file.

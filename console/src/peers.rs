@@ -16,7 +16,7 @@ const MAX_CONNECTIONS: usize = 2 * MAX_VIEWERS;
 /// keep nobody out but each other.
 const MAX_STRANGERS: usize = 16;
 /// Most commands.
-const MAX_COMMANDS: usize = 8;
+pub const MAX_COMMANDS: usize = 8;
 /// Most browsers' connections that are no viewers.
 const MAX_BROWSERS: usize = 16;
 

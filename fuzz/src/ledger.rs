@@ -135,9 +135,7 @@ fn serve(memory: &Memory, rings: &[TestRing; 2]) {
         assert!(*memory.0.borrow() == before, "who refuses a ledger leaves it as it is");
         return;
     };
-    assert!(
-        recovery.again + recovery.rejected + recovery.done + recovery.void <= SLOTS
-    );
+    assert!(recovery.again + recovery.rejected + recovery.done + recovery.void <= SLOTS);
     let mut scratch = Vec::new();
     let mut held: Vec<Ticket> = Vec::new();
     // A ring holds no more than 4096 / 24 packets; a guest that makes it go round has no more than one go at it.

@@ -1,6 +1,6 @@
 //! What continuity costs a request: the same requests through a channel with a ledger and through one without.
 //!
-//! `cargo bench -p vsp`. Requests are those of a disk's: a GPA-direct packet of one page, an answer as long as `storvsc`'s, 4 KiB that
+//! `cargo bench -p vsp`. Requests are as long as a disk's, packets for one page and answers as `storvsc` has them, with 4 KiB that
 //! are copied between the two, so that caches are as full as they are at work. The median of many short runs in turns, so that a machine
 //! that is busy with something else is not measured.
 

@@ -103,10 +103,11 @@ impl Console {
                 Ok(Some(stream)) => {
                     came = true;
                     let place = self.room_for(Kind::Command);
+                    let mut connection = control::Connection::new(stream);
                     if place.is_none() {
-                        control::refuse(&stream);
+                        connection.refuse();
                     }
-                    self.seat(place, Peer::Command(Box::new(control::Connection::new(stream))));
+                    self.seat(place, Peer::Command(Box::new(connection)));
                 }
                 Ok(None) => control.woken = false,
                 Err(error) => {

@@ -8,6 +8,7 @@ use seat::keyboard::{FromConsole as KeyEvent, ToConsole as FromKeyboard};
 
 use super::desk::{Client, Desk};
 use super::{colours, key};
+use crate::peers::MAX_COMMANDS;
 
 #[test]
 fn commands_see_and_type() {
@@ -48,7 +49,7 @@ fn crowd(desk: &Desk) -> Vec<UnixStream> {
         control.write_all(b"{\"type\":\"no\"}\n").unwrap();
         control
     };
-    (0..8).map(one).collect()
+    (0..MAX_COMMANDS).map(one).collect()
 }
 
 #[test]
@@ -69,7 +70,6 @@ fn who_finds_no_place_is_told_why() {
     let mut late = desk.connect("control");
     desk.turns(3);
     let mut line = String::new();
-    late.set_nonblocking(true).unwrap();
     late.read_to_string(&mut line).unwrap();
     assert!(line.starts_with("{\"error\":\"as many commands as"), "{line}");
 }
