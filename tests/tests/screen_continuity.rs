@@ -75,8 +75,9 @@ fn a_mode_is_acknowledged_once_whoever_dies() -> anyhow::Result<()> {
     let mut video = canvas.video;
     let mut dice = Dice(4);
     let stop = AtomicBool::new(false);
+    let settled = AtomicU64::new(0);
     let done = thread::scope(|scope| {
-        let stop = &stop;
+        let (stop, settled) = (&stop, &settled);
         let guest = scope.spawn(move || -> anyhow::Result<_> {
             let mut context = 0;
             while !stop.load(Ordering::SeqCst) {
@@ -87,19 +88,21 @@ fn a_mode_is_acknowledged_once_whoever_dies() -> anyhow::Result<()> {
                 }
                 // An acknowledgement that comes twice, or of another, is an error in here.
                 video.settle()?;
+                settled.store(context, Ordering::SeqCst);
             }
-            Ok((video, context))
+            Ok(video)
         });
-        for _ in 0..25 {
+        // How many changes there are between two deaths is the machine's affair: a slow one takes more deaths.
+        let mut deaths = 0;
+        while !guest.is_finished() && (deaths < 25 || settled.load(Ordering::SeqCst) <= 25) {
             thread::sleep(Duration::from_micros(dice.roll(6000).into()));
             rig.vm.restart(VIDEO)?;
+            deaths += 1;
         }
         stop.store(true, Ordering::SeqCst);
         guest.join().map_err(|_| anyhow!("no panic"))?
     });
-    let (video, changes) = done?;
-    ensure!(changes > 25, "{changes} changes");
-    Ok(rig.guest.client.close(video.into_channel())?)
+    Ok(rig.guest.client.close(done?.into_channel())?)
 }
 
 #[test]

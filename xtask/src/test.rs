@@ -218,23 +218,28 @@ fn unit_tests(verbose: bool) -> Result<Count> {
     }
 }
 
+/// How the line begins in which nextest says what has become of all tests.
+const NEXTESTS: &str = "Summary [";
+
 /// Runs a test runner and adds up what it says of itself.
 fn counted(arguments: &[&str], verbose: bool) -> Result<Count> {
     let mut command = build::cargo();
     command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    // Of a failure its place and its reason are read; a stack below each would drive the others out of what is shown.
+    command.env("RUST_BACKTRACE", "0");
     let mut child = command.spawn().context("starting cargo")?;
     let stderr = child.stderr.take().context("no standard error")?;
     let from_stderr = std::thread::spawn(move || follow(stderr, verbose));
     let stdout = follow(child.stdout.take().context("no standard output")?, verbose);
     let text = format!("{stdout}{}", from_stderr.join().unwrap_or_default());
     let status = child.wait()?;
-    let count = text.lines().filter_map(summary).fold(Count::default(), |sum, count| Count {
-        passed: sum.passed + count.passed,
-        failed: sum.failed + count.failed,
-    });
+    let count = total(&text);
     if !status.success() {
         let count = Count { failed: count.failed.max(1), ..count };
         sh::say(&sh::tail(&text, 80));
+        for test in failures(&text) {
+            sh::say(test);
+        }
         return Ok(count);
     }
     Ok(count)
@@ -252,10 +257,31 @@ fn follow(stream: impl std::io::Read, verbose: bool) -> String {
     text
 }
 
+/// All that the runner has counted. Nextest counts once, and what it shows of a test that failed is a count of cargo's runner.
+fn total(text: &str) -> Count {
+    let of_nextest = |line: &&str| line.trim().starts_with(NEXTESTS);
+    let counts = if text.lines().any(|line| of_nextest(&line)) {
+        text.lines().filter(of_nextest).filter_map(summary).collect::<Vec<_>>()
+    } else {
+        text.lines().filter_map(summary).collect()
+    };
+    counts.into_iter().fold(Count::default(), |sum, count| Count {
+        passed: sum.passed + count.passed,
+        failed: sum.failed + count.failed,
+    })
+}
+
+/// The tests of which nextest says that they failed, each once.
+fn failures(text: &str) -> std::collections::BTreeSet<&str> {
+    let failed =
+        |line: &&str| line.starts_with("FAIL [") || line.starts_with("TIMEOUT [") || line.starts_with("SIG");
+    text.lines().map(str::trim).filter(failed).collect()
+}
+
 /// The counts in a summary line of cargo's test runner or of nextest.
 fn summary(line: &str) -> Option<Count> {
     let line = line.trim();
-    let counts = if line.starts_with("Summary [") {
+    let counts = if line.starts_with(NEXTESTS) {
         line.split_once("run:")?.1
     } else {
         line.strip_prefix("test result:")?.split_once('.')?.1
@@ -374,5 +400,18 @@ mod tests {
         let cargo = "test result: ok. 12 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out";
         assert_eq!(summary(cargo), Some(Count { passed: 12, failed: 0 }));
         assert_eq!(summary("test ring::wraps ... ok"), None);
+    }
+
+    #[test]
+    fn a_failure_that_is_shown_twice_is_counted_and_named_once() {
+        let shown = "\
+            FAIL [   0.504s] ( 2/3) tests::rings wraps\n\
+            test result: FAILED. 0 passed; 1 failed; 0 ignored; 0 measured; 8 filtered out\n";
+        let summary = "Summary [   0.9s] 3 tests run: 2 passed, 1 failed, 0 skipped\n";
+        let text = format!("{shown}{summary}    {shown}");
+        assert_eq!(total(&text), Count { passed: 2, failed: 1 });
+        assert_eq!(Vec::from_iter(failures(&text)), ["FAIL [   0.504s] ( 2/3) tests::rings wraps"]);
+        let of_cargo = "test result: ok. 2 passed; 0 failed; 0 ignored\n".repeat(2);
+        assert_eq!(total(&of_cargo), Count { passed: 4, failed: 0 });
     }
 }
