@@ -43,10 +43,12 @@ pub struct Job {
 pub enum Card {
     /// An Intel 82574L (`e1000e`), with a cable to [`Card::Neighbour`].
     Nic,
-    /// Another one on the same wire.
+    /// Another one, with a cable to [`Card::OtherNeighbour`].
     OtherNic,
     /// The NIC of the lab host itself at the other end of that cable.
     Neighbour,
+    /// The same for the other cable.
+    OtherNeighbour,
     /// An NVMe drive of 256 MiB.
     Nvme,
     /// QEMU's device for teaching: it does DMA where it is told to.

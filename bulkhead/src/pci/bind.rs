@@ -10,6 +10,7 @@ use super::Address;
 use super::function::{Function, VFIO};
 use super::host::Host;
 use super::problem::{self, Problem};
+use super::reset;
 use super::usage;
 
 /// Why it was not done.
@@ -91,6 +92,10 @@ pub fn bind(host: &Host, address: Address, group: bool) -> Result<Vec<Done>, Err
     if !host.path(&driver).exists() {
         host.kernel().load(VFIO).map_err(Error::NoVfio)?;
     }
+    // Somebody else may have bound those that are bound already.
+    for function in wanted.iter().filter(|function| function.is_bound()) {
+        order_resets(host, function, reset::better)?;
+    }
     let mut done: Vec<Done> = Vec::new();
     for function in wanted.into_iter().filter(|function| !function.is_bound()) {
         let before = function.driver.clone();
@@ -129,15 +134,28 @@ pub fn unbind(host: &Host, address: Address, group: bool) -> Result<Vec<Done>, E
     wanted.into_iter().map(give_back).collect()
 }
 
+/// Writes to a file of sysfs, for a device.
+fn write(host: &Host, address: Address, path: &Path, text: &str) -> Result<(), Error> {
+    host.kernel().write(&host.path(path), text).map_err(|error| match error.kind() {
+        io::ErrorKind::PermissionDenied => Error::Forbidden,
+        _ => Error::Refused { address, file: format!("/{}", path.display()), error },
+    })
+}
+
+/// Has the kernel reset a device by its methods in another order than now, if `other` knows one. Old kernels have no order.
+fn order_resets(host: &Host, function: &Function, other: fn(&str) -> Option<String>) -> Result<(), Error> {
+    let file = function.directory().join("reset_method");
+    match host.read(&file).and_then(|now| other(&now)) {
+        Some(order) => write(host, function.address, &file, &order),
+        None => Ok(()),
+    }
+}
+
 /// Has `driver` take the device, or whoever is made for it; who has it then.
 fn give(host: &Host, function: &Function, driver: Option<&'static str>) -> Result<Option<String>, Error> {
     let address = function.address;
-    let write = |path: &Path, text: &str| {
-        host.kernel().write(&host.path(path), text).map_err(|error| match error.kind() {
-            io::ErrorKind::PermissionDenied => Error::Forbidden,
-            _ => Error::Refused { address, file: format!("/{}", path.display()), error },
-        })
-    };
+    let write = |path: &Path, text: &str| write(host, address, path, text);
+    order_resets(host, function, if driver.is_some() { reset::better } else { reset::usual })?;
     let name = address.to_string();
     // An empty line takes back what was written before.
     write(&function.directory().join("driver_override"), driver.unwrap_or("\n"))?;

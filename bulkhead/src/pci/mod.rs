@@ -4,6 +4,7 @@
 //! * [`address`]: what a device is called; `class`: what it is, in a word
 //! * [`host`]: the kernel's files below a root directory, which in tests is another one; [`function`]: a device as they show it
 //! * `usage`: whether the host works with it; [`problem`]: why it cannot be passed through; [`bind`]: does it
+//! * `reset`: how its last user is to be forgotten
 //!
 //! All of it is sysfs, and [`bind`] looks whether somebody has claimed a disk: no device is kept open here, none is reset, and nothing is done to one that the
 //! host works with.
@@ -16,6 +17,7 @@ pub mod function;
 pub mod host;
 mod ls;
 pub mod problem;
+mod reset;
 #[cfg(test)]
 mod tests;
 mod usage;

@@ -43,6 +43,8 @@ impl Kernel for Made {
         let devices = self.root.join("sys/bus/pci/devices");
         match name {
             "driver_override" => fs::write(path, text.trim())?,
+            "reset_method" if text == "default" => fs::write(path, "pm bus\n")?,
+            "reset_method" => fs::write(path, format!("{text}\n"))?,
             "unbind" => fs::remove_file(devices.join(text).join("driver"))?,
             "drivers_probe" => {
                 let device = devices.join(text);
@@ -194,6 +196,30 @@ fn a_device_goes_and_comes_back() {
     assert_eq!(world.driver(NIC).as_deref(), Some("e1000e"));
     assert_eq!(fs::read_to_string(world.sys(NIC, "driver_override")).unwrap(), "");
     assert_eq!(world.unbind(NIC, false), Ok(0));
+}
+
+#[test]
+fn a_device_that_is_bound_is_reset_by_its_bus_first() {
+    let world = World::new("reset-method");
+    let methods = || fs::read_to_string(world.sys(NIC, "reset_method")).unwrap();
+    fs::write(world.sys(NIC, "reset_method"), "pm bus\n").unwrap();
+    world.bind(NIC, false).unwrap();
+    assert_eq!(methods(), "bus pm\n");
+    world.unbind(NIC, false).unwrap();
+    assert_eq!(methods(), "pm bus\n");
+    // Bound by somebody else.
+    world.bind(NIC, false).unwrap();
+    fs::write(world.sys(NIC, "reset_method"), "pm bus\n").unwrap();
+    assert_eq!(world.bind(NIC, false), Ok(0));
+    assert_eq!(methods(), "bus pm\n");
+    // A driver that does not take it, and an operator's own order.
+    world.unbind(NIC, false).unwrap();
+    world.state.borrow_mut().unwilling.push("vfio-pci".into());
+    world.bind(NIC, false).unwrap_err();
+    assert_eq!(methods(), "pm bus\n");
+    fs::write(world.sys(NIC, "reset_method"), "flr\n").unwrap();
+    world.bind(NIC, false).unwrap_err();
+    assert_eq!(methods(), "flr\n");
 }
 
 #[test]

@@ -1,7 +1,9 @@
-# Both guests have a NIC of the same make on the same wire, ours by vsp-pci, QEMU's by its own vfio-pci, and send and receive in turns; sourced after
+# Both guests have a NIC of the same make, each on a wire of its own, ours by vsp-pci, QEMU's by its own vfio-pci, and send and receive in turns; sourced after
 # pci.sh and bench.sh.
-cable || exit 1
+cable && cable eth2 other-neighbour || exit 1
 nics=($(cards 0x8086 0x10d3 2)) && for at in "${nics[@]}"; do bulkhead pci bind "$at" || exit 1; done
+# Each guest has each of the cards in one of two runs, which are lives of their own besides: between those there is more than between rounds.
+if (( TURNED )); then nics=("${nics[1]}" "${nics[0]}"); fi
 sed -i "s/@nic@/${nics[0]}/" bench.toml
 udevadm settle
 guest_start bench.toml > /dev/null

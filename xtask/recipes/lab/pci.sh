@@ -21,15 +21,15 @@ take_card() { # NAME VENDOR DEVICE
     at=$(card "$2" "$3") && bulkhead pci bind "$at" && sed -i "s/@$1@/$at/" vm.toml
 }
 
-# The lab host's own NIC at the other end of the card's cable, 10.0.0.1: gives addresses, and is there for iperf3.
-cable() {
-    local tries=100
-    until [ -e /sys/class/net/eth1 ]; do sleep 0.1; [ $(( tries -= 1 )) -gt 0 ] || return 1; done
-    ip netns add neighbour && ip link set eth1 netns neighbour || return
-    ip -n neighbour link set lo up && ip -n neighbour link set eth1 up && ip -n neighbour address add 10.0.0.1/24 dev eth1 || return
-    ip netns exec neighbour dnsmasq --conf-file=/dev/null --port=0 --dhcp-range=10.0.0.50,10.0.0.90,1h --interface=eth1 --bind-interfaces \
-        --user=root --pid-file=/run/cable.pid --dhcp-leasefile=/run/cable.leases || return
-    ip netns exec neighbour iperf3 --server --daemon
+# The lab host's own NIC at the other end of a card's cable, 10.0.0.1: gives addresses, and is there for iperf3. There may be a second one.
+cable() { # [NIC NAMESPACE]
+    local tries=100 nic=${1:-eth1} at=${2:-neighbour}
+    until [ -e "/sys/class/net/$nic" ]; do sleep 0.1; [ $(( tries -= 1 )) -gt 0 ] || return 1; done
+    ip netns add "$at" && ip link set "$nic" netns "$at" || return
+    ip -n "$at" link set lo up && ip -n "$at" link set "$nic" up && ip -n "$at" address add 10.0.0.1/24 dev "$nic" || return
+    ip netns exec "$at" dnsmasq --conf-file=/dev/null --port=0 --dhcp-range=10.0.0.50,10.0.0.90,1h --interface="$nic" --bind-interfaces \
+        --user=root --pid-file="/run/cable-$at.pid" --dhcp-leasefile="/run/cable-$at.leases" || return
+    ip netns exec "$at" iperf3 --server --daemon
 }
 
 device_row() { # DEVICE FIELD

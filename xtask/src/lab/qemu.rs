@@ -190,6 +190,9 @@ fn card(card: Card, slot: usize) -> Value {
         Card::Neighbour => {
             json!({ "driver": "virtio-net-pci", "netdev": "lan1", "mac": "52:54:00:00:01:02", "romfile": "" })
         }
+        Card::OtherNeighbour => {
+            json!({ "driver": "virtio-net-pci", "netdev": "lan3", "mac": "52:54:00:00:01:04", "romfile": "" })
+        }
         Card::Nvme => json!({ "driver": "nvme", "drive": "nvme", "serial": "LAB-1" }),
         Card::Edu => json!({ "driver": "edu", "dma_mask": u64::MAX }),
     };
@@ -239,10 +242,11 @@ fn arguments(setup: &Setup<'_>, sockets: &Path) -> Vec<OsString> {
         setup.doors.iter().map(|(outside, inside)| format!(",hostfwd=tcp:127.0.0.1:{outside}-:{inside}"));
     // What is inside gets nowhere by itself.
     add("-netdev", format!("user,id=outside,restrict=on{}", doors.collect::<String>()));
-    // One wire with as many ends as there are NICs.
-    for (card, port) in [(Card::Nic, "lan0"), (Card::Neighbour, "lan1"), (Card::OtherNic, "lan2")] {
-        if setup.cards.contains(&card) {
-            add("-netdev", format!("hubport,id={port},hubid=0"));
+    // Two wires with two ends each. With three ends one of them was worth up to half as much again as another.
+    let ends = [Card::Nic, Card::Neighbour, Card::OtherNic, Card::OtherNeighbour];
+    for (number, card) in ends.iter().enumerate() {
+        if setup.cards.contains(card) {
+            add("-netdev", format!("hubport,id=lan{number},hubid={}", number / 2));
         }
     }
     if setup.cards.contains(&Card::Nvme) {

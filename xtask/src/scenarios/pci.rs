@@ -92,6 +92,39 @@ pub fn all() -> Vec<Scenario> {
             ],
         ),
         Scenario {
+            name: "pci-crash",
+            spec: Spec {
+                job: guest!("pci-crash"),
+                cards: &[Card::Nic, Card::Neighbour],
+                passed: &["nic"],
+                ..Spec::new(Guest::Trixie, "")
+            },
+            // Frames come for it all the time; but a card that may not begin a transfer reaches nobody's memory, whoever's that has become.
+            script: script!(
+                "cable && take_card nic 0x8086 0x10d3 || exit; at=$(card 0x8086 0x10d3)\n\
+                 ip -n neighbour route add 224.0.0.0/4 dev eth1\n\
+                 ip netns exec neighbour bash -c 'exec 7> /dev/udp/224.0.0.1/9; while :; do head -c 1400 /dev/zero >&7; done' & flood=$!\n\
+                 quiet() { (( ($(od -An -tu2 -j4 -N2 /sys/bus/pci/devices/$at/config) & 4) == 0 )); }\n\
+                 guest_start; guest_wait_for 'load: begin' 400 && ! quiet || exit\n\
+                 kill -KILL $(pidof core-vmm); guest_end; [ $? != 99 ] && quiet && echo 'card: quiet after the crash' || exit\n\
+                 guest_start; guest_wait_for 'load: begin' 400 && bulkhead device detach lab nic --force \\\n\
+                 && guest_wait_for 'forced: out' 100 && quiet && echo 'card: quiet without its driver' \\\n\
+                 && bulkhead device attach lab --pci $at --name nic || bad=1\n\
+                 kill $flood; guest_end && [ ! $bad ] && bulkhead pci unbind $at && echo nic: back"
+            ),
+            status: 0,
+            expect: &[
+                "card: quiet after the crash",
+                "forced: out",
+                "card: quiet without its driver",
+                "forced: in",
+                "crash: end well",
+                "nic: back",
+            ],
+            limit: 900,
+            visit: None,
+        },
+        Scenario {
             name: "pci-nvme",
             spec: Spec {
                 job: guest!("pci-nvme"),
