@@ -76,7 +76,8 @@ pub fn bind(host: &Host, address: Address, group: bool) -> Result<Vec<Done>, Err
         Some(problem) => Err(Error::Problem { address, problem }),
         None => Ok(()),
     };
-    refuse(address, problem::of_itself(host, &function))?;
+    let of_itself = problem::of_itself(host, &function);
+    refuse(address, of_itself.filter(|problem| !matches!(problem, Problem::WeakReset(_))))?;
     match problem::of_group(host, &function) {
         Some(problem) if problem.is_group() && group => {}
         problem => refuse(address, problem)?,
@@ -144,7 +145,7 @@ fn write(host: &Host, address: Address, path: &Path, text: &str) -> Result<(), E
 
 /// Has the kernel reset a device by its methods in another order than now, if `other` knows one. Old kernels have no order.
 fn order_resets(host: &Host, function: &Function, other: fn(&str) -> Option<String>) -> Result<(), Error> {
-    let file = function.directory().join("reset_method");
+    let file = function.reset_method();
     match host.read(&file).and_then(|now| other(&now)) {
         Some(order) => write(host, function.address, &file, &order),
         None => Ok(()),

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use super::host::Host;
-use super::{Address, class};
+use super::{Address, class, reset};
 
 /// The driver by which VFIO has a device.
 pub const VFIO: &str = "vfio-pci";
@@ -114,6 +114,16 @@ impl Function {
     /// Its files, below the root.
     pub fn directory(&self) -> PathBuf {
         directory(self.address)
+    }
+
+    /// Whether the kernel resets it by its power states though it could by its bus.
+    pub fn is_weakly_reset(&self, host: &Host) -> bool {
+        host.read(self.reset_method()).is_some_and(|methods| reset::is_weak(&methods))
+    }
+
+    /// The file with the kernel's ways to reset it.
+    pub fn reset_method(&self) -> PathBuf {
+        self.directory().join("reset_method")
     }
 
     /// The node by which its group is used, below the root.

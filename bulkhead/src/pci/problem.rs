@@ -40,6 +40,12 @@ pub enum Problem {
     /// What it did for one guest it could do to the next.
     #[error("cannot be reset: what one guest leaves in it the next one, or the host, would find")]
     NoReset,
+    /// It may be that it is not, though the kernel thinks so. Only of one that is bound: binding mends it.
+    #[error(
+        "would be reset by its power states, and not every device forgets its last user by those: have the kernel reset it by its bus \
+         (sudo bulkhead pci bind {0})"
+    )]
+    WeakReset(Address),
     /// A Hyper-V PCI bus has none but message interrupts.
     #[error("has neither MSI nor MSI-X, and a Hyper-V PCI bus has no other interrupts")]
     NoMessages,
@@ -103,7 +109,10 @@ pub fn of_itself(host: &Host, function: &Function) -> Option<Problem> {
     if function.messages == Some(false) {
         return Some(Problem::NoMessages);
     }
-    in_use(host, function)
+    in_use(host, function).or_else(|| {
+        let weak = function.is_bound() && function.is_weakly_reset(host);
+        weak.then_some(Problem::WeakReset(function.address))
+    })
 }
 
 /// Whether somebody works with it.

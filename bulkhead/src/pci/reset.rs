@@ -25,6 +25,11 @@ pub fn better(methods: &str) -> Option<String> {
     Some(names.join(" "))
 }
 
+/// Whether the first of them is power states, and need not be.
+pub fn is_weak(methods: &str) -> bool {
+    methods.split_whitespace().next() == Some(POWER) && better(methods).is_some()
+}
+
 /// What undoes [`better`]; `None`: it was not done.
 pub fn usual(methods: &str) -> Option<String> {
     let names: Vec<&str> = methods.split_whitespace().collect();
@@ -42,6 +47,12 @@ mod tests {
         for fine in ["", "\n", "flr", "pm", "bus", "flr bus", "bus pm", "flr pm", "cxl_bus pm"] {
             assert_eq!(better(fine), None, "{fine}");
         }
+    }
+
+    #[test]
+    fn what_comes_behind_another_way_is_no_matter() {
+        assert!(is_weak("pm bus\n"));
+        assert!(!["", "pm", "flr pm bus", "bus pm", "bus"].into_iter().any(is_weak));
     }
 
     #[test]

@@ -210,8 +210,12 @@ fn a_device_that_is_bound_is_reset_by_its_bus_first() {
     // Bound by somebody else.
     world.bind(NIC, false).unwrap();
     fs::write(world.sys(NIC, "reset_method"), "pm bus\n").unwrap();
+    let why = crate::spec::pci::look_up(&world.host, NIC.parse().unwrap(), false).unwrap_err().0;
+    assert!(why.contains("by its power states") && why.contains(&format!("pci bind {NIC}")), "{why}");
+    assert!(ls::table(&ls::lines(&world.host, false)).contains("no: it would be reset by its power states"));
     assert_eq!(world.bind(NIC, false), Ok(0));
     assert_eq!(methods(), "bus pm\n");
+    crate::spec::pci::look_up(&world.host, NIC.parse().unwrap(), false).unwrap();
     // A driver that does not take it, and an operator's own order.
     world.unbind(NIC, false).unwrap();
     world.state.borrow_mut().unwilling.push("vfio-pci".into());
