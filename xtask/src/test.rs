@@ -273,8 +273,10 @@ fn total(text: &str) -> Count {
 
 /// The tests of which nextest says that they failed, each once.
 fn failures(text: &str) -> std::collections::BTreeSet<&str> {
-    let failed =
-        |line: &&str| line.starts_with("FAIL [") || line.starts_with("TIMEOUT [") || line.starts_with("SIG");
+    // A signal is told by its name.
+    let is_bad =
+        |status: &str| ["FAIL", "FAIL + LEAK", "TIMEOUT"].contains(&status) || status.starts_with("SIG");
+    let failed = |line: &&str| line.split_once(" [").is_some_and(|(status, _)| is_bad(status));
     text.lines().map(str::trim).filter(failed).collect()
 }
 

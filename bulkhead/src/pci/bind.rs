@@ -77,7 +77,7 @@ pub fn bind(host: &Host, address: Address, group: bool) -> Result<Vec<Done>, Err
         None => Ok(()),
     };
     let of_itself = problem::of_itself(host, &function);
-    refuse(address, of_itself.filter(|problem| !matches!(problem, Problem::WeakReset(_))))?;
+    refuse(address, of_itself.filter(|problem| !problem.is_mended_by_binding()))?;
     match problem::of_group(host, &function) {
         Some(problem) if problem.is_group() && group => {}
         problem => refuse(address, problem)?,
@@ -93,10 +93,12 @@ pub fn bind(host: &Host, address: Address, group: bool) -> Result<Vec<Done>, Err
     if !host.path(&driver).exists() {
         host.kernel().load(VFIO).map_err(Error::NoVfio)?;
     }
-    // Somebody else may have bound those that are bound already.
-    for function in wanted.iter().filter(|function| function.is_bound()) {
-        order_resets(host, function, reset::better)?;
+    // Before anything is taken; and of those that are bound already, too, which somebody else may have done.
+    let mut members = vec![function.clone()];
+    if group {
+        members.extend(function.neighbours(host));
     }
+    order_resets(host, &members)?;
     let mut done: Vec<Done> = Vec::new();
     for function in wanted.into_iter().filter(|function| !function.is_bound()) {
         let before = function.driver.clone();
@@ -108,6 +110,10 @@ pub fn bind(host: &Host, address: Address, group: bool) -> Result<Vec<Done>, Err
                 for earlier in done.iter().filter_map(|done| Function::find(host, done.address)) {
                     let _ = give(host, &earlier, None);
                 }
+                members
+                    .iter()
+                    .filter(|member| !member.is_bound())
+                    .for_each(|member| order_as_before(host, member));
                 return Err(error);
             }
         }
@@ -130,7 +136,9 @@ pub fn unbind(host: &Host, address: Address, group: bool) -> Result<Vec<Done>, E
     }
     let give_back = |function: Function| {
         let before = function.driver.clone();
-        Ok(Done { address: function.address, before, after: give(host, &function, None)? })
+        let after = give(host, &function, None)?;
+        order_as_before(host, &function);
+        Ok(Done { address: function.address, before, after })
     };
     wanted.into_iter().map(give_back).collect()
 }
@@ -143,12 +151,22 @@ fn write(host: &Host, address: Address, path: &Path, text: &str) -> Result<(), E
     })
 }
 
-/// Has the kernel reset a device by its methods in another order than now, if `other` knows one. Old kernels have no order.
-fn order_resets(host: &Host, function: &Function, other: fn(&str) -> Option<String>) -> Result<(), Error> {
-    let file = function.reset_method();
-    match host.read(&file).and_then(|now| other(&now)) {
-        Some(order) => write(host, function.address, &file, &order),
-        None => Ok(()),
+/// Has the kernel reset devices in a better way than now where it can; all of them, or none.
+fn order_resets(host: &Host, functions: &[Function]) -> Result<(), Error> {
+    for (done, function) in functions.iter().enumerate() {
+        let Some(order) = function.better_resets(host) else { continue };
+        if let Err(error) = write(host, function.address, &function.reset_method(), &order) {
+            functions[..done].iter().for_each(|earlier| order_as_before(host, earlier));
+            return Err(error);
+        }
+    }
+    Ok(())
+}
+
+/// Undoes that. Nothing depends on it: to be reset too well harms nobody.
+fn order_as_before(host: &Host, function: &Function) {
+    if let Some(order) = host.read(function.reset_method()).and_then(|methods| reset::usual(&methods)) {
+        let _ = write(host, function.address, &function.reset_method(), &order);
     }
 }
 
@@ -156,7 +174,6 @@ fn order_resets(host: &Host, function: &Function, other: fn(&str) -> Option<Stri
 fn give(host: &Host, function: &Function, driver: Option<&'static str>) -> Result<Option<String>, Error> {
     let address = function.address;
     let write = |path: &Path, text: &str| write(host, address, path, text);
-    order_resets(host, function, if driver.is_some() { reset::better } else { reset::usual })?;
     let name = address.to_string();
     // An empty line takes back what was written before.
     write(&function.directory().join("driver_override"), driver.unwrap_or("\n"))?;

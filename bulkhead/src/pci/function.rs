@@ -63,7 +63,9 @@ impl Function {
             device: host.number(file("device"))?,
             group: host.link(file("iommu_group")).and_then(|name| name.parse().ok()),
             driver: host.link(file("driver")),
-            resets: host.path(file("reset")).exists(),
+            // An operator can take all ways away.
+            resets: host.path(file("reset")).exists()
+                && host.read(file("reset_method")).is_none_or(|methods| !methods.is_empty()),
             messages: std::fs::read(host.path(file("config"))).ok().and_then(|config| messages(&config)),
             virtual_functions: host
                 .read(file("sriov_numvfs"))
@@ -116,9 +118,14 @@ impl Function {
         directory(self.address)
     }
 
-    /// Whether the kernel resets it by its power states though it could by its bus.
-    pub fn is_weakly_reset(&self, host: &Host) -> bool {
-        host.read(self.reset_method()).is_some_and(|methods| reset::is_weak(&methods))
+    /// The order in which the kernel should try its ways to reset it, if that is another one than now.
+    pub fn better_resets(&self, host: &Host) -> Option<String> {
+        // Where there are others, the bus is none of the ways, though the kernel lists it if this one was found first.
+        let Address { domain, bus, .. } = self.address;
+        let is_other = |other: &Address| (other.domain, other.bus) == (domain, bus) && *other != self.address;
+        let alone =
+            !host.names(DEVICES).iter().filter_map(|name| name.parse().ok()).any(|other| is_other(&other));
+        host.read(self.reset_method()).filter(|_| alone).and_then(|methods| reset::better(&methods))
     }
 
     /// The file with the kernel's ways to reset it.

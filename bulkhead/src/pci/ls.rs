@@ -20,7 +20,7 @@ pub(super) fn lines(host: &Host, assignable: bool) -> Vec<Line> {
         let problem = problem::of(host, &function);
         Line { function, neighbours, problem }
     };
-    let can = |line: &Line| line.problem.as_ref().is_none_or(Problem::is_group);
+    let can = |line: &Line| line.problem.as_ref().is_none_or(Problem::is_mended_by_binding);
     Function::all(host).into_iter().map(line).filter(|line| !assignable || can(line)).collect()
 }
 

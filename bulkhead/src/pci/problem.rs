@@ -87,6 +87,11 @@ impl Problem {
     pub fn is_group(&self) -> bool {
         matches!(self, Self::Group { .. })
     }
+
+    /// Whether nothing has to be done but to bind it, or its group.
+    pub fn is_mended_by_binding(&self) -> bool {
+        self.is_group() || matches!(self, Self::WeakReset(_))
+    }
 }
 
 /// What keeps it from being taken from the host, whatever the rest of its group is; the gravest first.
@@ -110,7 +115,7 @@ pub fn of_itself(host: &Host, function: &Function) -> Option<Problem> {
         return Some(Problem::NoMessages);
     }
     in_use(host, function).or_else(|| {
-        let weak = function.is_bound() && function.is_weakly_reset(host);
+        let weak = function.is_bound() && function.better_resets(host).is_some();
         weak.then_some(Problem::WeakReset(function.address))
     })
 }

@@ -26,6 +26,8 @@ struct State {
     open: Vec<String>,
     /// Disks that somebody has claimed.
     claimed: Vec<String>,
+    /// No device can be reset by its bus.
+    shares_bus: bool,
     /// Drivers that take nothing.
     unwilling: Vec<String>,
     /// The driver that is made for each device.
@@ -43,7 +45,10 @@ impl Kernel for Made {
         let devices = self.root.join("sys/bus/pci/devices");
         match name {
             "driver_override" => fs::write(path, text.trim())?,
-            "reset_method" if text == "default" => fs::write(path, "pm bus\n")?,
+            // With somebody else on the bus the kernel does not know that way any more.
+            "reset_method" if self.state.borrow().shares_bus => {
+                return Err(io::Error::from_raw_os_error(libc::EINVAL));
+            }
             "reset_method" => fs::write(path, format!("{text}\n"))?,
             "unbind" => fs::remove_file(devices.join(text).join("driver"))?,
             "drivers_probe" => {
@@ -221,9 +226,41 @@ fn a_device_that_is_bound_is_reset_by_its_bus_first() {
     world.state.borrow_mut().unwilling.push("vfio-pci".into());
     world.bind(NIC, false).unwrap_err();
     assert_eq!(methods(), "pm bus\n");
-    fs::write(world.sys(NIC, "reset_method"), "flr\n").unwrap();
-    world.bind(NIC, false).unwrap_err();
-    assert_eq!(methods(), "flr\n");
+    for other in ["flr\n", "flr pm bus\n"] {
+        fs::write(world.sys(NIC, "reset_method"), other).unwrap();
+        world.bind(NIC, false).unwrap_err();
+        assert_eq!(methods(), other);
+    }
+}
+
+#[test]
+fn a_driver_is_not_disturbed_by_a_reset_that_cannot_be_had() {
+    let world = World::new("reset-refused");
+    fs::write(world.sys(NIC, "reset_method"), "pm bus\n").unwrap();
+    world.state.borrow_mut().shares_bus = true;
+    let why = world.bind(NIC, false).unwrap_err();
+    assert!(why.contains("cannot write to /sys/bus/pci/devices/0000:03:00.0/reset_method"), "{why}");
+    assert_eq!(world.driver(NIC).as_deref(), Some("e1000e"));
+    assert!(!world.sys(NIC, "driver_override").exists(), "nothing was begun");
+    // It comes back, whatever becomes of the order.
+    world.state.borrow_mut().shares_bus = false;
+    world.bind(NIC, false).unwrap();
+    world.state.borrow_mut().shares_bus = true;
+    assert_eq!(world.unbind(NIC, false), Ok(1));
+    assert_eq!(world.driver(NIC).as_deref(), Some("e1000e"));
+}
+
+#[test]
+fn a_device_that_is_not_alone_on_its_bus_has_no_better_reset() {
+    let world = World::new("reset-shared");
+    world.state.borrow_mut().shares_bus = true;
+    for device in [SATA, SMBUS] {
+        fs::write(world.sys(device, "reset_method"), "pm bus\n").unwrap();
+    }
+    assert_eq!(world.bind(SATA, true), Ok(2));
+    crate::spec::pci::look_up(&world.host, SATA.parse().unwrap(), false).unwrap();
+    fs::write(world.sys(SATA, "reset_method"), "\n").unwrap();
+    assert!(world.problem(SATA).contains("cannot be reset"), "all ways are switched off");
 }
 
 #[test]

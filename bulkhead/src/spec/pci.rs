@@ -43,7 +43,7 @@ pub fn look_up(host: &Host, address: Address, later: bool) -> Result<u32, Refusa
     };
     let of_itself = problem::of_itself(host, &function);
     match of_itself {
-        Some(Problem::InUse(_) | Problem::Assigned(_)) if later => {}
+        Some(Problem::InUse(_) | Problem::Assigned(_) | Problem::WeakReset(_)) if later => {}
         Some(problem) => return Err((format!("{address} {problem}"), list())),
         None => {}
     }

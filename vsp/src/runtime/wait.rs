@@ -57,6 +57,10 @@ impl<D: Device> Runtime<D> {
         }
         self.polling.listened(now);
         let polled = self.poll.poll(&mut self.events, timeout);
+        if timeout != Some(Duration::ZERO) {
+            // What has woken it may take long.
+            self.setting.notifier.alive();
+        }
         // Before it is asked how it ended: what the resource has ended may be announced as a signal would be.
         if serving && !quick && timeout != Some(Duration::ZERO) {
             // Nothing at all counts as well: it is how long nothing came.

@@ -1,5 +1,5 @@
-//! iperf3 over a passed NIC, against the same make of NIC on the same kind of wire that QEMU's own vfio-pci passes to a guest of the same image, in one boot of the
-//! lab; and what our process does and takes meanwhile.
+//! iperf3 over a passed NIC, against the same make of NIC on the same kind of wire that QEMU's own vfio-pci passes to a guest of the same image, in the same boots of
+//! the lab; and what our process does and takes meanwhile.
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
