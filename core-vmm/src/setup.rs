@@ -8,7 +8,7 @@ use std::{
 };
 
 use ipc::{
-    config::{Console as ConsoleConfig, CoreConfig},
+    config::{Console as ConsoleConfig, CoreConfig, DeviceSlot},
     socket::{Listener, SocketError},
 };
 use sandbox::{Compartment, Ids, Namespaces, Want};
@@ -138,9 +138,14 @@ pub fn open(config: &CoreConfig, listener: Option<RawFd>) -> Result<Parts, Setup
         on_crash: config.on_crash,
         prefault: config.prefault,
         large_pages: config.hugepages || large::host_prefers(),
-        pins: config.devices.iter().any(|device| device.passthrough && device.guest_ram),
+        pins: pins(&config.devices),
         restrict: if config.sandbox { restrict_vp } else { || Ok(()) },
     })
+}
+
+/// Whether all of RAM will be pinned for a device of the host's, and so has to be made of large pages before that.
+fn pins(devices: &[DeviceSlot]) -> bool {
+    devices.iter().any(|device| device.passthrough && device.guest_ram)
 }
 
 fn open_terminal(config: &ConsoleConfig) -> Result<(Overflow, Terminal), SetupError> {
@@ -201,6 +206,16 @@ pub fn close_door(config: &CoreConfig, parts: &Parts, own_pids: bool) -> Result<
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn memory_is_pinned_for_a_device_of_the_hosts_that_has_all_of_it() {
+        let device = |rest: &str| -> DeviceSlot {
+            serde_json::from_str(&format!(r#"{{"name":"d","instance":"",{rest}}}"#)).unwrap()
+        };
+        let (disk, pci) = (device(r#""guest_ram":true"#), device(r#""guest_ram":true,"passthrough":true"#));
+        assert!(pins(&[disk.clone(), pci]));
+        assert!(!pins(&[disk, device(r#""passthrough":true"#)]));
+    }
 
     #[test]
     fn a_pid_namespace_is_missed_unless_it_is_known_to_be_missing() {

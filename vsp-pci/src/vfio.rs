@@ -1,19 +1,21 @@
-//! Functions of the host's, by the kernel's VFIO: a group and a container, which is what Debian's kernels have.
+//! Functions of the host's, by the kernel's VFIO: by the function's own node and an iommufd where the kernel has them, by a group and a
+//! container elsewhere (Debian's kernels).
 //!
 //! A process either opens them itself, before its compartment closes, or is handed the very same open files by the core, which has
 //! kept them for a process that died: the function has not stopped meanwhile, and must not notice. `vfio-ioctls` can do neither the
 //! second thing nor some of the first (it drops interrupts all together, gives no error of a reset, and turns them off
 //! when it is dropped), so this is a small one of our own; structures and numbers are those of `vfio-bindings`.
 //!
-//! A kernel with iommufd has another way to *open* (`/dev/vfio/devices/*`) and to map for DMA; what a function is once it is open
-//! ([`Function`]) is the same there. `Dma` is where the other kind of container would go.
+//! The two ways differ in how a function is opened and in who translates its addresses; what it is once it is open ([`Function`]) is the same.
 //!
-//! * `sys`: the requests to the kernel.
 //! * `open`: how a function is opened.
+//! * `space`: the addresses that it has.
+//! * `sys`: the requests to the kernel.
 
 #![deny(unsafe_code)]
 
 mod open;
+mod space;
 #[allow(unsafe_code, reason = "requests to the kernel are made with pointers")]
 mod sys;
 
@@ -29,31 +31,21 @@ use vsp::Span;
 
 use crate::backend::{Adopt, Backend, Info, Kind, Region};
 pub use open::{OpenError, Opening, open};
+use space::Space;
 
 /// A function, open.
 #[derive(Debug)]
 pub struct Function {
-    dma: Dma,
+    space: Space,
     device: Arc<OwnedFd>,
     /// Where configuration space begins in the function's file.
     config: u64,
     info: Info,
 }
 
-/// Who translates its addresses.
-#[derive(Debug)]
-enum Dma {
-    /// A container of type 1, version 2, and the group that is in it.
-    Group { container: Arc<OwnedFd>, group: Arc<OwnedFd> },
-}
-
-/// How many descriptors a function is: container, group, and itself.
-const KEPT: usize = 3;
-
 impl Function {
     /// What is open already.
-    fn from_open(dma: Dma, device: Arc<OwnedFd>) -> Result<Function, OpenError> {
-        let Dma::Group { container, .. } = &dma;
+    fn from_open(space: Space, device: Arc<OwnedFd>) -> Result<Function, OpenError> {
         let about = |what| move |error| OpenError::Ask { what, error };
         let device_info = sys::device_info(device.as_fd()).map_err(about("what it is"))?;
         if device_info.flags & VFIO_DEVICE_FLAGS_PCI == 0 {
@@ -64,7 +56,7 @@ impl Function {
         let mut info = Info {
             config_size: if config.size >= 4096 { 4096 } else { 256 },
             is_resettable: device_info.flags & VFIO_DEVICE_FLAGS_RESET != 0,
-            dma: sys::dma_ranges(container.as_fd()).map_err(about("which addresses it can use"))?,
+            dma: space.ranges().map_err(about("which addresses it can use"))?,
             ..Info::default()
         };
         for (index, place) in info.regions.iter_mut().enumerate() {
@@ -75,7 +67,7 @@ impl Function {
         }
         let irqs = |index| sys::irq_count(device.as_fd(), index).map_err(about("its interrupts"));
         (info.msi, info.msix) = (irqs(VFIO_PCI_MSI_IRQ_INDEX)?, irqs(VFIO_PCI_MSIX_IRQ_INDEX)?);
-        Ok(Function { dma, config: config.offset, device, info })
+        Ok(Function { space, config: config.offset, device, info })
     }
 
     fn region(&self, bar: usize) -> io::Result<&Region> {
@@ -133,18 +125,15 @@ impl Backend for Function {
     }
 
     fn map_dma(&mut self, address: u64, memory: Span) -> io::Result<()> {
-        let Dma::Group { container, .. } = &self.dma;
-        sys::map_dma(container.as_fd(), address, memory)
+        self.space.map(address, memory)
     }
 
     fn unmap_dma(&mut self, piece: Option<(u64, u64)>) -> io::Result<()> {
-        let Dma::Group { container, .. } = &self.dma;
-        sys::unmap_dma(container.as_fd(), piece)
+        self.space.unmap(piece)
     }
 
     fn kept(&self) -> Vec<Arc<OwnedFd>> {
-        let Dma::Group { container, group } = &self.dma;
-        [container, group, &self.device].map(Arc::clone).into()
+        self.space.kept().into_iter().chain([&self.device]).map(Arc::clone).collect()
     }
 }
 
@@ -154,12 +143,11 @@ pub struct Adopter;
 
 impl Adopt for Adopter {
     fn adopt(&self, fds: Vec<OwnedFd>) -> Result<Box<dyn Backend>, String> {
-        let count = fds.len();
-        let fds: [OwnedFd; KEPT] = fds
-            .try_into()
-            .map_err(|_| format!("a predecessor has kept {count} descriptors instead of {KEPT}"))?;
-        let [container, group, device] = fds.map(Arc::new);
-        let function = Function::from_open(Dma::Group { container, group }, device);
-        Ok(Box::new(function.map_err(|error| error.to_string())?))
+        let mut fds: Vec<_> = fds.into_iter().map(Arc::new).collect();
+        // The last one, as it was kept.
+        let device = fds.pop().ok_or("a predecessor has kept nothing")?;
+        let space = Space::adopt(fds)?;
+        let function = Function::from_open(space, device).map_err(|error| error.to_string())?;
+        Ok(Box::new(function))
     }
 }

@@ -3,6 +3,7 @@
 //! Never installs anything unless root runs us; otherwise the error is the one line to run.
 
 use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Result, bail};
@@ -80,6 +81,24 @@ pub fn sources(suite: &str) -> Vec<String> {
         }
     }
     lines
+}
+
+/// Fetches a package of another archive, whose checksum (SHA-256) is known, into `directory`; returns where it is.
+pub fn fetch(url: &str, sha256: &str, directory: &Path) -> Result<PathBuf> {
+    let path = directory.join(name(url));
+    // As apt fetches what is its own, by the same proxies.
+    sh::run(
+        Command::new("/usr/lib/apt/apt-helper")
+            .args(["-o", "Acquire::Retries=3", "download-file", url])
+            .arg(&path)
+            .arg(format!("SHA256:{sha256}")),
+    )?;
+    Ok(path)
+}
+
+/// What the file at `url` is called.
+pub fn name(url: &str) -> &str {
+    url.rsplit('/').next().unwrap_or(url)
 }
 
 /// The proxy settings of this machine's apt, as options for another one.

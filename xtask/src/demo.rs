@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 
-use crate::images::{Images, With};
+use crate::images::{HostKernel, Images, With};
 use crate::job::Job;
 use crate::scenarios::{GUEST_FUNCTIONS, Guest, Spec};
 use crate::{build, cache, lab, sh};
@@ -33,7 +33,7 @@ pub struct Arguments {
 /// Runs the demonstration.
 pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     let binaries = build::binaries("release", !arguments.no_build)?;
-    let images = Images::ready(With::Bookworm)?;
+    let images = Images::ready(With::Bookworm, HostKernel::Debian)?;
     let machine = Machine::new()?;
     let reason =
         if arguments.lab { Some("asked for".to_owned()) } else { machine.unfit(&binaries, &images)? };

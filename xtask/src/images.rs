@@ -1,7 +1,7 @@
 //! The disk images and kernels of the lab: the lab host, stock Debian guests, and two tiny initramfs.
 //!
-//! Everything comes from Debian's archive, through the mirrors that this machine's apt uses; nothing of a guest's
-//! kernel is ours. Needs root only if the machine does not allow user namespaces.
+//! Everything comes from Debian's archive, through the mirrors that this machine's apt uses, but for another kernel that the lab host can have, which is
+//! Ubuntu's; nothing of a guest's kernel is ours. Needs root only if the machine does not allow user namespaces.
 
 use std::fmt;
 use std::fs;
@@ -41,6 +41,19 @@ const HOST_PACKAGES: &str = "systemd,systemd-sysv,dbus,udev,kmod,iproute2,procps
 const GUEST_PACKAGES: &str = "systemd,systemd-sysv,udev,kmod,fio,e2fsprogs,xfsprogs,util-linux,procps,kexec-tools,initramfs-tools,lz4,\
     sg3-utils,libiscsi-bin,lsscsi,iproute2,iputils-ping,iperf3,ethtool,udhcpc,openssh-client,evtest,fbset,libdrm-tests";
 
+/// A kernel with iommufd, and its modules: addresses and checksums (SHA-256).
+const UBUNTU_KERNEL: [(&str, &str); 2] = [
+    (
+        "http://archive.ubuntu.com/ubuntu/pool/main/l/linux/linux-image-unsigned-6.8.0-31-generic_6.8.0-31.31_amd64.deb",
+        "35115ceb5ddc1e73034a73d6b064b9c6d38c534f20279fd7229c510515b931d8",
+    ),
+    (
+        "http://archive.ubuntu.com/ubuntu/pool/main/l/linux/linux-modules-6.8.0-31-generic_6.8.0-31.31_amd64.deb",
+        "3f17f2c279257eb50e40da44390bdf8272c440ca078831c348773d1314b5c2fe",
+    ),
+];
+const UBUNTU_VERSION: &str = "6.8.0-31-generic";
+
 /// Which guests a task wants.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum With {
@@ -50,11 +63,23 @@ pub enum With {
     Trixie,
 }
 
+/// Which kernel the lab host has.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum HostKernel {
+    /// Debian 12's for clouds (6.1): VFIO by groups and containers.
+    #[default]
+    Debian,
+    /// Ubuntu 24.04's first (6.8): iommufd, and a node for each function, as well. No kernel of Debian's has these.
+    Ubuntu,
+}
+
 /// Directories of what has been made.
 #[derive(Debug)]
 pub struct Images {
     /// `root.qcow2`, `vmlinuz`, `initrd.img`, `busybox`.
     pub host: PathBuf,
+    /// Whose kernel that is.
+    pub host_kernel: HostKernel,
     /// `root.img` (raw ext4), `vmlinuz`, `initrd.img`, `vmlinux` (ELF with a PVH note), `packages.txt`.
     pub bookworm: PathBuf,
     /// The same of Debian 13.
@@ -65,7 +90,7 @@ pub struct Images {
 
 impl Images {
     /// Makes what is not in the cache yet.
-    pub fn ready(with: With) -> Result<Self> {
+    pub fn ready(with: With, kernel: HostKernel) -> Result<Self> {
         let mut packages = vec![
             "qemu-system-x86",
             "qemu-utils",
@@ -81,14 +106,14 @@ impl Images {
             packages.extend(["fakeroot", "uidmap"]);
         }
         apt::ensure(&packages)?;
-        let host = host()?;
+        let host = host(kernel)?;
         let bookworm = guest("bookworm", "linux-image-cloud-amd64")?;
         let trixie = match with {
             With::Bookworm => None,
             With::Trixie => Some(guest("trixie", "linux-image-amd64")?),
         };
         let tiny = tiny(&host, &bookworm)?;
-        Ok(Self { host, bookworm, trixie, tiny })
+        Ok(Self { host, host_kernel: kernel, bookworm, trixie, tiny })
     }
 }
 
@@ -103,12 +128,26 @@ impl fmt::Display for Images {
     }
 }
 
-fn host() -> Result<PathBuf> {
-    let key = cache::key(["host 1", "bookworm", HOST_PACKAGES, INITRD_RECIPE, HOST_RECIPE, HOST_DISK]);
-    cache::entry("host", &key, |directory| {
+fn host(kernel: HostKernel) -> Result<PathBuf> {
+    let mut parts = vec!["host 1", "bookworm", HOST_PACKAGES, INITRD_RECIPE, HOST_RECIPE, HOST_DISK];
+    let name = match kernel {
+        HostKernel::Debian => "host",
+        HostKernel::Ubuntu => {
+            parts.extend(UBUNTU_KERNEL.iter().flat_map(|(url, sha256)| [*url, *sha256]));
+            "host-ubuntu"
+        }
+    };
+    cache::entry(name, &cache::key(parts), |directory| {
         sh::step("making the lab host's image (about a minute)", || {
-            let root = debootstrap(directory, "bookworm", HOST_PACKAGES, HOST_RECIPE)?;
+            let mut recipe = HOST_RECIPE.to_owned();
+            if kernel == HostKernel::Ubuntu {
+                recipe += &ubuntu_kernel(directory)?;
+            }
+            let root = debootstrap(directory, "bookworm", HOST_PACKAGES, &recipe)?;
             boot_files(&root, directory)?;
+            if kernel == HostKernel::Ubuntu {
+                boot_ubuntu(&root, directory)?;
+            }
             fs::copy(root.join("bin/busybox"), directory.join("busybox")).context("busybox")?;
             let raw = file_system(directory, &root, "lab", HOST_DISK)?;
             sh::run(
@@ -121,6 +160,30 @@ fn host() -> Result<PathBuf> {
             Ok(())
         })
     })
+}
+
+/// What puts Ubuntu's kernel beside Debian's, as a recipe.
+fn ubuntu_kernel(directory: &Path) -> Result<String> {
+    let mut recipe = String::new();
+    for (url, sha256) in UBUNTU_KERNEL {
+        let package = apt::fetch(url, sha256, directory)?;
+        // /lib is a link here, and a directory in the package.
+        let package = sh::quote(&package);
+        recipe +=
+            &format!("dpkg-deb --fsys-tarfile {package} | tar -x -C \"$root\" --keep-directory-symlink\n");
+    }
+    Ok(recipe + &format!("chroot \"$root\" depmod {UBUNTU_VERSION}\n"))
+}
+
+/// Has the lab host boot with it. What it needs to have its root file system is built in.
+fn boot_ubuntu(root: &Path, directory: &Path) -> Result<()> {
+    let kernel = root.join("boot").join(format!("vmlinuz-{UBUNTU_VERSION}"));
+    fs::copy(kernel, directory.join("vmlinuz")).context("no kernel in Ubuntu's package")?;
+    fs::write(directory.join("initrd.img"), Archive::new().finish())?;
+    for (url, _) in UBUNTU_KERNEL {
+        fs::remove_file(directory.join(apt::name(url)))?;
+    }
+    Ok(())
 }
 
 fn guest(suite: &str, kernel: &str) -> Result<PathBuf> {

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 
-use crate::images::With;
+use crate::images::{HostKernel, With};
 
 /// A script with the files that it needs. It runs in `/job`, with `/job/bin` on its PATH; what it leaves in
 /// `/job/out` comes back. The guests' disks are `/dev/vdc` (Debian 12), `/dev/vdd` (Debian 13, if asked for) and
@@ -36,6 +36,8 @@ pub struct Job {
     pub visit: Option<Visit>,
     /// What is put into the slots of the lab host before the script runs. With a card it has an IOMMU, too.
     pub cards: Vec<Card>,
+    /// The lab host's kernel.
+    pub host: HostKernel,
 }
 
 /// A PCI device that is put into a slot of the lab host while that runs.
@@ -123,6 +125,7 @@ impl Job {
             results: None,
             visit: None,
             cards: Vec::new(),
+            host: HostKernel::default(),
         }
     }
 

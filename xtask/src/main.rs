@@ -83,6 +83,9 @@ struct LabArguments {
     /// Put a PCI device into a slot of the lab host, which has an IOMMU then; may be repeated.
     #[arg(long = "card", value_name = "CARD")]
     cards: Vec<job::Card>,
+    /// The lab host's kernel.
+    #[arg(long, value_enum, default_value_t)]
+    host_kernel: images::HostKernel,
     /// Kill the lab after so many seconds.
     #[arg(long, default_value_t = 1800)]
     timeout: u64,
@@ -115,7 +118,7 @@ fn run(arguments: Arguments) -> Result<ExitCode> {
         Command::Chaos(arguments) => chaos::run(&arguments),
         Command::Bench(arguments) => bench::run(&arguments),
         Command::Images => {
-            let images = images::Images::ready(images::With::Trixie)?;
+            let images = images::Images::ready(images::With::Trixie, images::HostKernel::Debian)?;
             let frozen = lab::freeze::frozen_host(&images, false)?;
             println!("{images}\nfrozen lab host: {}", frozen.directory().display());
             Ok(ExitCode::SUCCESS)
@@ -148,6 +151,7 @@ fn run_lab(arguments: &LabArguments) -> Result<ExitCode> {
         job.with(images::With::Trixie);
     }
     job.cards.clone_from(&arguments.cards);
+    job.host = arguments.host_kernel;
     job.keep = arguments.keep;
     job.verbose = arguments.verbose;
     job.results = arguments.out.clone();

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
-use crate::images::{Images, With};
+use crate::images::{HostKernel, Images, With};
 use crate::{apt, build, chaos, lab, scenarios, sh, vhost_user};
 
 /// How long each fuzz target runs after its corpus, in seconds: two dozen of them are to end in minutes. Whoever changes a parser lets its target run for longer:
@@ -173,7 +173,7 @@ fn checks(fast: bool, only: Option<&str>) -> Result<Vec<Check>> {
         checks.push(Check::new("fuzz", move |_| fuzz(&targets)));
     }
     checks.push(Check::new("lab images", |_| {
-        lab::freeze::frozen_host(&Images::ready(With::Trixie)?, false).map(|_| PASSED)
+        lab::freeze::frozen_host(&Images::ready(With::Trixie, HostKernel::Debian)?, false).map(|_| PASSED)
     }));
     checks.extend(scenarios::all().into_iter().map(in_the_lab));
     if let Some(only) = only {

@@ -138,7 +138,7 @@ pub fn execute(pci: &Pci) -> anyhow::Result<ExitCode> {
             let owner = options.owner.as_deref().map(user).transpose()?;
             tell(options.address, &bind::bind(&host, options.address, options.group)?);
             if let Some(owner) = owner {
-                give_node(&host, options.address, &owner)?;
+                give_nodes(&host, options.address, &owner)?;
             }
         }
         Command::Unbind(options) => {
@@ -173,13 +173,18 @@ fn user(name: &str) -> anyhow::Result<User> {
     found.ok().flatten().with_context(|| format!("there is no user {name}"))
 }
 
-/// Makes the node of a device's group a user's.
-fn give_node(host: &Host, address: Address, owner: &User) -> anyhow::Result<()> {
-    let node = Function::find(host, address).and_then(|function| function.node());
-    let Some(node) = node else { bail!("{address} has no IOMMU group") };
-    let node = host.path(node);
-    chown(&node, Some(owner.uid), Some(owner.gid))
-        .with_context(|| format!("cannot make {} {}'s", node.display(), owner.name))?;
-    println!("{}: {}'s", node.display(), owner.name);
+/// Makes the nodes by which a device is had a user's: its group's, and its own where the kernel has such.
+fn give_nodes(host: &Host, address: Address, owner: &User) -> anyhow::Result<()> {
+    let Some(function) = Function::find(host, address) else { bail!("{address} is gone") };
+    let nodes = [function.node(), function.own_node(host)].into_iter().flatten();
+    let there: Vec<_> = nodes.map(|node| host.path(node)).filter(|node| node.exists()).collect();
+    if there.is_empty() {
+        bail!("{address} has no node below /dev/vfio: is the module vfio-pci loaded, and devtmpfs mounted?");
+    }
+    for node in there {
+        chown(&node, Some(owner.uid), Some(owner.gid))
+            .with_context(|| format!("cannot make {} {}'s", node.display(), owner.name))?;
+        println!("{}: {}'s", node.display(), owner.name);
+    }
     Ok(())
 }

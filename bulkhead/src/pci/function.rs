@@ -15,6 +15,12 @@ const DEVICES: &str = "sys/bus/pci/devices";
 /// Where the groups are.
 const GROUPS: &str = "sys/kernel/iommu_groups";
 
+/// Where VFIO is told that a host need not remap interrupts: for containers, and for iommufd.
+const UNSAFE_INTERRUPTS: [&str; 2] = [
+    "sys/module/vfio_iommu_type1/parameters/allow_unsafe_interrupts",
+    "sys/module/iommufd/parameters/allow_unsafe_interrupts",
+];
+
 /// A capability of the configuration space: MSI,
 const MSI: u8 = 0x05;
 /// MSI-X.
@@ -138,9 +144,26 @@ impl Function {
         Some(Path::new("dev/vfio").join(self.group?.to_string()))
     }
 
-    /// Whether somebody, a VM most likely, uses the group just now.
+    /// Its own node, below the root, if the kernel has such (CONFIG_VFIO_DEVICE_CDEV; without it there is a directory, and no number in it). What it is
+    /// called changes with every binding.
+    pub fn own_node(&self, host: &Host) -> Option<PathBuf> {
+        let devices = self.directory().join("vfio-dev");
+        let mut names = host.names(&devices).into_iter();
+        let name = names.find(|name| host.path(devices.join(name).join("dev")).exists())?;
+        Some(Path::new("dev/vfio/devices").join(name))
+    }
+
+    /// Whether somebody, a VM most likely, uses it, or another one of its group, just now.
     pub fn is_open(&self, host: &Host) -> bool {
-        self.node().is_some_and(|node| host.kernel().is_open(&host.path(node)))
+        let group = self.node().map(|node| host.path(node)).filter(|node| node.exists());
+        if let Some(group) = group {
+            // Also if he has it by its own node: the kernel sees to that.
+            return host.kernel().is_open(&group);
+        }
+        // A kernel without groups has no other sign than that.
+        let neighbours = self.neighbours(host);
+        let mut own = std::iter::once(self).chain(&neighbours).filter_map(|function| function.own_node(host));
+        own.any(|node| host.kernel().is_held(&host.path(node)))
     }
 
     /// What a group is called that gives no protection, in VFIO's no-IOMMU mode.
@@ -158,8 +181,7 @@ pub fn has_iommu(host: &Host) -> bool {
 /// Whether VFIO would pass a device through though the host does not remap interrupts: such a device can write any interrupt of the host. Without being told so
 /// VFIO does not do it.
 pub fn has_unsafe_interrupts(host: &Host) -> bool {
-    let is_told =
-        host.read("sys/module/vfio_iommu_type1/parameters/allow_unsafe_interrupts").as_deref() == Some("Y");
+    let is_told = UNSAFE_INTERRUPTS.iter().any(|told| host.read(told).as_deref() == Some("Y"));
     // Linux calls interrupts IR-IO-APIC, IR-PCI-MSI and so on that are remapped, whoever has made the IOMMU; there are some on every host that does so.
     let is_remapped = || {
         let interrupts = host.read("proc/interrupts").unwrap_or_default();

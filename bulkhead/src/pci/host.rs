@@ -18,6 +18,8 @@ pub trait Kernel {
     fn has_address(&self, interface: &str) -> bool;
     /// Whether the VFIO group with this node is somebody's. One that we may not open is taken for nobody's.
     fn is_open(&self, node: &Path) -> bool;
+    /// Whether a process has this node open, as far as we may see that.
+    fn is_held(&self, node: &Path) -> bool;
     /// Whether somebody has claimed the block device with this node for himself, by a mount or as a program can. One that we may not open is taken for
     /// nobody's.
     fn is_claimed(&self, node: &Path) -> bool;
@@ -87,6 +89,13 @@ impl Kernel for Running {
         };
         let container = open(&node.with_file_name(CONTAINER)).ok();
         locked(container.as_ref(), LOOKING, || is_busy(Duration::ZERO, || open(node).map(drop)))
+    }
+
+    fn is_held(&self, node: &Path) -> bool {
+        let entries =
+            |path: &Path| fs::read_dir(path).into_iter().flatten().flatten().map(|entry| entry.path());
+        let mut open = entries(Path::new("/proc")).flat_map(|process| entries(&process.join("fd")));
+        open.any(|fd| fs::read_link(fd).is_ok_and(|file| file == node))
     }
 
     fn is_claimed(&self, node: &Path) -> bool {
@@ -182,6 +191,16 @@ mod tests {
         assert!(!look(0) && !look(3));
         assert!(is_busy(Duration::ZERO, busy));
         assert!(!is_busy(Duration::from_secs(20), || Err(io::ErrorKind::PermissionDenied.into())));
+    }
+
+    #[test]
+    fn what_a_process_has_open_is_held() {
+        let path = std::env::temp_dir().join(format!("bulkhead-held-{}", std::process::id()));
+        let file = fs::File::create(&path).unwrap();
+        assert!(Running.is_held(&path));
+        drop(file);
+        assert!(!Running.is_held(&path));
+        fs::remove_file(path).unwrap();
     }
 
     #[test]

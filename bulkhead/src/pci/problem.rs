@@ -34,7 +34,7 @@ pub enum Problem {
         "could raise any interrupt of the host: the host does not remap interrupts, and VFIO was told not to mind. \
          Switch interrupt remapping on, in the firmware and on the host's kernel command line (no nointremap, no \
          intremap=off), or have VFIO mind again: \
-         echo N > /sys/module/vfio_iommu_type1/parameters/allow_unsafe_interrupts, and no such option in /etc/modprobe.d"
+         echo N > /sys/module/vfio_iommu_type1/parameters/allow_unsafe_interrupts (and the same of iommufd), and no such option in /etc/modprobe.d"
     )]
     UnsafeInterrupts,
     /// What it did for one guest it could do to the next.

@@ -22,8 +22,10 @@ const NVME: &str = "0000:04:00.0";
 struct State {
     /// Interfaces with addresses.
     addresses: Vec<String>,
-    /// Groups that a VM has.
+    /// Nodes that a VM has open.
     open: Vec<String>,
+    /// Functions have nodes of their own, and groups have none.
+    no_groups: bool,
     /// Disks that somebody has claimed.
     claimed: Vec<String>,
     /// No device can be reset by its bus.
@@ -37,6 +39,22 @@ struct State {
 struct Made {
     root: PathBuf,
     state: Rc<RefCell<State>>,
+}
+
+impl Made {
+    fn make_node(&self, device: &Path) -> io::Result<()> {
+        let node = match self.state.borrow().no_groups {
+            false => fs::read_link(device.join("iommu_group"))?.file_name().unwrap().into(),
+            true => {
+                fs::create_dir_all(device.join("vfio-dev/vfio0"))?;
+                fs::write(device.join("vfio-dev/vfio0/dev"), "511:0\n")?;
+                PathBuf::from("devices/vfio0")
+            }
+        };
+        let node = self.root.join("dev/vfio").join(node);
+        fs::create_dir_all(node.parent().unwrap())?;
+        fs::write(node, "")
+    }
 }
 
 impl Kernel for Made {
@@ -62,6 +80,9 @@ impl Kernel for Made {
                 };
                 if let Some(driver) = driver.filter(|driver| !state.unwilling.contains(driver)) {
                     symlink(format!("../../drivers/{driver}"), device.join("driver"))?;
+                    if driver == "vfio-pci" {
+                        self.make_node(&device)?;
+                    }
                 }
             }
             other => return Err(io::Error::other(other.to_owned())),
@@ -76,6 +97,10 @@ impl Kernel for Made {
     fn is_open(&self, node: &Path) -> bool {
         let name = node.file_name().unwrap().to_str().unwrap().to_owned();
         self.state.borrow().open.contains(&name)
+    }
+
+    fn is_held(&self, node: &Path) -> bool {
+        self.is_open(node)
     }
 
     fn is_claimed(&self, node: &Path) -> bool {
@@ -331,6 +356,7 @@ fn a_disk_that_somebody_has_claimed_stays_the_hosts() {
 fn interrupts_that_nobody_remaps_are_no_guests() {
     let world = World::new("unsafe-interrupts");
     let parameter = "sys/module/vfio_iommu_type1/parameters/allow_unsafe_interrupts";
+    let of_iommufd = "sys/module/iommufd/parameters/allow_unsafe_interrupts";
     world.file("proc/interrupts", "  0:  48  IO-APIC  2-edge  timer\n 24:  9  PCI-MSI 1-edge  IRQ-work\n");
     assert_eq!(world.problem(NIC), "none", "VFIO minds");
     world.bind(NIC, false).unwrap();
@@ -344,6 +370,9 @@ fn interrupts_that_nobody_remaps_are_no_guests() {
     assert!(table.contains("no: it could raise any interrupt of the host"), "{table}");
     world.file(parameter, "N\n");
     assert_eq!(world.problem(NIC), "none");
+    world.file(of_iommufd, "Y\n");
+    assert!(world.problem(NIC).contains("could raise any interrupt of the host"), "by an iommufd");
+    world.file(of_iommufd, "N\n");
     world.file(parameter, "Y\n");
     world.file("proc/interrupts", "  0:  48  IR-IO-APIC  2-edge  timer\n");
     assert_eq!(world.problem(NIC), "none", "they are remapped all the same");
@@ -417,6 +446,19 @@ fn what_a_vm_has_is_not_taken_away() {
     let why = world.unbind(NIC, false).unwrap_err();
     assert!(why.contains("a VM has it"), "{why}");
     assert_eq!(world.driver(NIC).as_deref(), Some("vfio-pci"));
+}
+
+#[test]
+fn nor_is_it_where_there_are_no_groups() {
+    let world = World::new("own-node");
+    world.state.borrow_mut().no_groups = true;
+    world.bind(NIC, false).unwrap();
+    assert_eq!(world.function(NIC).own_node(&world.host), Some("dev/vfio/devices/vfio0".into()));
+    world.state.borrow_mut().open.push("vfio0".to_owned());
+    let why = world.unbind(NIC, false).unwrap_err();
+    assert!(why.contains("a VM has it"), "{why}");
+    world.state.borrow_mut().open.clear();
+    assert_eq!(world.unbind(NIC, false), Ok(1));
 }
 
 #[test]

@@ -51,13 +51,18 @@ impl Later {
 
     /// One more, beside those that use the users `taken`; why not, as a sentence.
     pub fn device(&self, pci: &Pci, taken: &[usize]) -> Result<(Device, DeviceSlot), String> {
-        let program =
-            self.program.clone().ok_or("there is no vsp-pci beside core-vmm or in PATH: install it")?;
         let user = self.numbers().find(|number| !taken.contains(number)).ok_or_else(|| {
             format!(
                 "the VM has {MOST_LATER} devices that were attached while it runs already: detach one first"
             )
         })?;
+        self.device_of(pci, user)
+    }
+
+    /// The same, of the user with this number.
+    pub fn device_of(&self, pci: &Pci, user: usize) -> Result<(Device, DeviceSlot), String> {
+        let program =
+            self.program.clone().ok_or("there is no vsp-pci beside core-vmm or in PATH: install it")?;
         let device = device(pci, program, self.users, user);
         let slot = slot_of(&self.vm, &device);
         Ok((device, slot))

@@ -91,9 +91,10 @@ impl Supervisor {
             return Err(format!("the VM has {address} already: it is its device {}", has.name));
         }
         let taken: Vec<usize> = plans.iter().map(|plan| plan.user).collect();
+        let passed = plans.iter().filter(|plan| plan.pci.is_some()).count();
         let group = spec::pci::look_up(&Host::this(), address, false)
             .map_err(|(why, fix)| format!("{why}: {fix}"))?;
-        memory::allow(self.memory)?;
+        memory::allow(self.memory, passed + 1)?;
         let (plan, slot) = self.later.device(&Pci { name, address, group, spare }, &taken)?;
         let new = Slot::new(&plan).map_err(|error| error.to_string())?;
         self.tickets += 1;

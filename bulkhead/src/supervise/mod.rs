@@ -168,8 +168,9 @@ impl Supervisor {
             None => (None, Input::None),
         };
         // First what may well fail, and costs nothing.
-        if plan.devices.iter().any(|device| device.pci.is_some()) {
-            memory::allow(plan.core.memory).map_err(StartError::Memory)?;
+        let passed = plan.devices.iter().filter(|device| device.pci.is_some()).count();
+        if passed > 0 {
+            memory::allow(plan.core.memory, passed).map_err(StartError::Memory)?;
         }
         let slots = plan.devices.iter().map(Slot::new).collect::<Result<_, _>>()?;
         let doors = || Doors::open(&runtime.vnc_socket(), &runtime.screen_socket());

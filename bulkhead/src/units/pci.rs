@@ -15,7 +15,7 @@ use ipc::config::{CoreConfig, DeviceSlot};
 use super::device::{Systemd, failed};
 use super::escape::Unwritable;
 use super::systemctl::{RUNTIME_UNITS, Systemctl};
-use super::{CONFIG, Names, content, escape, ids, install, swap};
+use super::{CONFIG, Names, UNITS, content, escape, ids, install, swap};
 use crate::device::core::CoreError;
 use crate::device::{Backend, Error};
 use crate::disk::Told;
@@ -88,11 +88,36 @@ pub(super) fn attach(
     let taken: Vec<usize> =
         attached(vm.name()).iter().filter_map(|name| user_of(vm.names(), block, name)).collect();
     let pci = Pci { name: name.clone(), address, group, spare };
-    let (device, slot) = later.device(&pci, &taken).map_err(Error::Failed)?;
     let units = vm.names().device(TEMPLATE, &name);
-    let text = device_unit(&device, vm.names(), &ids::user(block, device.user)).map_err(failed)?;
-    steps::attach(&mut Hands { vm, device: &name, units: &units, new: Some((&text, &slot, spare)) })?;
+    let own = fs::read_to_string(drop_in_below(&Path::new("/").join(UNITS), &units[0])).ok();
+    let (text, slot) = match own {
+        Some(own) => {
+            let user = user_of_own(&own, &pci, block).map_err(Error::Failed)?;
+            (None, later.device_of(&pci, user).map_err(Error::Failed)?.1)
+        }
+        None => {
+            let (device, slot) = later.device(&pci, &taken).map_err(Error::Failed)?;
+            let text = device_unit(&device, vm.names(), &ids::user(block, device.user)).map_err(failed)?;
+            (Some(text), slot)
+        }
+    };
+    let new = New { text: text.as_deref(), slot: &slot, spare };
+    steps::attach(&mut Hands { vm, device: &name, units: &units, new: Some(new) })?;
     Ok(format!("{name}: {address} is the VM's; {} serves it", units[0]))
+}
+
+/// The user's number of a device whose units were written with the VM's, and which comes back to it. Systemd takes those before any that are written for the time
+/// being, so it has to be the same device; why not, as a sentence.
+fn user_of_own(unit: &str, pci: &Pci, block: u32) -> Result<usize, String> {
+    let Pci { name, address, group, .. } = pci;
+    if !unit.contains(&format!("\"--address\" \"{address}\" \"--group\" \"{group}\"")) {
+        return Err(format!(
+            "the VM's units have a device {name}, which is another one than {address} of group {group}: give another --name"
+        ));
+    }
+    user_in(unit, block).ok_or_else(|| {
+        format!("the VM's unit of {name} has none of the VM's users: run bulkhead units again")
+    })
 }
 
 /// Takes a device from the VM.
@@ -112,8 +137,18 @@ struct Hands<'a> {
     vm: &'a mut Systemd,
     device: &'a str,
     units: &'a [String; 2],
-    /// Of a device that comes: its drop-in, its place in the core, and whether a second process is to stand by.
-    new: Option<(&'a str, &'a DeviceSlot, bool)>,
+    new: Option<New<'a>>,
+}
+
+/// A device that comes.
+#[derive(Clone, Copy)]
+struct New<'a> {
+    /// Its drop-in, if it has none yet.
+    text: Option<&'a str>,
+    /// Its place in the core.
+    slot: &'a DeviceSlot,
+    /// Whether a second process is to stand by.
+    spare: bool,
 }
 
 impl steps::Hands for Hands<'_> {
@@ -123,7 +158,7 @@ impl steps::Hands for Hands<'_> {
     }
 
     fn write(&mut self) -> Result<(), Error> {
-        let Some((text, ..)) = self.new else { return Ok(()) };
+        let Some(text) = self.new.and_then(|new| new.text) else { return Ok(()) };
         for unit in self.units {
             install::replace(&drop_in(unit), text).map_err(failed)?;
         }
@@ -131,14 +166,14 @@ impl steps::Hands for Hands<'_> {
     }
 
     fn add(&mut self) -> Result<(), CoreError> {
-        let Some((_, slot, _)) = self.new else { return Ok(()) };
+        let Some(New { slot, .. }) = self.new else { return Ok(()) };
         self.vm.core()?.add(slot)
     }
 
     fn start(&mut self) -> Result<(), Error> {
         Systemctl.tell("start", &self.units[0]).map_err(failed)?;
         served(self.vm, self.device)?;
-        if self.new.is_some_and(|(.., spare)| spare) {
+        if self.new.is_some_and(|new| new.spare) {
             Systemctl.tell("start", &self.units[1]).map_err(failed)?;
         }
         Ok(())
@@ -216,7 +251,11 @@ fn later(vm: &Systemd) -> Result<(Later, u32), Error> {
 
 /// The number of the user of an attached device.
 fn user_of(names: Names<'_>, block: u32, device: &str) -> Option<usize> {
-    let text = fs::read_to_string(drop_in(&names.device(TEMPLATE, device)[0])).ok()?;
+    user_in(&fs::read_to_string(drop_in(&names.device(TEMPLATE, device)[0])).ok()?, block)
+}
+
+/// The same, from its drop-in.
+fn user_in(text: &str, block: u32) -> Option<usize> {
     let user = text.lines().find_map(|line| line.strip_prefix("User="))?;
     (0..plan::IDS_PER_VM as usize).find(|number| ids::user(block, *number) == user)
 }
@@ -249,6 +288,16 @@ fn forget_below(units: &Path, vm: &str, stays: impl Fn(&str) -> bool) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_device_that_comes_back_is_the_one_that_the_units_have() {
+        let unit = "[Service]\nUser=bulkhead-3-2\nExecStart=\nExecStart=\"vsp-pci\" \"--device\" \"nic\" \"--address\" \"0000:03:00.0\" \"--group\" \"7\"\n";
+        let pci =
+            |group| Pci { name: "nic".into(), address: "03:00.0".parse().unwrap(), group, spare: false };
+        assert_eq!(user_of_own(unit, &pci(7), 3), Ok(2));
+        assert!(user_of_own(unit, &pci(8), 3).unwrap_err().contains("give another --name"));
+        assert!(user_of_own(unit, &pci(7), 4).unwrap_err().contains("bulkhead units"), "another VM's user");
+    }
 
     #[test]
     fn a_vm_that_runs_keeps_what_it_was_given() {

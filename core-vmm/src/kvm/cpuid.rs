@@ -28,6 +28,9 @@ mod leaf {
 /// TLFS, "HypervisorFeatures": privileges EBX bit 11, features EDX bits 1 and 11 are about the debugger.
 const EBX_DEBUGGING: u32 = 1 << 11;
 const EDX_DEBUGGING: u32 = 1 << 1 | 1 << 11;
+/// TLFS, "HypervisorFeatures": privileges EBX bit 20, calls from 0x8001 on. KVM has it since Linux 6.3 and leaves them all to us; we answer none, and Linux
+/// complains of that in its log where it was told that there are some.
+const EBX_EXTENDED_CALLS: u32 = 1 << 20;
 /// TLFS, "HypervisorFeatures": privileges EAX bit 3, synthetic timers, and features EDX bit 19, their interrupts without a message.
 const EAX_SYNTHETIC_TIMERS: u32 = 1 << 3;
 const EDX_DIRECT_TIMERS: u32 = 1 << 19;
@@ -129,7 +132,7 @@ fn hyperv_leaf(mut e: kvm_cpuid_entry2, tsc_deadline: bool) -> Option<kvm_cpuid_
             e.edx = u32::from_le_bytes(*b"t Hv");
         }
         leaf::FEATURES => {
-            e.ebx &= !EBX_DEBUGGING;
+            e.ebx &= !(EBX_DEBUGGING | EBX_EXTENDED_CALLS);
             e.edx &= !EDX_DEBUGGING;
             // Linux prefers them to the APIC's own timer wherever they are. In KVM that one is the better one: its expiry costs one exit less (Linux starts
             // the next synthetic timer before it ends the interrupt, which then cannot be ended without an exit), and KVM has a fast path for it.
@@ -176,6 +179,13 @@ mod tests {
             (leaf.eax & EAX_SYNTHETIC_TIMERS != 0, leaf.edx & EDX_DIRECT_TIMERS != 0)
         };
         assert_eq!((seen(true), seen(false)), ((false, false), (true, true)));
+    }
+
+    #[test]
+    fn nobody_is_told_of_calls_that_are_not_answered() {
+        let features = kvm_cpuid_entry2 { ebx: u32::MAX, ..entry(leaf::FEATURES) };
+        let seen = hyperv_leaf(features, true).unwrap().ebx;
+        assert_eq!(seen, !(1 << 11 | 1 << 20));
     }
 
     #[test]

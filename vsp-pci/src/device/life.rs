@@ -131,7 +131,7 @@ impl Pci {
             function.map_dma(gpa, &buffer).map_err(|error| {
                 let hint = match error.raw_os_error() {
                     Some(libc::ENOMEM) => {
-                        "; all of it is locked in memory, which needs RLIMIT_MEMLOCK to be as much"
+                        "; all of it is locked in memory, which needs RLIMIT_MEMLOCK to be as much (by an iommufd: as all of the user's processes lock together)"
                     }
                     _ => "",
                 };

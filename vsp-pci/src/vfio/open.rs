@@ -1,14 +1,20 @@
 //! How a function is opened, before the compartment closes.
+//!
+//! By its own node (`/dev/vfio/devices/vfioN`) and an iommufd, if the kernel has both and the process may open them; otherwise by its group's node
+//! and a container. Whoever has it by one way has it for the other, too: the kernel sees to that.
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use thiserror::Error;
 
-use super::{Dma, Function, sys};
+use super::space::Space;
+use super::sys::iommufd;
+use super::{Function, sys};
 
 /// How long others may look at the function before it is given up, and how often to try.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -18,8 +24,14 @@ const PAUSE: Duration = Duration::from_millis(20);
 const LOOKING: Duration = Duration::from_millis(200);
 const AGAIN: Duration = Duration::from_millis(10);
 
-/// The container's node.
+/// The container's node,
 const CONTAINER: &str = "/dev/vfio/vfio";
+/// and that by which an iommufd is had.
+const IOMMU: &str = "/dev/iommu";
+/// Where functions have nodes of their own.
+const NODES: &str = "/dev/vfio/devices";
+/// Where the kernel says what a function's is called.
+const FUNCTIONS: &str = "/sys/bus/pci/devices";
 
 /// Why a function cannot be opened.
 #[derive(Debug, Error)]
@@ -83,6 +95,86 @@ pub enum Opening {
 
 /// Opens a function of a group.
 pub fn open(address: &str, group: u32) -> Result<Opening, OpenError> {
+    match by_own_node(Path::new(FUNCTIONS), address) {
+        None => by_group(address, group),
+        Some(Ok(Opening::Open(function))) => Ok(Opening::Open(function)),
+        Some(refused) => rather(refused, by_group(address, group)),
+    }
+}
+
+/// What it comes to if a function cannot be had by its own node: mostly what its group says, which says more of what stands in the way of both. Unless the group's node is not there for us, and
+/// the function's is.
+fn rather(own: Result<Opening, OpenError>, group: Result<Opening, OpenError>) -> Result<Opening, OpenError> {
+    use io::ErrorKind::{NotFound, PermissionDenied};
+    let node_error = |result: &Result<Opening, OpenError>| match result {
+        Err(OpenError::Node { error, .. }) => Some(error.kind()),
+        _ => None,
+    };
+    let is_own = match (&own, node_error(&own), node_error(&group)) {
+        (_, _, None) => false,
+        (Ok(_), _, Some(_)) => true,
+        (Err(_), Some(own), Some(NotFound)) => own != NotFound,
+        (Err(_), Some(_), Some(_)) => false,
+        (Err(_), None, Some(kind)) => matches!(kind, NotFound | PermissionDenied),
+    };
+    if is_own { own } else { group }
+}
+
+/// What the kernel calls a function's own node; none: it is not bound to vfio-pci, or this kernel has no such nodes. Then there is a directory, and no number in it.
+fn own_node(functions: &Path, address: &str) -> Option<PathBuf> {
+    let entries = std::fs::read_dir(functions.join(address).join("vfio-dev")).ok()?;
+    let mut found = entries.filter_map(Result::ok).filter(|entry| entry.path().join("dev").exists());
+    Some(Path::new(NODES).join(found.next()?.file_name()))
+}
+
+fn by_own_node(functions: &Path, address: &str) -> Option<Result<Opening, OpenError>> {
+    let path = own_node(functions, address)?;
+    let node = match Node::open(&path) {
+        Ok(node) => node,
+        Err(error) => return Some(Err(error)),
+    };
+    // As long as it is open its name is not given to another function; before that it may have been.
+    (own_node(functions, address) == Some(path)).then(|| node.bind(address))
+}
+
+/// A function's own node, open and not yet bound to anything, and a new iommufd.
+struct Node {
+    path: String,
+    device: OwnedFd,
+    iommufd: OwnedFd,
+}
+
+impl Node {
+    fn open(path: &Path) -> Result<Self, OpenError> {
+        let path = path.display().to_string();
+        Ok(Self { device: node(&path)?.into(), iommufd: node(IOMMU)?.into(), path })
+    }
+
+    /// Makes the function ours, with an address space of its own.
+    fn bind(self, address: &str) -> Result<Opening, OpenError> {
+        let about = |error| OpenError::Function { address: address.to_owned(), error };
+        let id = iommufd::alloc(self.iommufd.as_fd()).map_err(about)?;
+        let bind = || {
+            may_be_looked_at(|| sys::bind(self.device.as_fd(), self.iommufd.as_fd())).map_err(|error| {
+                // Of one that is open the kernel says that there is nothing to bind.
+                match error.raw_os_error() {
+                    Some(libc::EINVAL | libc::EBUSY) => {
+                        OpenError::Node { path: self.path.clone(), error: io::ErrorKind::ResourceBusy.into() }
+                    }
+                    _ => about(error),
+                }
+            })
+        };
+        if unless_busy(LOOKING, || node(CONTAINER), bind)?.is_none() {
+            return Ok(Opening::Busy);
+        }
+        sys::attach(self.device.as_fd(), id).map_err(about)?;
+        let space = Space::Ioas { iommufd: Arc::new(self.iommufd), id };
+        Ok(Opening::Open(Box::new(Function::from_open(space, Arc::new(self.device))?)))
+    }
+}
+
+fn by_group(address: &str, group: u32) -> Result<Opening, OpenError> {
     let group_path = format!("/dev/vfio/{group}");
     let opened = unless_busy(LOOKING, || node(CONTAINER), || node(&group_path))?;
     let Some(group_file) = opened.map(OwnedFd::from) else { return Ok(Opening::Busy) };
@@ -95,19 +187,19 @@ pub fn open(address: &str, group: u32) -> Result<Opening, OpenError> {
     }
     sys::set_container(group_file.as_fd(), container.as_fd()).map_err(OpenError::Group)?;
     sys::set_iommu(container.as_fd()).map_err(OpenError::Group)?;
-    let device = function(group_file.as_fd(), address)
+    let device = may_be_looked_at(|| sys::device(group_file.as_fd(), address))
         .map_err(|error| OpenError::Function { address: address.to_owned(), error })?;
-    let dma = Dma::Group { container: Arc::new(container), group: Arc::new(group_file) };
-    Ok(Opening::Open(Box::new(Function::from_open(dma, Arc::new(device))?)))
+    let space = Space::Group { container: Arc::new(container), group: Arc::new(group_file) };
+    Ok(Opening::Open(Box::new(Function::from_open(space, Arc::new(device))?)))
 }
 
-/// The function itself. The kernel tries to reset it, and says "again" while somebody else looks at it in sysfs, as udev does after it was bound.
-fn function(group: BorrowedFd<'_>, address: &str) -> io::Result<OwnedFd> {
+/// Opens the function itself. The kernel tries to reset it, and says "again" while somebody else looks at it in sysfs, as udev does after it was bound.
+fn may_be_looked_at<T>(open: impl FnMut() -> io::Result<T>) -> io::Result<T> {
     let is_looked_at = |error: &io::Error| error.kind() == io::ErrorKind::WouldBlock;
-    insist((PATIENCE, PAUSE), is_looked_at, || sys::device(group, address))
+    insist((PATIENCE, PAUSE), is_looked_at, open)
 }
 
-/// Opens a group, which the kernel lets be opened once; `None`: somebody has it. `bulkhead pci ls` opens it for a moment to see that, and has the container's node locked
+/// Opens what the kernel lets be opened once, a group or a function; `None`: somebody has it. `bulkhead pci ls` opens it for a moment to see that, and has the container's node locked
 /// meanwhile: who only looks is waited for. A process that follows another one, whose guest waits, waits for nobody.
 fn unless_busy<T>(
     patience: Duration,
@@ -119,10 +211,12 @@ fn unless_busy<T>(
         Err(error) if is_busy(&error) => {}
         result => return result.map(Some),
     }
-    let container = container()?;
-    // A lock that is not to be had keeps nobody from trying. With the file's end it is let go of.
-    let is_locked = |error: &TryLockError| matches!(error, TryLockError::WouldBlock);
-    let _ = insist((patience, AGAIN), is_locked, || container.try_lock());
+    // Without the node nobody says that he only looks. A lock that is not to be had keeps nobody from trying; with the file's end it is let go of.
+    let container = container().ok();
+    if let Some(container) = &container {
+        let is_locked = |error: &TryLockError| matches!(error, TryLockError::WouldBlock);
+        let _ = insist((patience, AGAIN), is_locked, || container.try_lock());
+    }
     match open() {
         Err(error) if is_busy(&error) => Ok(None),
         result => result.map(Some),
@@ -168,6 +262,48 @@ mod tests {
         assert_eq!(refused.unwrap_err().kind(), io::ErrorKind::NotFound);
         let stays = insist((Duration::ZERO, Duration::ZERO), is_busy, || Err::<(), _>(busy()));
         assert!(is_busy(&stays.unwrap_err()));
+    }
+
+    #[test]
+    fn a_functions_own_node_is_called_as_the_kernel_says() {
+        let root = std::env::temp_dir().join(format!("bulkhead-nodes-{}", std::process::id()));
+        std::fs::create_dir_all(root.join("0000:03:00.0/vfio-dev/vfio4")).unwrap();
+        std::fs::create_dir_all(root.join("0000:04:00.0")).unwrap();
+        let node = |address| own_node(&root, address);
+        assert_eq!(node("0000:03:00.0"), None, "a kernel that has no nodes has the directory");
+        std::fs::write(root.join("0000:03:00.0/vfio-dev/vfio4/dev"), "511:4\n").unwrap();
+        assert_eq!(node("0000:03:00.0"), Some(PathBuf::from("/dev/vfio/devices/vfio4")));
+        assert_eq!((node("0000:04:00.0"), node("0000:05:00.0")), (None, None));
+        std::fs::remove_dir_all(root).unwrap();
+    }
+
+    #[test]
+    fn what_says_more_of_two_refusals_counts() {
+        use io::ErrorKind::{NotFound, PermissionDenied, ResourceBusy};
+        let node = |path: &str, kind: io::ErrorKind| {
+            Err(OpenError::Node { path: path.to_owned(), error: kind.into() })
+        };
+        let function = || Err(OpenError::Function { address: "own".into(), error: PermissionDenied.into() });
+        let word = |own, group| match rather(own, group) {
+            Ok(Opening::Busy) => "busy".to_owned(),
+            Ok(Opening::Open(_)) => unreachable!("nothing was opened"),
+            Err(error) => error.to_string(),
+        };
+        // A successor follows whoever has it, also one that may not see the group.
+        for kind in [NotFound, PermissionDenied] {
+            assert_eq!(word(Ok(Opening::Busy), node("group", kind)), "busy");
+            assert!(word(function(), node("group", kind)).starts_with("own"));
+        }
+        // A function that only its group can be opened for, and one that neither can be.
+        assert_eq!(word(node("own", PermissionDenied), Ok(Opening::Busy)), "busy");
+        assert!(word(node("own", PermissionDenied), node("group", NotFound)).contains("own"));
+        assert!(word(node("own", NotFound), node("group", NotFound)).contains("group"));
+        assert!(word(node("own", NotFound), node("group", PermissionDenied)).contains("group"));
+        // The group knows why.
+        let says = word(Ok(Opening::Busy), Err(OpenError::NotViable(7)));
+        assert!(says.contains("not viable"), "{says}");
+        assert_eq!(word(function(), Ok(Opening::Busy)), "busy");
+        assert!(word(function(), node("group", ResourceBusy)).contains("group"));
     }
 
     #[test]

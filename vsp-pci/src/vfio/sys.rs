@@ -1,4 +1,7 @@
-//! Requests to the kernel's VFIO. Their numbers are `_IO(';', 100 + n)` in `include/uapi/linux/vfio.h`, whatever they take.
+//! Requests to the kernel's VFIO. Their numbers are `_IO(';', 100 + n)` in `include/uapi/linux/vfio.h`, whatever they take. `iommufd` has those to its
+//! sibling.
+
+pub mod iommufd;
 
 use std::ffi::CString;
 use std::io;
@@ -10,9 +13,10 @@ use vfio_bindings::bindings::vfio::{
     VFIO_IOMMU_INFO_CAPS, VFIO_IOMMU_TYPE1_INFO_CAP_IOVA_RANGE, VFIO_IRQ_INFO_EVENTFD,
     VFIO_IRQ_SET_ACTION_TRIGGER, VFIO_IRQ_SET_DATA_EVENTFD, VFIO_IRQ_SET_DATA_NONE,
     VFIO_REGION_INFO_CAP_SPARSE_MMAP, VFIO_REGION_INFO_FLAG_CAPS, VFIO_REGION_INFO_FLAG_MMAP,
-    VFIO_REGION_INFO_FLAG_READ, VFIO_REGION_INFO_FLAG_WRITE, VFIO_TYPE, VFIO_TYPE1v2_IOMMU, vfio_device_info,
-    vfio_group_status, vfio_iommu_type1_dma_map, vfio_iommu_type1_dma_unmap, vfio_iommu_type1_info,
-    vfio_irq_info, vfio_region_info,
+    VFIO_REGION_INFO_FLAG_READ, VFIO_REGION_INFO_FLAG_WRITE, VFIO_TYPE, VFIO_TYPE1v2_IOMMU,
+    vfio_device_attach_iommufd_pt, vfio_device_bind_iommufd, vfio_device_info, vfio_group_status,
+    vfio_iommu_type1_dma_map, vfio_iommu_type1_dma_unmap, vfio_iommu_type1_info, vfio_irq_info,
+    vfio_region_info,
 };
 use vsp::Span;
 
@@ -33,6 +37,8 @@ const DEVICE_RESET: libc::c_ulong = request(11);
 const IOMMU_GET_INFO: libc::c_ulong = request(12);
 const IOMMU_MAP_DMA: libc::c_ulong = request(13);
 const IOMMU_UNMAP_DMA: libc::c_ulong = request(14);
+const DEVICE_BIND_IOMMUFD: libc::c_ulong = request(18);
+const DEVICE_ATTACH_IOMMUFD_PT: libc::c_ulong = request(19);
 
 /// `VFIO_DMA_UNMAP_FLAG_ALL`, since Linux 5.12: whatever is mapped.
 const UNMAP_ALL: u32 = 1 << 1;
@@ -53,7 +59,7 @@ fn by_value(fd: BorrowedFd<'_>, request: libc::c_ulong, value: libc::c_ulong) ->
 /// A request that takes a structure, which begins with its own length.
 ///
 /// # Safety
-/// The request takes a pointer to a `T`, and nothing in it points anywhere else.
+/// The request takes a pointer to a `T`, and what that points to, if anything, is there for what the request does with it.
 unsafe fn by_structure<T>(
     fd: BorrowedFd<'_>,
     request: libc::c_ulong,
@@ -104,6 +110,22 @@ pub fn device(group: BorrowedFd<'_>, address: &str) -> io::Result<OwnedFd> {
     // SAFETY: numbers only.
     check(unsafe { libc::fcntl(number, libc::F_SETFD, libc::FD_CLOEXEC) })?;
     Ok(fd)
+}
+
+/// Opens the function behind its own node, with its DMA in the hands of an iommufd. Until then the node's file can do nothing.
+pub fn bind(device: BorrowedFd<'_>, iommufd: BorrowedFd<'_>) -> io::Result<()> {
+    let argsz = size_of::<vfio_device_bind_iommufd>() as u32;
+    let mut bind = vfio_device_bind_iommufd { argsz, iommufd: iommufd.as_raw_fd(), ..Default::default() };
+    // SAFETY: the request takes this structure; the pointer in it is unused without the flag for it.
+    unsafe { by_structure(device, DEVICE_BIND_IOMMUFD, &mut bind) }.map(drop)
+}
+
+/// Has an address space of its iommufd translate for the function.
+pub fn attach(device: BorrowedFd<'_>, space: u32) -> io::Result<()> {
+    let argsz = size_of::<vfio_device_attach_iommufd_pt>() as u32;
+    let mut attach = vfio_device_attach_iommufd_pt { argsz, pt_id: space, ..Default::default() };
+    // SAFETY: the request takes this structure.
+    unsafe { by_structure(device, DEVICE_ATTACH_IOMMUFD_PT, &mut attach) }.map(drop)
 }
 
 pub fn device_info(device: BorrowedFd<'_>) -> io::Result<vfio_device_info> {
@@ -300,6 +322,7 @@ mod tests {
     #[test]
     fn requests_have_the_kernels_numbers() {
         assert_eq!((CHECK_EXTENSION, DEVICE_SET_IRQS, IOMMU_MAP_DMA), (0x3b65, 0x3b6e, 0x3b71));
+        assert_eq!((DEVICE_BIND_IOMMUFD, DEVICE_ATTACH_IOMMUFD_PT), (0x3b76, 0x3b77));
     }
 
     #[test]

@@ -1,6 +1,6 @@
 # Both guests have a NIC of the same make, each on a wire of its own, ours by vsp-pci, QEMU's by its own vfio-pci, and send and receive in turns; sourced after
 # pci.sh and bench.sh.
-cable && cable eth2 other-neighbour || exit 1
+cable && cable 52:54:00:00:01:04 other-neighbour || exit 1
 nics=($(cards 0x8086 0x10d3 2)) && for at in "${nics[@]}"; do bulkhead pci bind "$at" || exit 1; done
 # Each guest has each of the cards in one of two runs, which are lives of their own besides: between those there is more than between rounds.
 if (( TURNED )); then nics=("${nics[1]}" "${nics[0]}"); fi

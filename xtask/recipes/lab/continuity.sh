@@ -67,11 +67,13 @@ swap_while_loaded() { # LEAST
 }
 
 units_start() {
-    rm -f out/status
+    rm -f out/status input
     : > out/console
+    mkfifo input
+    exec 9<> input
     bulkhead units vm.toml && systemctl daemon-reload && systemctl start bulkhead-vm@lab.target || return
     {
-        socat -u UNIX-CONNECT:/run/bulkhead@lab/console.sock -
+        socat - UNIX-CONNECT:/run/bulkhead@lab/console.sock <&9
         systemctl show --property=ExecMainStatus --value bulkhead-core@lab.service > out/status
     } | tee out/console &
     guest_tee=$!

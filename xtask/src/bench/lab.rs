@@ -33,6 +33,7 @@ impl Bench<'_> {
         job.live = verbose;
         job.verbose = verbose;
         job.cards = self.spec.cards.to_vec();
+        job.host = self.spec.host;
         if self.spec.guest == Guest::Trixie {
             job.with(With::Trixie);
         }

@@ -12,7 +12,7 @@ use anyhow::{Result, bail};
 
 use super::ports::Event;
 use super::qemu::{self, Machine, Memory, Setup};
-use crate::images::Images;
+use crate::images::{HostKernel, Images};
 use crate::{cache, sh};
 
 /// For the lab host to boot; it takes half a minute on two idle cores.
@@ -49,9 +49,15 @@ impl Frozen {
 /// The frozen lab host, with an IOMMU if wanted, booted if there is none yet.
 pub fn frozen_host(images: &Images, iommu: bool) -> Result<Frozen> {
     let host = images.host.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    let key = cache::key(["frozen 1", &host, &qemu::version()?, &qemu::recipe(iommu)]);
-    let name = if iommu { "frozen-iommu" } else { "frozen" };
-    let directory = cache::entry(name, &key, |directory| {
+    let key = cache::key(["frozen 1", &host, &qemu::version()?, &qemu::recipe(images.host_kernel, iommu)]);
+    let mut name = "frozen".to_owned();
+    if iommu {
+        name += "-iommu";
+    }
+    if images.host_kernel == HostKernel::Ubuntu {
+        name += "-ubuntu";
+    }
+    let directory = cache::entry(&name, &key, |directory| {
         sh::step("booting the lab host once (about a minute)", || boot(images, directory, iommu))
     })?;
     Ok(Frozen { directory })

@@ -181,7 +181,7 @@ struct Run {
 impl Run {
     fn prepare(job: &Job) -> Result<Self> {
         static COUNT: AtomicU32 = AtomicU32::new(0);
-        let images = Images::ready(job.guests)?;
+        let images = Images::ready(job.guests, job.host)?;
         let frozen = freeze::frozen_host(&images, !job.cards.is_empty())?;
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
         remove_dead_runs(&cache::root()?.join("runs"));

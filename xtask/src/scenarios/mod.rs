@@ -94,6 +94,7 @@ impl Scenario {
         job.verbose = verbose;
         job.live = verbose;
         job.cards = self.spec.cards.to_vec();
+        job.host = self.spec.host;
         let specification = cache::root()?.join("runs");
         std::fs::create_dir_all(&specification)?;
         let specification = specification.join(format!("{}-{}.toml", self.name, std::process::id()));

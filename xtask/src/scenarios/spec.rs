@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 
+use crate::images::HostKernel;
 use crate::job::Card;
 
 /// Which guest.
@@ -53,6 +54,8 @@ pub struct Spec {
     pub cards: &'static [Card],
     /// Those that are the guest's, by name; the script puts their addresses in the place of `@NAME@`.
     pub passed: &'static [&'static str],
+    /// The lab host's kernel.
+    pub host: HostKernel,
 }
 
 /// The root file system's label in the guests' images.
@@ -82,6 +85,7 @@ impl Spec {
             screen: false,
             cards: &[],
             passed: &[],
+            host: HostKernel::Debian,
         }
     }
 

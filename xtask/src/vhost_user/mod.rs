@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 
-use crate::images::{Images, With};
+use crate::images::{HostKernel, Images, With};
 use crate::{apt, build, cache, sh};
 
 /// What the host does.
@@ -31,7 +31,7 @@ const EXPECTED: [&str; 4] =
 /// Runs it.
 pub fn check(verbose: bool) -> Result<()> {
     apt::ensure(&PACKAGES)?;
-    let images = Images::ready(With::Bookworm)?;
+    let images = Images::ready(With::Bookworm, HostKernel::Debian)?;
     let binaries = build::binaries("release", false)?;
     let programs = binaries.first().and_then(|path| path.parent()).context("no programs")?;
     let run = Run::new(&images)?;
