@@ -475,16 +475,22 @@ fn memory_that_never_stands_still() -> anyhow::Result<()> {
             }
         });
         let all = canvas.whole();
-        for _ in 0..20 {
-            canvas.tell(&[all])?;
-            for viewer in &mut viewers {
-                // A stream that does not unpack would be an error in here.
-                viewer.refresh(true)?;
-                viewer.next_update(LIMIT)?;
+        let mut look = || -> anyhow::Result<()> {
+            for _ in 0..20 {
+                canvas.tell(&[all])?;
+                for viewer in &mut viewers {
+                    // A stream that does not unpack would be an error in here.
+                    viewer.refresh(true)?;
+                    viewer.next_update(LIMIT)?;
+                }
             }
-        }
+            Ok(())
+        };
+        let looked = look();
+        // Also after an error, or the scope would wait for it for ever.
         stop.store(true, std::sync::atomic::Ordering::SeqCst);
-        noise.join().map_err(|_| anyhow::anyhow!("no panic"))
+        noise.join().map_err(|_| anyhow::anyhow!("no panic"))?;
+        looked
     })?;
     let all = canvas.whole();
     let pixels = vec![0x44_5566; all.pixels()];

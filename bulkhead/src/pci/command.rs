@@ -50,7 +50,8 @@ Takes a device from its driver and gives it to vfio-pci, until it is unbound or 
 works with it (an interface with addresses, a disk that is mounted), if it could not be confined (no IOMMU, another \
 device of its group is the host's), or if it cannot be reset. A device that is bound already stays so.
 
-Where the kernel can reset it in several ways, it does so by the bus before it does by power states: not every device forgets its last user by those.";
+Where the kernel can reset it in several ways, it does so by the bus before it does by power states (and by the function itself before both): not \
+every device forgets its last user by power states.";
 
 const UNBIND_ABOUT: &str = "Gives a device back to the host";
 

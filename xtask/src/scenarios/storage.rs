@@ -14,6 +14,28 @@ const HOT_PLUG: &str = include_str!("../../recipes/guest-scripts/hot-plug");
 /// Otherwise Linux wants a channel for four processors.
 const EVERY_QUEUE: &str = "hv_storvsc.storvsc_vcpus_per_sub_channel=1";
 
+/// What a disk that comes, grows and goes has to have come to.
+const HOT_PLUGGED: &[&str] = &["added disk: clean", "killed", "gone: seen", "load: well", "dmesg: clean"];
+
+/// A disk comes, grows and goes; what was added outlives the process that it was added to.
+macro_rules! hot_plug {
+    ($start:literal, $kill:literal, $end:literal) => {
+        concat!(
+            include_str!("../../recipes/lab/continuity.sh"),
+            "\ntruncate -s 256M raw.img; truncate -s 128M extra.img; ",
+            $start,
+            "\nguest_wait_for 'add: now' 300 && bulkhead disk add lab disk0 path=/job/extra.img,lun=2 || bad=1\n\
+             guest_wait_for 'grow: now' 120 && bulkhead disk resize lab disk0 2 256MiB || bad=1\n",
+            $kill,
+            " && echo killed\n\
+             guest_wait_for 'remove: now' 120 && bulkhead disk remove lab disk0 2 || bad=1\n\
+             bulkhead device ls lab --stats; guest_wait_for 'gone: seen' 90 || bad=1; ",
+            $end,
+            " && [ ! $bad ]"
+        )
+    };
+}
+
 /// All of them.
 pub fn all() -> Vec<Scenario> {
     vec![
@@ -58,19 +80,19 @@ pub fn all() -> Vec<Scenario> {
         Scenario {
             name: "hot-plug",
             spec: Spec { job: HOT_PLUG, disks: &[RAW], ..Spec::new(Guest::Bookworm, "") },
-            script: concat!(
-                include_str!("../../recipes/lab/continuity.sh"),
-                "\ntruncate -s 256M raw.img; truncate -s 128M extra.img; guest_start\n",
-                "guest_wait_for 'add: now' 300 && bulkhead disk add lab disk0 path=/job/extra.img,lun=2 || bad=1\n",
-                "guest_wait_for 'grow: now' 120 && bulkhead disk resize lab disk0 2 256MiB || bad=1\n",
-                // What was added outlives the process that it was added to.
-                "kill_by_pid && echo killed\n",
-                "guest_wait_for 'remove: now' 120 && bulkhead disk remove lab disk0 2 || bad=1\n",
-                "bulkhead device ls lab --stats; guest_wait_for 'gone: seen' 90 || bad=1; guest_end && [ ! $bad ]",
-            ),
+            script: hot_plug!("guest_start", "kill_by_pid", "guest_end"),
             status: 0,
-            expect: &["added disk: clean", "killed", "gone: seen", "load: well", "dmesg: clean"],
+            expect: HOT_PLUGGED,
             limit: 500,
+            visit: None,
+        },
+        Scenario {
+            name: "hot-plug-systemd",
+            spec: Spec { job: HOT_PLUG, disks: &[RAW], ..Spec::new(Guest::Bookworm, "") },
+            script: hot_plug!("units_start || exit", "kill_by_systemd", "units_end"),
+            status: 0,
+            expect: HOT_PLUGGED,
+            limit: 600,
             visit: None,
         },
     ]
