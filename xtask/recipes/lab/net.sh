@@ -15,6 +15,11 @@ world_start() {
     ip netns exec world iperf3 --server --daemon
 }
 
+# Kills the passt of the guest's NIC when the guest says so.
+kill_passt() {
+    guest_wait_for 'passt: may die' 300 && pkill -KILL '^passt' && echo 'passt: killed'
+}
+
 # A bridge br0 with the guest's tap0 and, as 10.0.0.1, a neighbour; both may send VLAN 20 with tags, where that is 10.0.20.1.
 neighbour_start() { # MTU
     bulkhead net bridge add br0 && bulkhead net port add tap0 --bridge br0 --vlan 1 --trunk 20 || return

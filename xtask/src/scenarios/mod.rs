@@ -47,6 +47,7 @@ pub fn all() -> Vec<Scenario> {
 /// The same at greater length than every run has time for, each if asked for by its whole name.
 pub fn at_length() -> Vec<Scenario> {
     let mut all = list::at_length();
+    all.extend(net::at_length());
     all.extend(pci::at_length());
     all
 }

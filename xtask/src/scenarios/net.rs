@@ -18,6 +18,21 @@ macro_rules! script {
     };
 }
 
+/// A file of so many bytes, as `head` counts them, and how many kills are the least.
+macro_rules! kill_script {
+    ($bytes:literal, $least:literal) => {
+        concat!(
+            include_str!("../../recipes/lab/net.sh"),
+            "\nneighbour_start 1500 && neighbour_serves || exit; head -c ",
+            $bytes,
+            " /dev/urandom > copy; sha256sum copy > copy.sum\n\
+             guest_start; kill_nic_while_loaded ",
+            $least,
+            "; killed=$?; guest_end && [ $killed = 0 ]"
+        )
+    };
+}
+
 /// On the bridge of `neighbour_start`.
 const TAP: &str = "tap = \"tap0\"";
 
@@ -31,17 +46,21 @@ pub fn all() -> Vec<Scenario> {
                 nics: &["backend = \"passt\""],
                 ..Spec::new(Guest::Bookworm, "")
             },
-            script: script!("world_start || exit; guest_start; guest_end"),
+            script: script!(
+                "world_start || exit; guest_start; kill_passt; bulkhead device ls lab; guest_end"
+            ),
             status: 0,
             expect: &[
                 "driver: hv_netvsc",
                 "dhcp: well",
-                "3 received",
+                "ping: well",
                 "198.51.100.1",
+                "passt: killed",
+                "out again: ",
                 "net: end well",
                 "dmesg: clean",
             ],
-            limit: 300,
+            limit: 400,
             visit: None,
         },
         Scenario {
@@ -55,13 +74,15 @@ pub fn all() -> Vec<Scenario> {
                 include_str!("../../recipes/lab/continuity.sh"),
                 include_str!("../../recipes/lab/net.sh"),
                 "world_start && units_start || exit; guest_wait_for 'dhcp: well' 300 \
-                    && systemctl kill --signal=KILL vsp-net@lab:nic0.service && echo nic: killed; units_end"
+                    && systemctl kill --signal=KILL vsp-net@lab:nic0.service && echo nic: killed; kill_passt; units_end"
             ),
             status: 0,
             expect: &[
                 "dhcp: well",
                 "nic: killed",
-                "3 received",
+                "passt: killed",
+                "out again: ",
+                "ping: well",
                 "198.51.100.1",
                 "net: end well",
                 "dmesg: clean",
@@ -86,16 +107,9 @@ pub fn all() -> Vec<Scenario> {
             visit: None,
         },
         Scenario {
-            name: "net-kill",
-            spec: Spec { job: guest!("net-kill"), nics: &[TAP], ..Spec::new(Guest::Bookworm, "") },
-            script: script!(
-                "neighbour_start 1500 && neighbour_serves || exit; head -c 200M /dev/urandom > copy; sha256sum copy > copy.sum\n\
-                 guest_start; kill_nic_while_loaded 5; killed=$?; guest_end && [ $killed = 0 ]"
-            ),
-            status: 0,
+            script: kill_script!("200M", "5"),
             expect: &["copied: 209715200 bytes", "copy: OK", "kills: ", "net: end well", "dmesg: clean"],
-            limit: 400,
-            visit: None,
+            ..net_kill("net-kill")
         },
         Scenario {
             name: "net-limit",
@@ -109,4 +123,30 @@ pub fn all() -> Vec<Scenario> {
             visit: None,
         },
     ]
+}
+
+/// Only if asked for by name.
+pub fn at_length() -> Vec<Scenario> {
+    let kill = net_kill("net-kill-storm");
+    vec![Scenario {
+        script: kill_script!("500MB", "20"),
+        expect: &["copied: 500000000 bytes", "copy: OK", "kills: ", "net: end well", "dmesg: clean"],
+        // The file has to fit into half of it.
+        spec: Spec { memory: 1280, ..kill.spec },
+        limit: 1800,
+        ..kill
+    }]
+}
+
+/// A file comes by scp while the NIC's process is killed each second.
+fn net_kill(name: &'static str) -> Scenario {
+    Scenario {
+        name,
+        spec: Spec { job: guest!("net-kill"), nics: &[TAP], ..Spec::new(Guest::Bookworm, "") },
+        script: "",
+        status: 0,
+        expect: &[],
+        limit: 600,
+        visit: None,
+    }
 }

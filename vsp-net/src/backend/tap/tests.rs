@@ -106,6 +106,44 @@ fn a_question_is_answered() {
     });
 }
 
+/// A datagram from 10.9.8.2:2000 to 10.9.8.1:1000 in a frame of `len` bytes.
+fn datagram(to: [u8; 6], len: usize) -> Vec<u8> {
+    let size = |from: usize| ((len - from) as u16).to_be_bytes();
+    let mut ip = [&[0x45, 0], &size(14)[..], &[0, 0, 0, 0, 64, 17, 0, 0, 10, 9, 8, 2, 10, 9, 8, 1]].concat();
+    let sum = crate::offload::Sum::new().add(&ip).finish();
+    ip[10..12].copy_from_slice(&sum);
+    let udp = [&[0x07, 0xd0, 0x03, 0xe8], &size(34)[..], &[0, 0]].concat();
+    let mut frame = [&to[..], &MAC[..], &[8, 0], &ip, &udp].concat();
+    frame.extend((frame.len()..len).map(|n| n as u8));
+    frame
+}
+
+#[test]
+fn a_frame_is_the_same_in_one_piece_and_in_several() {
+    in_own_network(|| {
+        make("multi_queue");
+        let mut tap = Backend::Tap(TapQueues::open("tap0", 1).unwrap());
+        ip("link set tap0 address 02:00:00:00:00:01");
+        up();
+        tap.start().unwrap();
+        let socket = UdpSocket::bind("10.9.8.1:1000").unwrap();
+        socket.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+        let pages = pages();
+        for len in [60, HEADERS - 1, HEADERS, HEADERS + 1, 1000] {
+            let frame = datagram([2, 0, 0, 0, 0, 1], len);
+            for ours in [len, len - 1, 42] {
+                pages.copy_in(0, &frame[ours..]).unwrap();
+                let rest = (ours < len).then(|| pages.span(0, len - ours).unwrap());
+                let sent = tap.send(0, &VnetHeader::default(), &frame[..ours], rest).unwrap();
+                assert_eq!(sent, Sent::Whole);
+                let mut bytes = [0; 2000];
+                let count = socket.recv(&mut bytes).unwrap();
+                assert_eq!(&bytes[..count], &frame[42..], "{len} bytes, {ours} of them ours");
+            }
+        }
+    });
+}
+
 #[test]
 fn checksums_are_left_to_us_if_we_say_so() {
     in_own_network(|| {
