@@ -14,7 +14,16 @@ autopsy() {
         sleep 1
         echo
     done
-    tail -n 5 out/log
+    # Why its processors leave the guest, where they are then, and what is injected when they enter it.
+    (
+        mountpoint -q /sys/kernel/tracing || mount -t tracefs tracefs /sys/kernel/tracing
+        cd /sys/kernel/tracing && echo kvm:kvm_{exit,inj_virq,eoi,apic_accept_irq,hv_stimer_callback,nested_vmexit} > set_event
+        sleep 1
+        echo > set_event
+        grep -oE ' kvm_(exit: .*reason [A-Za-z_0-9]+|[a-z_]+)' trace | sed -E 's/vcpu [0-9]+//' | sort | uniq -c | sort -rn | head -n 20
+        tail -n 40 trace
+    )
+    [ ! -e out/log ] || tail -n 5 out/log
 }
 if [ -n "${LIMIT-}" ]; then
     { sleep $(( LIMIT - 30 )) &> /dev/null && autopsy; } &

@@ -119,6 +119,7 @@ fn follow(machine: &mut Machine, job: &Job, mut expected: Option<&mut Expected>,
             Err(RecvTimeoutError::Timeout) if start.elapsed() < job.timeout => {}
             Err(RecvTimeoutError::Timeout) => {
                 sh::say(&format!("{}: no end after {} s: killed", job.name, job.timeout.as_secs()));
+                sh::say(&machine.registers());
                 break TIMED_OUT;
             }
         }

@@ -79,6 +79,13 @@ fn stood_still(outcome: &Outcome) -> bool {
     outcome.status == TIMED_OUT && !outcome.output.contains(NEARLY_UP)
 }
 
+/// The end of what was printed: with everything that was seen of a guest that hung, and what came before.
+fn last_words(output: &str) -> String {
+    const LINES: usize = 50;
+    let lines = output.find(NEARLY_UP).map_or(0, |place| output[place..].lines().count());
+    crate::sh::tail(output, LINES + lines)
+}
+
 /// The script of a scenario that only runs its guest to the end.
 pub const RUN: &str = "guest_start; guest_end";
 
@@ -152,7 +159,7 @@ impl Scenario {
         if !trouble.is_empty() {
             why += &format!("; the lab host's kernel: {}", trouble.join("; "));
         }
-        bail!("{why}\n{}", crate::sh::tail(&outcome.output, 50))
+        bail!("{why}\n{}", last_words(&outcome.output))
     }
 }
 
