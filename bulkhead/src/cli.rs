@@ -134,7 +134,8 @@ A spec:
   mtu = 1500                    # the largest, up to 9000; on a TAP, its own has to be as large, and the bridge's
   memory = \"confined\"           # its process maps its rings and buffers, and can have no guest memory written;
                                 # but taken over by a guest, it can have the core copy any of it out, by a forged
-                                # packet. Or \"full\": it maps all guest memory
+                                # packet. Or \"full\": it maps all guest memory,
+                                # and on a TAP the guest need not copy the large frames that it sends
   antispoof = false             # drop what the guest sends from another address than `mac`
   link = \"up\"                   # or \"down\": the cable is not plugged in at first
   spare = false                 # a second process stands by

@@ -28,6 +28,7 @@ use crate::platform::Platform;
 
 pub use buffers::Region;
 pub use events::{Delivery, Event, RxFrame, Sent};
+pub use pages::FramePages;
 pub use queue::{NetQueue, Room};
 pub use rndis::{Offload, RxChecksum, RxInfo, TxInfo, Vlan};
 pub use sends::SendId;

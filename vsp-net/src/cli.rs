@@ -50,9 +50,9 @@ pub struct Args {
 /// What of the guest's memory the process sees.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Memory {
-    /// What it needs.
+    /// What it needs. The guest copies what it sends, as long as there is room in its buffer.
     Confined,
-    /// All.
+    /// All. On a TAP the guest does not copy large frames.
     Full,
 }
 

@@ -54,11 +54,11 @@ use crate::cli::{Memory, Setting};
 use crate::nvsp::{ChannelType, GuestMessage, NvspError, Status, kind};
 use crate::oid;
 
-/// Most requests of a channel: many times what fits into the send buffer. Whatever waits does so for the backend, and a
+/// Most requests of a channel: more than the large frames that fit into the send buffer. Whatever waits does so for the backend, and a
 /// backend that makes frames wait takes none sooner for having more of them.
 const DEPTH: u32 = 128;
-/// Messages that are sent in one go: half of what a guest can have under way, since Linux' usual send buffer has 16 sections of the size
-/// that we give it. With all of them, the guest and this process worked by turns (430 against 560 thousand small frames a second).
+/// Messages that are sent in one go: half of what the guest of a confined NIC can have under way, since Linux' usual send buffer has 16 sections of the
+/// size that we give it there. With all of them, the guest and this process worked by turns (430 against 560 thousand small frames a second).
 const BATCH: usize = 8;
 /// How long frames go on waiting for the backend while their process is to hand over: a network may lose frames, and
 /// whoever waits for the hand-over is sure to lose patience.

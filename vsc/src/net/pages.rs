@@ -24,23 +24,23 @@ impl PagePool {
         if len > (PIECE * PAGE_SIZE - OFFSET) as usize {
             return Err(Error::Protocol(format!("{len} bytes are too long for a list of pages")));
         }
-        let address = match self.free.pop() {
-            Some(address) => address,
-            None => platform.allocate(PIECE).map_err(Error::Platform)?,
-        };
+        let address = self.take(platform)?;
         let mut at = address + u64::from(OFFSET);
-        let page = u64::from(PAGE_SIZE);
         let mut ranges = Vec::with_capacity(parts.len());
         for part in parts.iter().filter(|part| !part.is_empty()) {
             platform.write(at, part);
-            let end = at + part.len() as u64;
-            let pfns: Vec<u64> = (at / page..end.div_ceil(page)).collect();
-            ranges.push(((at % page) as u32, part.len() as u32, pfns));
-            at = end;
+            ranges.push((at, part.len() as u32));
+            at += part.len() as u64;
         }
-        let ranges: Vec<(u32, u32, &[u64])> =
-            ranges.iter().map(|(offset, len, pfns)| (*offset, *len, &pfns[..])).collect();
-        Ok((address, gpa_direct_header(&ranges)))
+        Ok((address, header_of(&ranges)))
+    }
+
+    /// A piece that is free.
+    pub fn take<P: Platform>(&mut self, platform: &P) -> Result<u64, Error> {
+        match self.free.pop() {
+            Some(address) => Ok(address),
+            None => platform.allocate(PIECE).map_err(Error::Platform),
+        }
     }
 
     pub fn release(&mut self, address: u64) {
@@ -50,5 +50,36 @@ impl PagePool {
     /// Frees the pieces that are not in use.
     pub fn free<P: Platform>(&self, platform: &P) {
         self.free.iter().for_each(|&address| platform.release(address, PIECE));
+    }
+}
+
+/// The header of a packet that names these stretches of guest memory, each an address and bytes.
+pub(super) fn header_of(stretches: &[(u64, u32)]) -> Vec<u8> {
+    let page = u64::from(PAGE_SIZE);
+    let pages: Vec<Vec<u64>> = stretches
+        .iter()
+        .map(|&(at, len)| (at / page..(at + u64::from(len)).div_ceil(page)).collect())
+        .collect();
+    let ranges: Vec<(u32, u32, &[u64])> =
+        stretches.iter().zip(&pages).map(|(&(at, len), pfns)| ((at % page) as u32, len, &pfns[..])).collect();
+    gpa_direct_header(&ranges)
+}
+
+/// A piece of guest memory for one frame, whose source writes it there before anybody knows what to say about it.
+#[derive(Debug)]
+pub struct FramePages {
+    /// Where the frame goes.
+    pub address: u64,
+    /// How long it may be.
+    pub room: u32,
+    /// The first page of the piece.
+    pub(super) piece: u64,
+}
+
+impl FramePages {
+    /// Bytes in front of the frame, for its headers and for what its source puts before it.
+    pub(super) fn new(piece: u64, front: u32) -> Self {
+        let address = piece + u64::from(OFFSET + front);
+        FramePages { address, room: PIECE * PAGE_SIZE - OFFSET - front, piece }
     }
 }

@@ -9,7 +9,7 @@ use vmbus::ring::PushError;
 
 use super::buffers::Buffers;
 use super::events::{Delivery, Event, RxFrame, Sent};
-use super::pages::PagePool;
+use super::pages::{self, FramePages, PagePool};
 use super::rndis::{self, TxInfo};
 use super::sends::{Pending, SendId, Sends};
 use super::wire::{self, Answer};
@@ -158,6 +158,39 @@ impl<P: Platform> NetQueue<P> {
         let (headers, len) = rndis::packet(info, frame.len() as u32, 0);
         let parts = [&headers[..len], frame];
         self.send_pages_of(wire::CHANNEL_DATA, &parts)
+    }
+
+    /// Pages for a frame that is to be sent by a list of them, and that is written there before it is known what to say about
+    /// it: the other half is [`Self::send_frame`].
+    pub fn take_pages(&mut self) -> Result<FramePages, Error> {
+        let piece = self.pages.take(&**self.channel.platform())?;
+        Ok(FramePages::new(piece, FRAME_AT))
+    }
+
+    /// Gives back pages that are not sent after all.
+    pub fn drop_pages(&mut self, pages: FramePages) {
+        self.pages.release(pages.piece);
+    }
+
+    /// Sends the frame of `len` bytes that is in these pages, by a list of them; they come back when there is no room for it now.
+    /// The device sees it at the next [`Self::flush`].
+    pub fn send_frame(
+        &mut self,
+        pages: FramePages,
+        len: u32,
+        info: &TxInfo,
+    ) -> Result<Result<SendId, FramePages>, Error> {
+        let (bytes, headers) = rndis::packet_at(FRAME_AT as usize, info, len, 0);
+        let start = pages.address - headers as u64;
+        self.channel.platform().write(start, &bytes[..rndis::PACKET_HEADER + 16]);
+        // The headers, then the frame. (The driver has a range for each page, or for some that are in a row.)
+        let header = pages::header_of(&[(start, headers as u32), (pages.address, len)]);
+        let message = wire::rndis_packet(wire::CHANNEL_DATA, wire::NO_SECTION, 0);
+        let pending = Pending::Rndis { section: None, pages: Some(pages.piece), control: false };
+        Ok(match self.push(PacketType::GPA_DIRECT, &header, &message, pending)? {
+            Room::Sent(id) => Ok(id),
+            Room::None => Err(pages),
+        })
     }
 
     pub(super) fn send_pages_of(&mut self, channel_type: u32, parts: &[&[u8]]) -> Result<Room, Error> {

@@ -163,7 +163,8 @@ impl Net {
         let divided = match which {
             Which::Receive => blocks::divide(pages.len()),
             Which::Send => {
-                let size = transmit::section_size(self.state.nic.offloads, self.state.nic.mtu);
+                let nic = &self.state.nic;
+                let size = transmit::section_size(nic.offloads, nic.mtu, self.ram.is_some());
                 let count =
                     u32::try_from(pages.len() / size as usize).unwrap_or(u32::MAX).min(u16::MAX.into());
                 Some((size, count))

@@ -96,6 +96,29 @@ fn frames_go_out(setting: Setting) {
     assert_eq!(stat(&mut world, "tx_by_pages"), 2);
 }
 
+#[test]
+fn a_frame_longer_than_a_page_goes_out_from_its_pages() {
+    for memory in [Memory::Full, Memory::Confined] {
+        let mut world = World::up(Setting { mtu: 9000, memory, ..setting() });
+        let [short, long] = [60, 9014].map(|len| frame(PEER, MAC, len, 7));
+        let mut bytes = Vec::new();
+        message(&TransmitInfo::default(), &long, &mut bytes);
+        world.send_pages(0, ChannelType::Data, None, &bytes);
+        assert_eq!(world.completion(0), Status::Success);
+        assert!(world.wire.next().as_deref() == Some(&long[..]), "{memory:?}");
+        // Its headers are behind another frame in a section.
+        let mut bytes = Vec::new();
+        message(&TransmitInfo::default(), &short, &mut bytes);
+        crate::rndis::frame::compose(&TransmitInfo::default(), long.len(), &mut bytes);
+        world.send.copy_in(0, &bytes).unwrap();
+        let section = Section { index: 0, size: bytes.len() as u32 };
+        world.send_pages(0, ChannelType::Data, Some(section), &long);
+        assert_eq!(world.completion(0), Status::Success);
+        assert!(world.wire.next().as_deref() == Some(&short[..]), "{memory:?}");
+        assert!(world.wire.next().as_deref() == Some(&long[..]), "{memory:?}");
+    }
+}
+
 /// Asking the backend for frames is no work by itself: the loop would never sleep.
 #[test]
 fn an_idle_nic_sleeps() {

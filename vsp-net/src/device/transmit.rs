@@ -84,11 +84,15 @@ pub(super) struct Transmit {
     pub again: Option<Instant>,
 }
 
-/// Bytes of a section of the send buffer: what a driver copies into one is sent without a look at guest memory. With
-/// segmentation that is the largest frame that we let it send, and room for its headers and Linux' alignment: Linux has 16
-/// of these in its usual buffer. Without, it is some frames.
-pub(super) fn section_size(offloads: oid::Offloads, mtu: u32) -> u32 {
-    if offloads.intersects(oid::Offloads::LSO4 | oid::Offloads::LSO6) {
+/// Bytes of a section of the send buffer: what a driver copies into one is sent without a look at guest memory.
+///
+/// A process that sees guest memory has no need of that for long frames: their driver names the pages in which they are and
+/// copies nothing but what is short. For one that does not, a section takes the largest frame that we let the guest send,
+/// with room for its headers and Linux' alignment, where there is segmentation: Linux has 16 of these in its usual buffer.
+/// Without, it is some frames.
+pub(super) fn section_size(offloads: oid::Offloads, mtu: u32, sees_guest: bool) -> u32 {
+    let segments = offloads.intersects(oid::Offloads::LSO4 | oid::Offloads::LSO6);
+    if segments && !sees_guest {
         (oid::MAX_LSO + HEADERS).next_multiple_of(64)
     } else {
         (mtu + HEADERS).next_multiple_of(1024).max(SMALL_SECTION)
@@ -276,5 +280,23 @@ impl Net {
                 sender.send_all(Source::new(&pieces), done)
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_who_does_not_see_guest_memory_has_long_frames_copied() {
+        let segments = oid::Offloads::LSO4;
+        assert!(section_size(segments, 1500, false) >= oid::MAX_LSO + 14 + 4);
+        let small = section_size(segments, 1500, true);
+        assert_eq!(small, section_size(oid::Offloads::empty(), 1500, false));
+        assert!(
+            (8 * 1514..oid::MAX_LSO / 2).contains(&small),
+            "{small} bytes are a batch, and no long frame"
+        );
+        assert!(section_size(segments, 9000, true) > 9000 + 14 + 4, "an ordinary frame fits");
     }
 }

@@ -14,16 +14,18 @@ autopsy() {
         sleep 1
         echo
     done
-    # Why its processors leave the guest, where they are then, and what is injected when they enter it.
+    [ ! -e out/log ] || tail -n 5 out/log
+    # Why its processors leave the guest, where they are then, and what is injected when they enter it. A buffer that is small is read at once.
     (
         mountpoint -q /sys/kernel/tracing || mount -t tracefs tracefs /sys/kernel/tracing
-        cd /sys/kernel/tracing && echo kvm:kvm_{exit,inj_virq,eoi,apic_accept_irq,hv_stimer_callback,nested_vmexit} > set_event
+        cd /sys/kernel/tracing && echo 128 > buffer_size_kb
+        for event in exit inj_virq eoi apic_accept_irq hv_stimer_callback nested_vmexit; do echo kvm:kvm_$event >> set_event; done
         sleep 1
         echo > set_event
-        grep -oE ' kvm_(exit: .*reason [A-Za-z_0-9]+|[a-z_]+)' trace | sed -E 's/vcpu [0-9]+//' | sort | uniq -c | sort -rn | head -n 20
-        tail -n 40 trace
-    )
-    [ ! -e out/log ] || tail -n 5 out/log
+        timeout 8 cat trace > /run/trace
+        grep -oE ' kvm_(exit: .*reason [A-Za-z_0-9]+|[a-z_]+)' /run/trace | sed -E 's/vcpu [0-9]+//' | sort | uniq -c | sort -rn | head -n 20
+        tail -n 40 /run/trace
+    ) 2>&1
 }
 if [ -n "${LIMIT-}" ]; then
     { sleep $(( LIMIT - 30 )) &> /dev/null && autopsy; } &

@@ -407,19 +407,27 @@ impl Machine {
     pub fn registers(&mut self) -> String {
         const LOOKS: u32 = 4;
         const BETWEEN: Duration = Duration::from_millis(300);
+        /// QEMU may hang, too.
+        const PATIENCE: Duration = Duration::from_secs(5);
         const SHOWN: [&str; 4] = ["CPU#", "RIP=", "CR0=", "RSP="];
         let mut lines = Vec::new();
-        for _ in 0..LOOKS {
+        for look in 0..LOOKS {
+            if look > 0 {
+                std::thread::sleep(BETWEEN);
+            }
             let words = json!({ "command-line": "info registers -a" });
-            let answer = match self.order("human-monitor-command", words) {
-                Ok(answer) => answer,
-                Err(error) => return format!("{error:#}"),
-            };
-            let text = answer.as_str().unwrap_or_default().to_owned();
-            lines.extend(
-                text.lines().filter(|line| SHOWN.iter().any(|word| line.contains(word))).map(str::to_owned),
-            );
-            std::thread::sleep(BETWEEN);
+            let limited = self.monitor.get_ref().set_read_timeout(Some(PATIENCE)).context("the monitor");
+            match limited.and_then(|()| self.order("human-monitor-command", words)) {
+                Ok(answer) => {
+                    let text = answer.as_str().unwrap_or_default();
+                    let shown = text.lines().filter(|line| SHOWN.iter().any(|word| line.contains(word)));
+                    lines.extend(shown.map(str::to_owned));
+                }
+                Err(error) => {
+                    lines.push(format!("{error:#}"));
+                    break;
+                }
+            }
         }
         lines.join("\n")
     }

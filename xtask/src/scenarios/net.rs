@@ -35,6 +35,8 @@ macro_rules! kill_script {
 
 /// On the bridge of `neighbour_start`.
 const TAP: &str = "tap = \"tap0\"";
+/// The same with a process that sees all of the guest's memory: the guest sends large frames by their pages.
+const TAP_FULL: &str = "tap = \"tap0\"\nmemory = \"full\"";
 
 /// All of them.
 pub fn all() -> Vec<Scenario> {
@@ -110,6 +112,15 @@ pub fn all() -> Vec<Scenario> {
             script: kill_script!("200M", "5"),
             expect: &["copied: 209715200 bytes", "copy: OK", "kills: ", "net: end well", "dmesg: clean"],
             ..net_kill("net-kill")
+        },
+        Scenario {
+            spec: Spec { job: guest!("net-kill-send"), nics: &[TAP_FULL], ..Spec::new(Guest::Bookworm, "") },
+            script: script!(
+                "neighbour_start 1500 && neighbour_serves || exit\n\
+                 guest_start; kill_nic_while_loaded 3; killed=$?; guest_end && [ $killed = 0 ]"
+            ),
+            expect: &["came: the same", "by pages: yes", "kills: ", "net: end well", "dmesg: clean"],
+            ..net_kill("net-kill-send")
         },
         Scenario {
             name: "net-limit",

@@ -1,5 +1,5 @@
 //! The guest: frames from its TAP go out by the NIC, what comes by the NIC goes to its TAP. It copies what a driver copies: a
-//! frame into a section of the send buffer, and out of the receive buffer.
+//! frame into a section of the send buffer if it fits there, and out of the receive buffer. One that does not fit is sent by its pages.
 
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
@@ -13,7 +13,11 @@ use vm_memory::{
     GuestAddress, GuestMemoryBackend, ReadVolatile, VolatileMemoryError, VolatileSlice, WriteVolatile,
 };
 use vsc::Platform;
-use vsc::net::{Delivery, Event, Net, NetOptions, NetQueue, Offload, Room, RxFrame, Section, TxInfo};
+use vsc::net::{
+    Delivery, Event, FramePages, Net, NetOptions, NetQueue, Offload, Room, RxFrame, Section, TxInfo,
+};
+
+use vsp_net::oid::MAX_LSO;
 
 use super::{LOOK, VNET, offload};
 use crate::guest::{Interrupts, SoftPlatform};
@@ -36,6 +40,10 @@ pub struct Relay {
     tap: File,
     tap_fd: Arc<OwnedFd>,
     mtu: usize,
+    /// A frame that no section is large enough for, and has still to be sent.
+    long: Option<(FramePages, u32, TxInfo)>,
+    /// A section with frames for which there was no room in the ring.
+    packed: Option<Section>,
     // In this order: the connection ends before the machine.
     guest: Guest,
     /// The machine.
@@ -65,7 +73,7 @@ impl Relay {
         let tap = File::from(guest.try_clone()?);
         let platform = vm.platform().clone();
         let (tap_fd, mtu) = (Arc::clone(guest), mtu as usize);
-        Ok(Self { net, platform, tap, tap_fd, mtu, guest: connection, vm })
+        Ok(Self { net, platform, tap, tap_fd, mtu, long: None, packed: None, guest: connection, vm })
     }
 
     /// The guest goes in order; the machine.
@@ -149,6 +157,13 @@ impl Relay {
 
     /// Waits until nothing is under way.
     fn settle(&mut self) -> anyhow::Result<()> {
+        // TCP sends these again.
+        if let Some((pages, ..)) = self.long.take() {
+            self.net.queue().drop_pages(pages);
+        }
+        if let Some(section) = self.packed.take() {
+            self.net.queue().drop_section(section);
+        }
         self.net.queue().flush()?;
         while self.net.queue().in_flight() > 0 {
             let event = self.net.queue().wait(crate::steps::LIMIT)?;
@@ -200,22 +215,43 @@ impl Relay {
     fn send_some(&mut self) -> anyhow::Result<(bool, bool)> {
         let mut any = false;
         for _ in 0..TURN {
+            if let Some(section) = self.packed.take()
+                && !self.pack_off(section)?
+            {
+                return Ok((any, false));
+            }
+            if let Some((pages, len, info)) = self.long.take() {
+                if let Err(pages) = self.net.queue().send_frame(pages, len, &info)? {
+                    self.long = Some((pages, len, info));
+                    return Ok((any, false));
+                }
+                self.net.queue().flush()?;
+                any = true;
+            }
             let Some(mut section) = self.net.queue().take_section() else { return Ok((any, false)) };
             let more = self.fill(&mut section)?;
             if section.frames == 0 {
                 self.net.queue().drop_section(section);
-                return Ok((any, true));
-            }
-            if !self.ship(section)? {
+            } else if !self.pack_off(section)? {
                 return Ok((any, false));
+            } else {
+                any = true;
             }
-            self.net.queue().flush()?;
-            any = true;
             if !more {
-                return Ok((true, true));
+                return Ok((any, true));
             }
         }
         Ok((any, true))
+    }
+
+    /// Sends a section, or keeps it until there is room.
+    fn pack_off(&mut self, section: Section) -> anyhow::Result<bool> {
+        if self.net.queue().push_section(section)? == Room::None {
+            self.packed = Some(section);
+            return Ok(false);
+        }
+        self.net.queue().flush()?;
+        Ok(true)
     }
 
     fn ship(&mut self, section: Section) -> anyhow::Result<bool> {
@@ -228,34 +264,64 @@ impl Relay {
 
     /// Puts frames of the stack into a section; false if the stack has no more.
     fn fill(&mut self, section: &mut Section) -> anyhow::Result<bool> {
+        if section.size < MAX_LSO {
+            return self.sort(section);
+        }
         while let Some((address, room)) = self.net.queue().room_in(section) {
             // The stack may have a frame of any size, and one that does not fit would be cut off.
             if (room as usize) < if section.frames == 0 { self.mtu } else { super::LONGEST } {
                 return Ok(true);
             }
-            let at = address - VNET as u64;
-            let ram = self.platform.ram().map_ref();
-            let mut slice = ram.get_slice(GuestAddress(at), room as usize + VNET)?;
-            let len = match read(&mut self.tap, &mut slice)? {
-                Some(len) if len > VNET => len - VNET,
-                _ => return Ok(false),
-            };
-            ensure!(len < room as usize, "the stack has sent more than it was told to send at once");
-            let mut vnet = [0; VNET];
-            self.platform.read(at, &mut vnet);
-            let info = offload::to_send(&vnet);
-            if matches!(info.offload, Offload::Segment { .. }) {
-                let mut head = [0; 96];
-                let head = &mut head[..96.min(len)];
-                self.platform.read(address, head);
-                offload::strip_lengths(head);
-                self.platform.write(address, head);
-            }
-            if !self.net.queue().enclose(section, len as u32, &info) {
+            let Some((len, info)) = self.next_frame(address, room)? else { return Ok(false) };
+            if !self.net.queue().enclose(section, len, &info) {
                 bail!("a frame of {len} bytes does not fit where there was room for {room}");
             }
         }
         Ok(true)
+    }
+
+    /// The same with sections that do not take every frame: each is first in pages, as a driver gets it, and the first that does not fit stays there.
+    fn sort(&mut self, section: &mut Section) -> anyhow::Result<bool> {
+        while self.net.queue().room_in(section).is_some() {
+            let pages = self.net.queue().take_pages()?;
+            let Some((len, info)) = self.next_frame(pages.address, pages.room)? else {
+                self.net.queue().drop_pages(pages);
+                return Ok(false);
+            };
+            let place = self.net.queue().add_header(section, len, &info);
+            let Some(place) = place else {
+                self.long = Some((pages, len, info));
+                return Ok(true);
+            };
+            let ram = self.platform.ram().map_ref();
+            let from = ram.get_slice(GuestAddress(pages.address), len as usize)?;
+            from.copy_to_volatile_slice(ram.get_slice(GuestAddress(place), len as usize)?);
+            self.net.queue().drop_pages(pages);
+        }
+        Ok(true)
+    }
+
+    /// The stack's next frame, at an address with that much room: its length, and what to say about it.
+    fn next_frame(&mut self, address: u64, room: u32) -> anyhow::Result<Option<(u32, TxInfo)>> {
+        let at = address - VNET as u64;
+        let ram = self.platform.ram().map_ref();
+        let mut slice = ram.get_slice(GuestAddress(at), room as usize + VNET)?;
+        let len = match read(&mut self.tap, &mut slice)? {
+            Some(len) if len > VNET => len - VNET,
+            _ => return Ok(None),
+        };
+        ensure!(len < room as usize, "the stack has sent more than it was told to send at once");
+        let mut vnet = [0; VNET];
+        self.platform.read(at, &mut vnet);
+        let info = offload::to_send(&vnet);
+        if matches!(info.offload, Offload::Segment { .. }) {
+            let mut head = [0; 96];
+            let head = &mut head[..96.min(len)];
+            self.platform.read(address, head);
+            offload::strip_lengths(head);
+            self.platform.write(address, head);
+        }
+        Ok(Some((len as u32, info)))
     }
 }
 

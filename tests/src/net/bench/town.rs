@@ -40,7 +40,7 @@ impl Town {
         let own = std::process::id();
         let host = Stack::new(&format!("bulkhead-{own}-host"), HOST, [2, 0, 0, 0, 0x76, 1])?;
         let guest = Stack::new(&format!("bulkhead-{own}-guest"), GUEST, [2, 0, 0, 0, 0x76, 2])?;
-        // As netvsc has it from the device: no longer than a section of the send buffer.
+        // As netvsc has it from the device.
         guest.run(&format!("link set tap gso_max_size {MAX_LSO}"))?;
         // Nobody has to ask for addresses while something is measured.
         host.run(&format!("neighbour replace {GUEST} lladdr {} dev tap", guest.mac()))?;
