@@ -37,17 +37,15 @@ neighbour_serves() {
     ip netns exec neighbour /usr/sbin/sshd -o PermitRootLogin=yes -o PermitEmptyPasswords=yes -o UsePAM=no -o UseDNS=no
 }
 
-# Kills the process that serves the NIC a second after the last time, until the guest's load ends. Says whether frames came by lists of pages.
+# Kills the process that serves the NIC a second after the last time, until the guest's load ends.
 kill_nic_while_loaded() { # LEAST
-    local kills=0 pid pages=no
+    local kills=0 pid
     guest_wait_for 'load: begin' 300 || return
     while ! grep -aq 'load: end' out/console && [ ! -e out/status ]; do
         sleep 1
-        bulkhead device ls lab --stats --json | jq -e 'any(.. | .tx_by_pages? // 0; . > 0)' > /dev/null && pages=yes
         pid=$(bulkhead device ls lab --json | jq '.[] | select(.name == "nic0" and .state == "serving") | .pid')
         [ "$pid" ] && kill -KILL "$pid" && kills=$(( kills + 1 ))
     done
-    echo "by pages: $pages"
     echo "kills: $kills, $(bulkhead device ls lab --json | jq -c '.[] | select(.name == "nic0") | {restarts, last_death}')"
     [ $kills -ge "$1" ] || { echo "scenario: less than $1 kills"; return 1; }
 }
