@@ -140,7 +140,8 @@ impl World {
         let answer = self.say(&GuestMessage::Init { min: version, max: version });
         assert_eq!(answer, Some(HostMessage::InitComplete { status: Status::Success }));
         let capabilities = crate::nvsp::Capabilities::default();
-        self.tell(&GuestMessage::NdisConfig { mtu: 1514, capabilities });
+        let mtu = u32::from(self.bench.runtime.device().setting.mtu) + 14;
+        self.tell(&GuestMessage::NdisConfig { mtu, capabilities });
         self.tell(&GuestMessage::NdisVersion { major: 6, minor: 30 });
         let answer = self.say(&GuestMessage::SendReceiveBuffer { gpadl: RECEIVE, id: PAGE_SET });
         assert!(matches!(answer, Some(HostMessage::ReceiveBufferComplete { status: Status::Success, .. })));
